@@ -1,0 +1,3 @@
+"""Roost: a self-hosted runtime for AI agents."""
+
+__version__ = "0.1.0"

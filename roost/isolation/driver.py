@@ -1,0 +1,135 @@
+"""What every kind of room offers, and what it needs to be told. One interface, several drivers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Protocol
+
+from roost.model.function import Limits
+
+
+class Capability(StrEnum):
+    """Abilities a driver may lack. Asked for and absent: refused, never emulated silently."""
+
+    FREEZE = "freeze"
+    HARD_LIMITS = "hard_limits"
+    PAUSE_MEMORY = "pause_memory"
+    FORK = "fork"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Template:
+    """A root file system that rooms are made from. `root` is never written."""
+
+    name: str
+    root: Path  # a directory; for "host" a generated one whose entries are bind mounts of the host's /usr and links
+    binds: tuple[tuple[Path, str], ...] = ()  # (host directory, absolute target in the room), read-only
+    preload: tuple[str, ...] = ()  # modules the template's zygote imports ahead
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mount:
+    """A host directory in the room. The host opened it safely already (openat2, no links)."""
+
+    source: Path
+    target: str
+    read_only: bool = False
+    #: True: files keep ids 0..65535 on the disk whatever host range the room has (idmapped mount).
+    idmap: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoomSpec:
+    """All that a room is made from."""
+
+    id: str  # [a-z0-9-]{1,40}; names the cgroup, the run directory and, in the room, the host
+    template: Template
+    limits: Limits
+    run_dir: Path  # made by the driver's caller, mode 0700; holds guest.sock, app.sock, handle.json
+    layer: Path | None = None  # disk image of the writable layer; None: a fresh one that goes with the room
+    mounts: tuple[Mount, ...] = ()
+    egress_dir: Path | None = None  # mounted at /run/roost: sockets of the host's proxies
+
+
+@dataclass(frozen=True, kw_only=True)
+class Usage:
+    """What a room used since it was made. `memory_bytes` is now."""
+
+    cpu_us: int
+    memory_bytes: int
+    memory_peak_bytes: int
+    pids: int
+    oom_kills: int
+
+
+class Room(Protocol):
+    """A live room. Every method may be called again after it has succeeded; all are safe after the room's death."""
+
+    id: str
+    pid: int  # of the room's init, on the host
+
+    @property
+    def handle(self) -> Mapping[str, Any]:
+        """JSON-serialisable; a restarted server passes it to `Driver.recover`."""
+        ...
+
+    async def wait(self) -> None:
+        """Return when the room's init has ended."""
+        ...
+
+    async def freeze(self) -> None: ...
+
+    async def thaw(self) -> None: ...
+
+    def usage(self) -> Usage: ...
+
+    async def destroy(self) -> None:
+        """End every process of the room and release everything it holds; the layer image stays if it was given."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preflight:
+    """What `roost doctor` shows of a driver."""
+
+    usable: bool
+    level: str  # one phrase: what isolates
+    problems: tuple[str, ...] = field(default=())  # each with the command that mends it
+
+
+class Driver(Protocol):
+    """Makes rooms of one kind."""
+
+    name: str
+    capabilities: frozenset[Capability]
+
+    async def start(self) -> None: ...
+
+    async def close(self) -> None:
+        """Release the driver's own helpers. Rooms are the callers' to destroy."""
+        ...
+
+    async def warm(self, template: Template) -> None:
+        """Have the template ready, so that the next `create` is fast."""
+        ...
+
+    async def create(self, spec: RoomSpec) -> Room:
+        """Make a room and start its guest.
+
+        The guest holds two listening unix sockets that the driver bound at `run_dir/guest.sock` (control and port
+        relay) and `run_dir/app.sock` (the function's requests); both accept from before the guest runs.
+
+        Raises Unavailable with the failed step when the room cannot be made; nothing is left behind then.
+        """
+        ...
+
+    async def recover(self, handle: Mapping[str, Any]) -> Room | None:
+        """The room of a handle written before a restart of the server, or None if it no longer lives."""
+        ...
+
+    async def sweep(self, keep: frozenset[str]) -> int:
+        """Release what rooms of this data directory left behind, except those in `keep`; how many were swept."""
+        ...

@@ -1,0 +1,1 @@
+"""Nouns, ids, errors and state tables. Pure: no I/O, no clock."""

@@ -1,0 +1,134 @@
+"""A function as an instance needs it: an immutable snapshot of one version's code and configuration.
+
+The Function Compute JSON shapes live in `api.fc`; what is here is the meaning. All sizes carry their unit in the name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+LATEST = "LATEST"
+
+
+class Runtime(StrEnum):
+    """Who runs the user's code in the room."""
+
+    PYTHON = "python"  # the guest's interpreter: event handler, generator, WSGI or ASGI object
+    CUSTOM = "custom"  # the user's own web server on `port`
+
+
+class Affinity(StrEnum):
+    """How a request names its session (Function Compute `sessionAffinity`)."""
+
+    NONE = "NONE"
+    HEADER_FIELD = "HEADER_FIELD"
+    GENERATED_COOKIE = "GENERATED_COOKIE"
+    MCP_SSE = "MCP_SSE"
+    MCP_STREAMABLE_HTTP = "MCP_STREAMABLE_HTTP"
+
+
+class IsolationMode(StrEnum):
+    """Who shares an instance (Function Compute `instanceIsolationMode`)."""
+
+    SHARE = "SHARE"
+    SESSION_EXCLUSIVE = "SESSION_EXCLUSIVE"
+    REQUEST_EXCLUSIVE = "REQUEST_EXCLUSIVE"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What one instance may use. Each limit is enforced, and named as the reason when it is hit."""
+
+    memory_mb: int = 512
+    cpu: float = 1.0
+    disk_mb: int = 512
+    pids: int = 256
+    open_files: int = 1024
+    output_bytes_per_s: int = 1 << 20  # of log output; what is over is dropped and counted in a marker line
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hook:
+    """`initializer` or `preStop`: a handler in the code, or a command in the room."""
+
+    handler: str = ""
+    command: tuple[str, ...] = ()
+    timeout_s: float = 3.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class SessionPolicy:
+    """How sessions are recognised, how many share an instance, and how long they last."""
+
+    affinity: Affinity = Affinity.NONE
+    header: str = ""  # HEADER_FIELD: the header that carries the id, lower case
+    sse_path: str = "/sse"
+    sessions_per_instance: int = 20
+    ttl_s: int = 21600
+    idle_timeout_s: int = 1800
+    disable_id_reuse: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class VolumeMount:
+    """A named volume (or a folder in it) in the room."""
+
+    volume: str
+    path: str  # inside the volume, "/" for all of it
+    target: str  # absolute, inside the room
+    read_only: bool = False
+    quota_mb: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scaling:
+    """How many instances. Changing it restarts none."""
+
+    min_instances: int = 0
+    max_instances: int = 100
+    on_demand: bool = True  # False: only the provisioned (`min_instances`) ones serve
+
+
+@dataclass(frozen=True, kw_only=True)
+class Idle:
+    """When an instance without leases is frozen, and when it is stopped."""
+
+    freeze_after_s: float = 1.0
+    stop_after_s: float = 300.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class FunctionSpec:
+    """Everything an instance is made from. Equal `revision` means interchangeable instances."""
+
+    account: str
+    name: str
+    version: str  # LATEST or a number
+    revision: str  # digest over all that affects a running instance
+    runtime: Runtime
+    handler: str = ""
+    code: str = ""  # digest of the unpacked package under <data>/code
+    layers: str = ""  # digest of the merged layers under <data>/code, mounted at /opt
+    environment: Mapping[str, str] = field(default_factory=dict)
+    limits: Limits = field(default_factory=Limits)
+    timeout_s: float = 3.0
+    concurrency: int = 1
+    initializer: Hook | None = None
+    pre_stop: Hook | None = None
+    command: tuple[str, ...] = ()
+    port: int = 9000
+    template: str = "host"
+    isolation: str = "namespaces"
+    isolation_mode: IsolationMode = IsolationMode.SHARE
+    sessions: SessionPolicy = field(default_factory=SessionPolicy)
+    mounts: tuple[VolumeMount, ...] = ()
+    packages: tuple[str, ...] = ()  # package indexes the room may reach: "pypi", "npm"
+    idle: Idle = field(default_factory=Idle)
+    scaling: Scaling = field(default_factory=Scaling)
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        """Names the pool this spec's instances belong to."""
+        return (self.account, self.name, self.version)
