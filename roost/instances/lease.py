@@ -1,0 +1,60 @@
+"""What the data plane sees of instances: it asks for a lease and gives it back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from roost.model.function import FunctionSpec
+from roost.model.session import Session
+
+
+@dataclass(frozen=True, kw_only=True)
+class SessionRef:
+    """The session that a request names, or asks for."""
+
+    id: str  # "" asks for a new one with a generated id
+    #: True: the server chose or will choose the id (cookie, generated header); it is sent back to the client.
+    generated: bool = False
+
+
+class Lease(Protocol):
+    """One slot on one live instance, held for one request."""
+
+    spec: FunctionSpec
+    instance_id: str
+    app_socket: Path
+    session: Session | None
+    cold: bool  # this lease waited for the instance to start
+    restored: bool  # the session's former instance was gone; this one has its files, not its memory
+    request_headers: Mapping[str, str]  # session headers that go to the guest
+
+    def release(self) -> None:
+        """Give the slot back. Idempotent; must be called in `finally`."""
+        ...
+
+    def abandon(self, reason: str) -> None:
+        """Give it back when the guest did not let go of the request in the grace period (`timeout`, `cancelled`).
+
+        The instance restarts its worker if no one else uses it, otherwise it drains. Idempotent, as `release`.
+        """
+        ...
+
+    async def failure(self) -> Exception:
+        """Why the instance broke this request's connection: InstanceExited with the reason (exit code, signal, out of
+        memory), or Unavailable when nothing is known after a short, bounded wait."""
+        ...
+
+
+class Fleet(Protocol):
+    """All instances of this server."""
+
+    async def lease(self, spec: FunctionSpec, session: SessionRef | None = None, *, timeout_s: float = 60.0) -> Lease:
+        """A slot on an instance of `spec`, from zero if need be.
+
+        Raises Throttled when the wait queue is full or `timeout_s` has passed, InitializerFailed, InstanceExited,
+        Unavailable, NotFound or Conflict for the session. Cancelling the wait leaves nothing behind.
+        """
+        ...
