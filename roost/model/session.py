@@ -72,14 +72,14 @@ class Session:
 def check_session_id(value: str) -> str:
     """Return `value` if it is a legal session id, else raise InvalidArgument."""
     if not SESSION_ID.fullmatch(value):
-        raise InvalidArgument(
-            "A session ID has 1 to 64 letters, digits, '_' or '-' and does not start with '-'."
-        )
+        raise InvalidArgument("A session ID has 1 to 64 letters, digits, '_' or '-' and does not start with '-'.")
     return value
 
 
 def check_session_transition(session: Session, target: SessionState) -> None:
     """Raise Conflict unless the session may go to `target` now."""
     if target not in SESSION_TRANSITIONS[session.state]:
-        raise Conflict(f"Session {session.id} is {session.state.value}; it can't become {target.value}.",
-                       code="SessionStatusConflict")
+        raise Conflict(
+            f"Session {session.id} is {session.state.value}; it can't become {target.value}.",
+            code="SessionStatusConflict",
+        )

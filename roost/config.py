@@ -1,0 +1,152 @@
+"""All settings: their defaults, where they are read from, and what is refused. One place.
+
+Order, later wins: defaults, the TOML file, the command line. The model's address and key also come from the
+environment (`OPENAI_BASE_URL`, `OPENAI_API_KEY`, `OPENAI_MODEL`), as every OpenAI client reads them, and the trace
+collector from `OTEL_EXPORTER_OTLP_ENDPOINT`.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from roost.model.errors import RoostError
+
+
+class ConfigError(RoostError):
+    """A setting is wrong; the message names it."""
+
+    code = "InvalidConfig"
+    status = 400
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The OpenAI-compatible endpoint that rooms reach through the host; the key stays on the host."""
+
+    base_url: str = ""
+    api_key: str = field(default="", repr=False)
+    name: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Settings of one server. Durations in seconds, sizes in MB."""
+
+    host: str = "127.0.0.1"
+    port: int = 8700
+    data_dir: Path = Path()
+    region: str = "local"
+    account: str = "default"  # owns everything where no keys are configured
+    keys: Mapping[str, str] = field(default_factory=dict, repr=False)  # access key id -> secret
+    max_instances: int = 1000  # alive at once on this server
+    max_waiting: int = 1000  # requests that wait for an instance, per function
+    start_timeout: float = 30.0
+    stop_grace: float = 5.0
+    queue_timeout: float = 60.0
+    model: ModelConfig = field(default_factory=ModelConfig)
+    otlp_endpoint: str = ""
+    log_file_mb: int = 8
+    package_cache_mb: int = 2048
+
+
+def default_data_dir(environment: Mapping[str, str]) -> Path:
+    """`$XDG_DATA_HOME/roost`, or `~/.local/share/roost`."""
+    base = environment.get("XDG_DATA_HOME") or str(Path.home() / ".local" / "share")
+    return Path(base) / "roost"
+
+
+def load(
+    file: Path | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> Config:
+    """Read, merge and validate. Raises ConfigError naming the setting."""
+    env = os.environ if environment is None else environment
+    config = Config(
+        data_dir=default_data_dir(env),
+        model=ModelConfig(
+            base_url=env.get("OPENAI_BASE_URL", ""),
+            api_key=env.get("OPENAI_API_KEY", ""),
+            name=env.get("OPENAI_MODEL", ""),
+        ),
+        otlp_endpoint=env.get("OTEL_EXPORTER_OTLP_ENDPOINT", ""),
+    )
+    if file is not None:
+        config = _merge(config, _read(file), where=str(file))
+    config = _merge(config, overrides or {}, where="command line")
+    return validate(config)
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(file.read_text())
+    except OSError as error:
+        raise ConfigError(f"Can't read the configuration file {file}: {error.strerror}.") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file} is not valid TOML: {error}.") from error
+
+
+def _merge(config: Config, values: Mapping[str, Any], *, where: str) -> Config:
+    known = {f.name: f for f in fields(Config)}
+    changes: dict[str, Any] = {}
+    for name, value in values.items():
+        if name not in known:
+            raise ConfigError(f"Unknown setting '{name}' in {where}; known are: {', '.join(sorted(known))}.")
+        changes[name] = _typed(name, value, getattr(config, name), where)
+    return replace(config, **changes)
+
+
+def _typed(name: str, value: Any, present: Any, where: str) -> Any:
+    if isinstance(present, Path) and isinstance(value, str | Path):
+        return Path(value).expanduser()
+    if isinstance(present, ModelConfig) and isinstance(value, dict):
+        unknown = set(value) - {f.name for f in fields(ModelConfig)}
+        if unknown or not all(isinstance(v, str) for v in value.values()):
+            raise ConfigError(f"'model' in {where} takes the strings base_url, api_key and name.")
+        return replace(present, **value)
+    if isinstance(present, Mapping) and isinstance(value, dict):
+        if not all(isinstance(v, str) and v for v in value.values()):
+            raise ConfigError(f"'{name}' in {where} maps access key IDs to secrets.")
+        return dict(value)
+    if isinstance(present, float) and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if type(value) is type(present):
+        return value
+    raise ConfigError(f"'{name}' in {where} must be a {type(present).__name__}, not {value!r}.")
+
+
+def is_loopback(host: str) -> bool:
+    """Whether listening on `host` is reachable from this machine only."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def validate(config: Config) -> Config:
+    """Return `config`, or raise ConfigError for the first setting that can't work."""
+    if not 0 <= config.port <= 65535:
+        raise ConfigError(f"'port' must be between 0 and 65535, not {config.port}.")
+    if not config.keys and not is_loopback(config.host):
+        raise ConfigError(
+            f"Roost refuses to listen on {config.host} without keys: anyone could run code here. "
+            "Add [keys] to the configuration, or use --host 127.0.0.1."
+        )
+    if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", config.account):
+        raise ConfigError("'account' has 1 to 64 letters, digits, '_' or '-'.")
+    for name in ("max_instances", "max_waiting", "log_file_mb", "package_cache_mb"):
+        if getattr(config, name) < 1:
+            raise ConfigError(f"'{name}' must be at least 1.")
+    for name in ("start_timeout", "stop_grace", "queue_timeout"):
+        if not 0 < getattr(config, name) <= 3600:
+            raise ConfigError(f"'{name}' must be more than 0 and at most 3600 seconds.")
+    return replace(config, data_dir=config.data_dir.absolute())
