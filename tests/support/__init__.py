@@ -1,0 +1,1 @@
+"""Servers and helpers that tests share. Nothing here is part of Roost."""
