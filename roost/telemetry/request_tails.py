@@ -1,0 +1,88 @@
+"""The last bytes of output of recent requests, in memory: what `x-fc-log-type: Tail` returns."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import OrderedDict
+
+#: Function Compute returns at most this much of a request's log with the reply.
+TAIL_BYTES = 4096
+
+Key = tuple[str, str, str]  # account, function, request id: a guest can't reach another function's tails
+_Function = tuple[str, str]
+
+
+class _Tail:
+    __slots__ = ("data", "done", "waiting")
+
+    def __init__(self) -> None:
+        self.data = bytearray()
+        self.done = False
+        self.waiting: asyncio.Event | None = None
+
+
+class RequestTails:
+    """Bounded: at most `requests` tails of at most `limit_bytes` each.
+
+    What goes first is the least recently written tail of the function that has the most, so that a function that
+    invents request ids loses only its own.
+    """
+
+    def __init__(self, *, requests: int = 2048, limit_bytes: int = TAIL_BYTES) -> None:
+        self._requests = requests
+        self._limit = limit_bytes
+        self._count = 0
+        self._functions: dict[_Function, OrderedDict[str, _Tail]] = {}
+
+    def add(self, key: Key, line: str, *, ends: bool = False) -> None:
+        """Append a line to the request's tail; `ends` tells that it is the last one between its markers."""
+        tail = self._touch(key)
+        tail.data += line[-self._limit :].encode("utf-8", "replace") + b"\n"
+        if len(tail.data) > self._limit:
+            del tail.data[: len(tail.data) - self._limit]
+        if ends:
+            tail.done = True
+            if tail.waiting is not None:
+                tail.waiting.set()
+
+    def read(self, key: Key, limit_bytes: int = TAIL_BYTES) -> bytes:
+        """The last `limit_bytes` of the request's output so far; empty if nothing is known of it."""
+        tails = self._functions.get(key[:2])
+        tail = tails.get(key[2]) if tails is not None else None
+        return bytes(tail.data[-limit_bytes:]) if tail is not None and limit_bytes > 0 else b""
+
+    async def read_when_ended(self, key: Key, limit_bytes: int, timeout_s: float) -> bytes:
+        """As `read`, after the request's end marker has come, or `timeout_s` later.
+
+        A reply and the output travel on different sockets; the reply may be here first.
+        """
+        tail = self._touch(key)
+        if not tail.done:
+            tail.waiting = tail.waiting or asyncio.Event()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(tail.waiting.wait(), timeout_s)
+        return bytes(tail.data[-limit_bytes:]) if limit_bytes > 0 else b""
+
+    def forget(self, account: str, function: str) -> None:
+        """Drop all tails of one function."""
+        self._count -= len(self._functions.pop((account, function), ()))
+
+    def _touch(self, key: Key) -> _Tail:
+        tails = self._functions.setdefault(key[:2], OrderedDict())
+        tail = tails.get(key[2])
+        if tail is not None:
+            tails.move_to_end(key[2])
+            return tail
+        tail = tails[key[2]] = _Tail()
+        self._count += 1
+        if self._count > self._requests:
+            self._evict()
+        return tail
+
+    def _evict(self) -> None:
+        function, tails = max(self._functions.items(), key=lambda item: len(item[1]))
+        tails.popitem(last=False)
+        self._count -= 1
+        if not tails:
+            del self._functions[function]
