@@ -1,0 +1,184 @@
+"""Requests to a Roost server: where it is, signed when keys are set, every failure as a CliError."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import quote
+
+import httpx
+
+from roost.sdk.acs3 import Keys, sign
+from roost.sdk.errors import Failed, FunctionFault, Unreachable, UsageError
+
+DEFAULT_URL = "http://127.0.0.1:8700"
+API = "/2023-03-30"
+FAULT_HEADER = "x-fc-error-type"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Server:
+    """Where the server is, and who is asking."""
+
+    url: str = DEFAULT_URL
+    keys: Keys | None = None
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str]) -> Server:
+        """Read ROOST_URL, ROOST_ACCESS_KEY_ID and ROOST_ACCESS_KEY_SECRET; UsageError when they make no sense."""
+        url = (environment.get("ROOST_URL") or DEFAULT_URL).rstrip("/")
+        if not url.startswith(("http://", "https://")):
+            raise UsageError(f"ROOST_URL is {url!r}; it has to start with http:// or https://.")
+        key_id = environment.get("ROOST_ACCESS_KEY_ID", "")
+        secret = environment.get("ROOST_ACCESS_KEY_SECRET", "")
+        if bool(key_id) != bool(secret):
+            raise UsageError("Set both ROOST_ACCESS_KEY_ID and ROOST_ACCESS_KEY_SECRET, or neither.")
+        return cls(url=url, keys=Keys(id=key_id, secret=secret) if key_id else None)
+
+
+class Client:
+    """Sends requests to one server. A context manager; not for use by several threads at once."""
+
+    def __init__(self, server: Server, transport: httpx.BaseTransport | None = None) -> None:
+        self.server = server
+        # A function may think for as long as its own timeout allows: the server bounds the wait for a reply, not we.
+        timeout = httpx.Timeout(None, connect=5.0, write=60.0)
+        self._http = httpx.Client(base_url=server.url, timeout=timeout, transport=transport, trust_env=False)
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._http.close()
+
+    def get_json(self, path: str, query: Mapping[str, str] | None = None) -> dict[str, Any]:
+        """The JSON object at `path`."""
+        return self._object(self.send("GET", path, query=query))
+
+    def send_json(self, method: str, path: str, value: object) -> dict[str, Any]:
+        """Send `value` as JSON; the JSON object of the reply, {} for an empty one."""
+        body = json.dumps(value).encode()
+        return self._object(self.send(method, path, body=body, headers={"content-type": "application/json"}))
+
+    def send(
+        self,
+        method: str,
+        path: str,
+        *,
+        query: Mapping[str, str] | None = None,
+        body: bytes = b"",
+        headers: Mapping[str, str] | None = None,
+    ) -> httpx.Response:
+        """One request with its whole reply. Raises Unreachable, FunctionFault or Failed."""
+        with self.stream(method, path, query=query, body=body, headers=headers) as response:
+            return response
+
+    @contextmanager
+    def stream(
+        self,
+        method: str,
+        path: str,
+        *,
+        query: Mapping[str, str] | None = None,
+        body: bytes = b"",
+        headers: Mapping[str, str] | None = None,
+        streaming: bool = False,
+    ) -> Iterator[httpx.Response]:
+        """One request; with `streaming`, the reply's body is the caller's to read. Raises as `send` does."""
+        request = self._http.build_request(method, path, params=query, content=body, headers=headers)
+        request.headers.update(self._signature(request, query or {}, body))
+        try:
+            response = self._http.send(request, stream=True)
+        except httpx.ConnectError as error:
+            raise Unreachable(
+                f"No Roost server answers at {self.server.url}; start one with `roost up` or `roost serve`."
+            ) from error
+        except httpx.HTTPError as error:
+            raise Unreachable(f"The request to {self.server.url} failed: {error}.") from error
+        try:
+            if not streaming or response.is_error or FAULT_HEADER in response.headers:
+                response.read()
+                check(response)
+            yield response
+        except httpx.HTTPError as error:
+            raise Unreachable(f"The connection to {self.server.url} broke: {error}.") from error
+        finally:
+            response.close()
+
+    def list_all(self, path: str, field: str, query: Mapping[str, str] | None = None) -> list[dict[str, Any]]:
+        """Every item of a paged list of the functions API."""
+        items: list[dict[str, Any]] = []
+        asked = dict(query or {})
+        while True:
+            page = self.get_json(path, asked)
+            items += page.get(field) or []
+            token = page.get("nextToken")
+            if not token or token == asked.get("nextToken"):
+                return items
+            asked["nextToken"] = token
+
+    def function(self, name: str) -> dict[str, Any] | None:
+        """The function's configuration, or None when there is none of that name."""
+        try:
+            return self.get_json(function_path(name))
+        except Failed as error:
+            if error.status == 404:
+                return None
+            raise
+
+    def _signature(self, request: httpx.Request, query: Mapping[str, str], body: bytes) -> dict[str, str]:
+        if self.server.keys is None:
+            return {}
+        return sign(
+            self.server.keys,
+            method=request.method,
+            path=request.url.raw_path.decode().split("?")[0],
+            query=query,
+            host=request.headers["host"],
+            body=body,
+            timestamp=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            nonce=secrets.token_hex(16),
+        )
+
+    def _object(self, response: httpx.Response) -> dict[str, Any]:
+        if not response.content:
+            return {}
+        try:
+            value = response.json()
+        except ValueError as error:
+            raise Failed(f"{self.server.url} answered with something that is not JSON; is it Roost?") from error
+        if not isinstance(value, dict):
+            raise Failed(f"{self.server.url} answered with JSON of another shape; is it Roost?")
+        return value
+
+
+def function_path(name: str, rest: str = "") -> str:
+    """Path of a function in the functions API."""
+    return f"{API}/functions/{quote(name, safe='')}{rest}"
+
+
+def check(response: httpx.Response) -> None:
+    """Raise what a reply says went wrong: FunctionFault for the function's own, Failed for the server's."""
+    said = _json_object(response)
+    if FAULT_HEADER in response.headers:
+        raise FunctionFault(
+            str(said.get("errorType") or response.headers[FAULT_HEADER]),
+            str(said.get("errorMessage") or response.text[:500]),
+            [str(line) for line in said.get("stackTrace") or ()],
+        )
+    if response.is_error:
+        message = str(said.get("Message") or response.text[:300].strip() or response.reason_phrase)
+        raise Failed(message, status=response.status_code, code=str(said.get("Code") or ""))
+
+
+def _json_object(response: httpx.Response) -> dict[str, Any]:
+    try:
+        value = response.json()
+    except ValueError:
+        return {}
+    return value if isinstance(value, dict) else {}

@@ -1,0 +1,135 @@
+"""`roost up` and `roost down`: the server in the background, known by a pid file in its data directory."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+
+from roost.sdk.errors import Failed
+
+MODULE = "roost.server"
+START_TIMEOUT = 60.0
+STOP_TIMEOUT = 60.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerOptions:
+    """What `serve` and `up` pass on; None leaves it to the server."""
+
+    host: str | None = None
+    port: int | None = None
+    data_dir: Path | None = None
+    config: Path | None = None
+
+    def arguments(self) -> list[str]:
+        """As the server's own command line takes them."""
+        given = {"--host": self.host, "--port": self.port, "--data-dir": self.data_dir, "--config": self.config}
+        return [part for option, value in given.items() if value is not None for part in (option, str(value))]
+
+    def command(self) -> list[str]:
+        return [sys.executable, "-m", MODULE, *self.arguments()]
+
+
+def data_directory(given: Path | None, environment: Mapping[str, str]) -> Path:
+    """The data directory: the given one, or what the server takes by default."""
+    if given is not None:
+        return given.absolute()
+    base = environment.get("XDG_DATA_HOME") or str(Path.home() / ".local" / "share")
+    return Path(base) / "roost"
+
+
+class Daemon:
+    """The background server of one data directory."""
+
+    def __init__(self, data_dir: Path, url: str) -> None:
+        self.url = url
+        self.log = data_dir / "server.log"
+        self._pid_file = data_dir / "server.pid"
+
+    def pid(self) -> int | None:
+        """Process id of the server that was started here and still runs."""
+        try:
+            pid = int(self._pid_file.read_text())
+            command = Path(f"/proc/{pid}/cmdline").read_bytes()
+        except (OSError, ValueError):
+            return None
+        # The number may long be another process's: ours is recognised by what it runs.
+        return pid if MODULE.encode() in command.split(b"\0") else None
+
+    def healthy(self) -> bool:
+        """Whether a server answers at the address."""
+        try:
+            return httpx.get(f"{self.url}/healthz", timeout=2.0, trust_env=False).is_success
+        except httpx.HTTPError:
+            return False
+
+    def start(self, options: ServerOptions) -> int:
+        """Start it and return its pid when it answers. Raises Failed with the last lines of its log."""
+        self.log.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with self.log.open("ab") as log:
+            position = log.tell()
+            process = subprocess.Popen(
+                options.command(),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                cwd="/",
+            )
+        self._pid_file.write_text(f"{process.pid}\n")
+        try:
+            self._wait_ready(process, position)
+        except BaseException:
+            process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(STOP_TIMEOUT)
+            self._pid_file.unlink(missing_ok=True)
+            raise
+        return process.pid
+
+    def _wait_ready(self, process: subprocess.Popen[bytes], position: int) -> None:
+        deadline = time.monotonic() + START_TIMEOUT
+        while not self.healthy():
+            if process.poll() is not None:
+                raise Failed(f"The server ended at once: {self._said(position)}")
+            if time.monotonic() > deadline:
+                raise Failed(f"The server did not answer at {self.url} in {START_TIMEOUT:.0f} s; see {self.log}.")
+            time.sleep(0.05)
+
+    def _said(self, position: int) -> str:
+        with self.log.open("rb") as log:
+            log.seek(position)
+            lines = log.read()[-4000:].decode(errors="replace").strip().splitlines()
+        return lines[-1] if lines else f"it said nothing; see {self.log}."
+
+    def stop(self) -> bool:
+        """Ask it to end and wait until it has; False when none runs. Raises Failed when it does not end."""
+        pid = self.pid()
+        if pid is None:
+            self._pid_file.unlink(missing_ok=True)
+            return False
+        try:
+            handle = os.pidfd_open(pid)
+        except ProcessLookupError:
+            return False
+        try:
+            signal.pidfd_send_signal(handle, signal.SIGTERM)
+            ended, _, _ = select.select([handle], [], [], STOP_TIMEOUT)
+        except PermissionError as error:
+            raise Failed(f"The server (pid {pid}) belongs to another user; try with sudo.") from error
+        finally:
+            os.close(handle)
+        if not ended:
+            raise Failed(f"The server (pid {pid}) has not ended in {STOP_TIMEOUT:.0f} s; see {self.log}.")
+        self._pid_file.unlink(missing_ok=True)
+        return True

@@ -1,0 +1,113 @@
+"""A directory becomes a function: packed, then created or updated over the functions API."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from roost.sdk import manifest, package, vendor
+from roost.sdk.client import API, Client, function_path
+from roost.sdk.errors import Failed, UsageError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Overrides:
+    """What the command line says instead of roost.toml."""
+
+    name: str | None = None
+    affinity: str | None = None
+    env: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Deployed:
+    name: str
+    created: bool  # False: updated
+    package_bytes: int
+    url: str
+    chat: bool  # sessions by header: `roost chat` can talk to it, if it has a /chat
+
+
+class Deployer:
+    """Deploys directories to one server. `say` is told each step."""
+
+    def __init__(
+        self, client: Client, environment: Mapping[str, str], say: Callable[[str], None] = lambda line: None
+    ) -> None:
+        self._client = client
+        self._environment = environment
+        self._say = say
+
+    def deploy(self, directory: Path, overrides: Overrides) -> Deployed:
+        """Deploy one directory. Raises UsageError for what is wrong in it, Failed for a step that failed."""
+        parsed = merge(manifest.load(directory), overrides)
+        name = parsed.get("name")
+        if name is None:
+            raise UsageError(f"{directory / manifest.FILE} has no `name`; add one or pass --name.")
+        try:
+            function = manifest.to_function(parsed, self._environment)
+        except UsageError as error:
+            raise UsageError(f"{directory / manifest.FILE}: {error}") from error
+        content = self._pack(directory)
+        self._say(f"uploading {len(content) / 1e6:.1f} MB")
+        function["code"] = {"zipFile": base64.b64encode(content).decode()}
+        created = self._put(name, function)
+        self._scale(name, parsed)
+        return Deployed(
+            name=name,
+            created=created,
+            package_bytes=len(content),
+            url=f"{self._client.server.url}/{name}/",
+            chat=function.get("sessionAffinity") == "HEADER_FIELD",
+        )
+
+    def _pack(self, directory: Path) -> bytes:
+        vendored = None
+        if (directory / vendor.FILE).is_file():
+            self._say(f"installing {vendor.FILE}")
+            vendored = vendor.vendor(
+                directory,
+                self._python(),
+                vendor.cache_directory(self._environment),
+                lambda line: self._say(f"pip: {line[:90]}"),
+            )
+        self._say("packing")
+        return package.build(directory, vendored)
+
+    def _python(self) -> str:
+        """Version of the rooms' interpreter, as "3.11"."""
+        said = str(self._client.get_json("/roost/info").get("python", ""))
+        parts = said.split(".")
+        if len(parts) < 2 or not all(part.isdigit() for part in parts[:2]):
+            raise Failed(f"The server does not say which Python its rooms have ({said!r}).")
+        return ".".join(parts[:2])
+
+    def _put(self, name: str, function: dict[str, Any]) -> bool:
+        if self._client.function(name) is None:
+            self._client.send_json("POST", f"{API}/functions", {"functionName": name, **function})
+            return True
+        self._client.send_json("PUT", function_path(name), function)
+        return False
+
+    def _scale(self, name: str, parsed: Mapping[str, Any]) -> None:
+        minimum = (parsed.get("scaling") or {}).get("min")
+        if minimum is not None:
+            self._client.send_json("PUT", function_path(name, "/scaling-config"), {"minInstances": minimum})
+
+
+def merge(parsed: Mapping[str, Any], overrides: Overrides) -> dict[str, Any]:
+    """`parsed` with what the command line says instead, checked again. Raises UsageError."""
+    merged = dict(parsed)
+    if overrides.name is not None:
+        merged["name"] = overrides.name
+    if overrides.env:
+        # The command line's values are taken as they are, the file's are expanded.
+        literal = {key: value.replace("$", "$$") for key, value in overrides.env.items()}
+        merged["env"] = {**(parsed.get("env") or {}), **literal}
+    if overrides.affinity is not None:
+        merged["session"] = {**(parsed.get("session") or {}), "affinity": overrides.affinity}
+    manifest.validate(merged)
+    return merged

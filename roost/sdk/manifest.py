@@ -1,0 +1,229 @@
+"""roost.toml: its keys (docs/reference/roost-toml.md), how it is checked, and the API request it stands for."""
+
+from __future__ import annotations
+
+import json
+import re
+import tomllib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from roost.sdk.errors import UsageError
+
+FILE = "roost.toml"
+#: What an agent's session is named by when roost.toml says `affinity = "header"` and no more.
+SESSION_HEADER = "x-roost-session"
+
+Kind = type | tuple[type, ...]
+STRINGS = list
+NUMBER = (int, float)
+
+#: Every key there is: table -> key -> type. "" is the top level.
+KEYS: dict[str, dict[str, Kind]] = {
+    "": {
+        "name": str,
+        "description": str,
+        "runtime": str,
+        "handler": str,
+        "command": STRINGS,
+        "port": int,
+        "memory": int,
+        "cpu": NUMBER,
+        "disk": int,
+        "timeout": int,
+        "concurrency": int,
+        "template": str,
+        "packages": STRINGS,
+        "layers": STRINGS,
+    },
+    "env": {},
+    "session": {
+        "affinity": str,
+        "header": str,
+        "exclusive": bool,
+        "per_instance": int,
+        "ttl": int,
+        "idle_timeout": int,
+        "sse_path": str,
+        "reuse_id": bool,
+    },
+    "initializer": {"handler": str, "command": STRINGS, "timeout": int},
+    "pre_stop": {"handler": str, "command": STRINGS, "timeout": int},
+    "scaling": {"min": int, "max": int},
+    "idle": {"freeze_after": NUMBER, "stop_after": NUMBER},
+    "volumes": {"name": str, "path": str, "target": str, "read_only": bool, "quota": int},
+}
+
+RUNTIMES = {"python": "python3.12", "custom": "custom.debian12"}
+AFFINITIES = {
+    "none": "NONE",
+    "header": "HEADER_FIELD",
+    "cookie": "GENERATED_COOKIE",
+    "mcp-sse": "MCP_SSE",
+    "mcp-http": "MCP_STREAMABLE_HTTP",
+}
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,63}")
+_VARIABLE = re.compile(r"\$(?:\$|\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\})")
+_KIND_NAMES = {str: "a string", int: "an integer", bool: "true or false", list: "a list of strings", NUMBER: "a number"}
+
+
+def load(directory: Path) -> dict[str, Any]:
+    """The checked contents of `directory`/roost.toml. Raises UsageError with the file and the key that is wrong."""
+    path = directory / FILE
+    try:
+        text = path.read_bytes().decode()
+    except FileNotFoundError as error:
+        raise UsageError(f"There is no {FILE} in {directory}; see docs/reference/roost-toml.md.") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} can't be read: {error}.") from error
+    try:
+        parsed = tomllib.loads(text)
+        validate(parsed)
+    except (tomllib.TOMLDecodeError, UsageError) as error:
+        raise UsageError(f"{path}: {error}") from error
+    return parsed
+
+
+def validate(parsed: Mapping[str, Any]) -> None:
+    """Raise UsageError for the first unknown key, wrong type or contradiction."""
+    top = {key: value for key, value in parsed.items() if key not in KEYS}
+    _check_table("", top)
+    for table, kinds in KEYS.items():
+        if not table or table not in parsed:
+            continue
+        value = parsed[table]
+        if table == "volumes":
+            if not isinstance(value, list) or not all(isinstance(one, dict) for one in value):
+                raise UsageError("`volumes` is a list of tables: write [[volumes]].")
+            for one in value:
+                _check_table(table, one)
+        elif not isinstance(value, dict):
+            raise UsageError(f"`{table}` is a table: write [{table}].")
+        elif kinds:
+            _check_table(table, value)
+    _check_meaning(parsed)
+
+
+def _check_table(table: str, values: Mapping[str, Any]) -> None:
+    kinds = KEYS[table]
+    for key, value in values.items():
+        shown = f"{table}.{key}" if table else key
+        if key not in kinds:
+            raise UsageError(f"unknown key `{shown}`; there are: {', '.join(sorted(kinds))}.")
+        kind = kinds[key]
+        right = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+        if kind is list:
+            right = right and all(isinstance(item, str) for item in value)
+        if not right:
+            raise UsageError(f"`{shown}` has to be {_KIND_NAMES[kind]}.")
+
+
+def _check_meaning(parsed: Mapping[str, Any]) -> None:
+    name = parsed.get("name")
+    if name is not None and not _NAME.fullmatch(name):
+        raise UsageError(f"`name` is {name!r}; it takes a letter or _ first, then letters, digits, - and _.")
+    for key, value in (parsed.get("env") or {}).items():
+        if not isinstance(value, str):
+            raise UsageError(f"`env.{key}` has to be a string.")
+    session = parsed.get("session") or {}
+    affinity = session.get("affinity", "none")
+    if affinity not in AFFINITIES:
+        raise UsageError(f"`session.affinity` is {affinity!r}; there are: {', '.join(AFFINITIES)}.")
+    for key, needed in (("header", "header"), ("sse_path", "mcp-sse")):
+        if key in session and affinity != needed:
+            raise UsageError(f'`session.{key}` goes with affinity = "{needed}" only.')
+    if session.get("exclusive") and affinity == "none":
+        raise UsageError("`session.exclusive` needs `session.affinity`: without it there are no sessions.")
+    for table in ("initializer", "pre_stop"):
+        hook = parsed.get(table)
+        if hook is not None and ("handler" in hook) == ("command" in hook):
+            raise UsageError(f"`{table}` needs one of `handler` and `command`.")
+    for volume in parsed.get("volumes") or ():
+        if "name" not in volume or not volume.get("target", "").startswith("/"):
+            raise UsageError("each of `volumes` needs a `name` and an absolute `target`.")
+
+
+def expand(text: str, environment: Mapping[str, str]) -> str:
+    """Replace `${NAME}`, `${NAME:-default}` and `$$`. Raises UsageError for a name that is not set."""
+
+    def replace(match: re.Match[str]) -> str:
+        name, default = match.groups()
+        if name is None:
+            return "$"
+        value = environment.get(name) or default
+        if value is None:
+            raise UsageError(f"the environment variable {name} is not set; write ${{{name}:-}} if it may be empty.")
+        return value
+
+    return _VARIABLE.sub(replace, text)
+
+
+def to_function(parsed: Mapping[str, Any], environment: Mapping[str, str]) -> dict[str, Any]:
+    """The body of CreateFunction and UpdateFunction, without the code. Keys that were left out stay out."""
+    runtime = parsed.get("runtime", "python")
+    function: dict[str, Any] = {
+        "runtime": RUNTIMES.get(runtime, runtime),
+        "handler": parsed.get("handler", "index.handler"),
+        "environmentVariables": {key: expand(value, environment) for key, value in (parsed.get("env") or {}).items()},
+    }
+    renamed = {
+        "description": "description",
+        "memory": "memorySize",
+        "cpu": "cpu",
+        "disk": "diskSize",
+        "timeout": "timeout",
+        "concurrency": "instanceConcurrency",
+        "layers": "layers",
+    }
+    function |= {there: parsed[here] for here, there in renamed.items() if here in parsed}
+    if "command" in parsed or "port" in parsed:
+        function["customRuntimeConfig"] = {key: parsed[key] for key in ("command", "port") if key in parsed}
+    hooks = {"initializer": "initializer", "pre_stop": "preStop"}
+    lifecycle = {there: parsed[here] for here, there in hooks.items() if here in parsed}
+    if lifecycle:
+        function["instanceLifecycleConfig"] = lifecycle
+    function |= _session(parsed.get("session") or {})
+    function["roost"] = _extension(parsed)
+    return function
+
+
+def _session(session: Mapping[str, Any]) -> dict[str, Any]:
+    affinity = session.get("affinity", "none")
+    if affinity == "none":
+        return {"sessionAffinity": "NONE"}
+    renamed: dict[str, tuple[str, Callable[[Any], Any]]] = {
+        "header": ("affinityHeaderFieldName", str),
+        "per_instance": ("sessionConcurrencyPerInstance", int),
+        "ttl": ("sessionTTLInSeconds", int),
+        "idle_timeout": ("sessionIdleTimeoutInSeconds", int),
+        "sse_path": ("sseEndpointPath", str),
+        "reuse_id": ("disableSessionIdReuse", lambda reuse: not reuse),
+    }
+    given = dict(session)
+    if affinity == "header":
+        given.setdefault("header", SESSION_HEADER)
+    config = {there: convert(given[here]) for here, (there, convert) in renamed.items() if here in given}
+    return {
+        "sessionAffinity": AFFINITIES[affinity],
+        "sessionAffinityConfig": json.dumps(config),
+        "instanceIsolationMode": "SESSION_EXCLUSIVE" if session.get("exclusive") else "SHARE",
+    }
+
+
+def _extension(parsed: Mapping[str, Any]) -> dict[str, Any]:
+    """Roost's own settings, which Function Compute has no fields for."""
+    extension: dict[str, Any] = {key: parsed[key] for key in ("template", "packages") if key in parsed}
+    for table, key, there in (
+        ("idle", "freeze_after", "freezeAfter"),
+        ("idle", "stop_after", "stopAfter"),
+        ("scaling", "max", "maxInstances"),
+    ):
+        if key in (parsed.get(table) or {}):
+            extension[there] = parsed[table][key]
+    if parsed.get("volumes"):
+        extension["volumes"] = [
+            {("readOnly" if key == "read_only" else key): value for key, value in volume.items()}
+            for volume in parsed["volumes"]
+        ]
+    return extension
