@@ -7,6 +7,7 @@ collector from `OTEL_EXPORTER_OTLP_ENDPOINT`.
 
 from __future__ import annotations
 
+import hashlib
 import ipaddress
 import os
 import re
@@ -54,6 +55,12 @@ class Config:
     otlp_endpoint: str = ""
     log_file_mb: int = 8
     package_cache_mb: int = 2048
+
+    @property
+    def run_dir(self) -> Path:
+        """Sockets and handles of live instances: short (a socket's path has at most 107 bytes), gone after a reboot."""
+        digest = hashlib.sha256(os.fsencode(self.data_dir)).hexdigest()[:8]
+        return Path("/run/roost") / digest
 
 
 def default_data_dir(environment: Mapping[str, str]) -> Path:

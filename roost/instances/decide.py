@@ -51,10 +51,15 @@ def decide(view: View, now: float) -> Decision:
     if view.stop_wanted is not None:
         if view.leases == 0 or now >= view.stop_deadline:
             return Decision(action=Action.STOP, reason=view.stop_wanted)
+        if view.state is State.FROZEN:
+            return Decision(action=Action.THAW)
         action = Action.WAIT if view.state is State.DRAINING else Action.DRAIN
         return Decision(action=action, wake_at=view.stop_deadline)
     if view.leases:
-        return Decision(action=Action.THAW if view.state is State.FROZEN else Action.WAIT)
+        if view.state is State.FROZEN:
+            return Decision(action=Action.THAW)
+        # Leases come and go without waking the instance's task; it looks again when it could have become idle.
+        return Decision(action=Action.WAIT, wake_at=now + max(view.idle.freeze_after_s, 0.05))
     if view.pause_wanted:
         return Decision(action=Action.FREEZE if view.state is State.READY else Action.PAUSE)
     stop_at = float("inf") if view.kept else view.idle_since + view.idle.stop_after_s

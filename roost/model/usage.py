@@ -42,7 +42,7 @@ class InvocationRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class TransitionRecord:
-    """One transition of an instance. `held_s` is how long it was in `before`, `leased_s` how much of that with a lease."""
+    """One transition. `held_s` is how long the instance was in `before`, `leased_s` how much of that with a lease."""
 
     instance_id: str
     account: str

@@ -1,0 +1,429 @@
+"""All instances of this server: leases, pinned sessions, starts and ends, adoption of those that outlived a server."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import secrets
+import shutil
+from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from roost.instances.instance import Instance, Surroundings
+from roost.instances.lease import Lease, SessionRef
+from roost.instances.pool import Pool
+from roost.instances.sessions import SessionBook
+from roost.model.errors import Conflict, NotFound, RoostError, Throttled, Unavailable
+from roost.model.function import Affinity, FunctionSpec, IsolationMode, Runtime
+from roost.model.instance import ALIVE, State, StopReason
+from roost.model.session import Session, SessionState
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+#: Function Compute: with session affinity an instance takes 200 requests at once, shared by its sessions.
+AFFINITY_SLOTS = 200
+_ATTEMPTS = 3
+
+
+class Specs(Protocol):
+    """Looks up the current configuration of a function. Raises NotFound."""
+
+    def resolve(self, account: str, name: str, qualifier: str | None) -> FunctionSpec: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class FleetLimits:
+    """Bounds of one server."""
+
+    max_instances: int
+    max_waiting: int
+    stop_grace: float
+
+
+class _Moved(RoostError):
+    """The instance that a request waited for ended; the request is placed anew."""
+
+
+class InstanceLease:
+    """One slot on one instance. See `lease.Lease`."""
+
+    def __init__(
+        self, instance: Instance, session: Session | None, *, fleet: InstanceFleet, cold: bool, restored: bool
+    ) -> None:
+        self.spec = instance.spec
+        self.instance_id = instance.id
+        self.app_socket = fleet.run_dir / instance.id / "app.sock"
+        self.session = session
+        self.cold = cold
+        self.restored = restored
+        self.request_headers: Mapping[str, str] = fleet.session_headers(instance.spec, session)
+        self._instance = instance
+        self._fleet = fleet
+        self._released = False
+
+    def release(self) -> None:
+        if not self._released:
+            self._released = True
+            self._fleet.returned(self.session)
+            self._instance.give_back()
+
+    def abandon(self, reason: str) -> None:
+        if not self._released:
+            self._released = True
+            self._fleet.returned(self.session)
+            self._fleet.abandoned(self._instance, reason)
+
+    async def failure(self) -> Exception:
+        return await self._instance.why(1.0)
+
+
+class InstanceFleet:
+    """Implements `lease.Fleet`. One event loop; nothing here blocks it."""
+
+    def __init__(
+        self,
+        *,
+        specs: Specs,
+        around: Surroundings,
+        book: SessionBook,
+        limits: FleetLimits,
+        run_dir: Path,
+        session_dir: Callable[[FunctionSpec, Session], str],
+    ) -> None:
+        self.run_dir = run_dir
+        self._specs = specs
+        self._around = around
+        self._book = book
+        self._limits = limits
+        self._session_dir = session_dir
+        self._pools: dict[tuple[str, str, str], Pool] = {}
+        self._pinned: dict[tuple[str, str, str], Instance] = {}  # by session key
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._closing = False
+
+    # --- leases ------------------------------------------------------------------------------------------------
+
+    async def lease(self, spec: FunctionSpec, session: SessionRef | None = None, *, timeout_s: float = 60.0) -> Lease:
+        if self._closing:
+            raise Unavailable("Roost is shutting down.", retry_after=5)
+        pool = self._pool(spec)
+        if session is None:
+            instance, cold = await pool.any_instance(timeout_s)
+            return await self._granted(InstanceLease(instance, None, fleet=self, cold=cold, restored=False), instance)
+        for _ in range(_ATTEMPTS):
+            with contextlib.suppress(_Moved):
+                return await self._lease_session(pool, spec, session, timeout_s)
+        raise Unavailable(f"The session's instance keeps ending; see the logs of {spec.name}.", retry_after=1)
+
+    async def _granted(self, lease: InstanceLease, instance: Instance) -> Lease:
+        try:
+            if instance.state is State.FROZEN:
+                await instance.thawed()
+        except BaseException:
+            lease.release()
+            raise
+        return lease
+
+    async def _lease_session(self, pool: Pool, spec: FunctionSpec, ref: SessionRef, timeout_s: float) -> Lease:
+        known = self._book.find((spec.account, spec.name, ref.id)) if ref.id else None
+        session = await self._active(known or self._book.open(spec, spec.version, ref.id, {}))
+        instance = await self._place(pool, spec, session)
+        restored = bool(session.instance_id) and session.instance_id != instance.id
+        stored: asyncio.Task[None] | None = None
+        if session.instance_id != instance.id:
+            session = self._book.assign(session, instance.id)
+            stored = self._spawn(self._book.persist(session.key))  # the commit runs beside the instance's start
+        cold = await pool.this_instance(instance, timeout_s)
+        lease = InstanceLease(instance, session, fleet=self, cold=cold, restored=restored)
+        try:
+            if stored is not None:
+                await stored
+        except BaseException:
+            lease.release()
+            raise
+        return await self._granted(lease, instance)
+
+    async def _active(self, session: Session) -> Session:
+        """The session, ready for a request. Raises Conflict when it is paused and does not resume by itself."""
+        if session.state is SessionState.PAUSED and session.auto_resume:
+            return await self.resume_session(session)
+        if session.state is not SessionState.ACTIVE:
+            raise Conflict(f"Session {session.id} is {session.state.value}.", code="SessionStatusConflict")
+        return session
+
+    async def _place(self, pool: Pool, spec: FunctionSpec, session: Session) -> Instance:
+        """The session's instance; a new one when it has none, or when the function has changed since."""
+        instance = self._pinned.get(session.key)
+        if instance is not None and instance.usable and instance.spec.revision == spec.revision:
+            return instance
+        if instance is not None:  # its files are in use until it has stopped
+            instance.stop(StopReason.UPDATED)
+            if instance.session is not None:
+                await instance.stopped.wait()
+        # Another request of the session may have placed it meanwhile.
+        instance = self._pinned.get(session.key)
+        if instance is not None and instance.usable:
+            return instance
+        chosen = self._shareable(pool, spec) or self._start(pool, session if _exclusive(spec) else None)
+        if chosen is None:
+            raise Throttled("This server has no room for another instance.", retry_after=1)
+        chosen.sessions.add(session.key)
+        self._pinned[session.key] = chosen
+        return chosen
+
+    @staticmethod
+    def _shareable(pool: Pool, spec: FunctionSpec) -> Instance | None:
+        if _exclusive(spec):
+            return None
+        roomy = [
+            i
+            for i in pool.instances.values()
+            if i.usable
+            and i.spec.revision == spec.revision
+            and len(i.sessions) < spec.sessions.sessions_per_instance
+            and (i.sessions or i.leases < i.slots)
+        ]
+        return max(roomy, key=lambda i: (len(i.sessions), -i.created), default=None)
+
+    def bind(self, spec: FunctionSpec, session_id: str, instance_id: str) -> None:
+        """A session whose id the user's own server made (MCP) belongs to this instance."""
+        instance = self._pool(spec).instances.get(instance_id)
+        if instance is None:
+            return
+        key = (spec.account, spec.name, session_id)
+        instance.sessions.add(key)
+        self._pinned[key] = instance
+        if self._book.find(key) is None:
+            self._book.open(spec, spec.version, session_id, {"instance_id": instance_id})
+            self._spawn(self._book.persist(key))
+
+    def end(self, spec: FunctionSpec, session_id: str) -> None:
+        """The client ended a session."""
+        session = self._book.find((spec.account, spec.name, session_id))
+        if session is not None:
+            self._spawn(self._book.end(session, forget=True))
+
+    def session_headers(self, spec: FunctionSpec, session: Session | None) -> Mapping[str, str]:
+        """What the guest is told of the request's session."""
+        if session is None:
+            return {}
+        return {"x-fc-session-id": session.id, "x-roost-session-dir": self._session_dir(spec, session)}
+
+    def returned(self, session: Session | None) -> None:
+        """A lease ended."""
+        if session is not None:
+            self._book.touch(session.key)
+
+    def abandoned(self, instance: Instance, reason: str) -> None:
+        """A handler did not let go of its request: kill what must be killed, and no more."""
+        if instance.leases > 1:
+            instance.stop(StopReason.TIMEOUT)
+            instance.give_back()
+            return
+        self._spawn(self._replace_worker(instance, reason))
+
+    async def _replace_worker(self, instance: Instance, reason: str) -> None:
+        # The slot stays taken meanwhile: no request meets the worker that is being replaced.
+        log.info("instance %s: its worker is replaced (%s)", instance.id, reason)
+        if not await instance.restart_worker():
+            instance.stop(StopReason.TIMEOUT, grace=0)
+        instance.give_back()
+
+    # --- instances ---------------------------------------------------------------------------------------------
+
+    def _pool(self, spec: FunctionSpec) -> Pool:
+        pool = self._pools.get(spec.key)
+        if pool is None:
+            pool = Pool(spec, max_waiting=self._limits.max_waiting, start=lambda p: self._start(p, None))
+            self._pools[spec.key] = pool
+        elif pool.spec is not spec and pool.spec != spec:
+            pool.update(spec)
+        return pool
+
+    def _start(self, pool: Pool, session: Session | None) -> Instance | None:
+        """Start an instance, ending an idle one elsewhere if the server is full. None: it is full of busy ones."""
+        alive = [i for p in self._pools.values() for i in p.instances.values() if i.state in ALIVE]
+        if len(alive) >= self._limits.max_instances:
+            idle = [i for i in alive if i.leases == 0 and not i.waiting and not i.kept and i.usable]
+            if not idle or len(alive) >= self._limits.max_instances + 8:
+                return None
+            min(idle, key=lambda i: i.created).stop(StopReason.SCALE_IN)
+        instance = self._new(pool, f"i-{secrets.token_hex(8)}", pool.spec, session)
+        self._spawn(instance.run())
+        return instance
+
+    def _new(self, pool: Pool, id: str, spec: FunctionSpec, session: Session | None) -> Instance:
+        instance = Instance(
+            id=id,
+            spec=spec,
+            session=session,
+            around=self._around,
+            on_change=lambda i: self._changed(pool, i),
+            slots=_slots(spec),
+        )
+        pool.instances[id] = instance
+        return instance
+
+    def _changed(self, pool: Pool, instance: Instance) -> None:
+        if instance.state is not State.STOPPED:
+            if instance.free_slots > 0:
+                pool.offer(instance)
+            return
+        pool.instances.pop(instance.id, None)
+        for key in instance.sessions:
+            if self._pinned.get(key) is instance:
+                del self._pinned[key]
+        if not instance.served and instance.failure is not None:
+            pool.failed_start(instance, instance.failure)
+        while instance.waiting:
+            future = instance.waiting.popleft()
+            if not future.done():
+                future.set_exception(_Moved("The session's instance ended."))
+        shutil.rmtree(self.run_dir / instance.id, ignore_errors=True)
+        if not self._closing:
+            pool.scale()
+
+    def instances(self) -> list[Instance]:
+        """All that are not stopped, oldest first."""
+        every = (i for pool in self._pools.values() for i in pool.instances.values())
+        return sorted(every, key=lambda i: i.created)
+
+    def function_changed(self, account: str, name: str) -> None:
+        """Its code or configuration changed, or it was deleted."""
+        for key, pool in list(self._pools.items()):
+            if key[:2] != (account, name):
+                continue
+            try:
+                pool.update(self._specs.resolve(account, name, key[2]))
+            except NotFound:
+                for instance in pool.instances.values():
+                    instance.stop(StopReason.DELETED, grace=self._limits.stop_grace)
+
+    def provision(self, spec: FunctionSpec) -> None:
+        """Have the provisioned instances of a function running."""
+        if spec.scaling.min_instances:
+            self._pool(spec).scale()
+
+    # --- sessions ----------------------------------------------------------------------------------------------
+
+    async def pause_session(self, session: Session) -> Session:
+        """Keep the files on disk, free memory and processes. Raises Conflict when it can't be paused now."""
+        instance = self._pinned.get(session.key)
+        if instance is not None and instance.session is None:
+            raise Conflict("A session that shares its instance can't be paused; use SESSION_EXCLUSIVE isolation.")
+        session = await self._book.move(session, SessionState.PAUSING)
+        if instance is not None and instance.usable:
+            try:
+                async with asyncio.timeout(30):
+                    await instance.pause()
+            except TimeoutError:
+                await self._book.move(session, SessionState.ACTIVE)
+                raise Conflict(f"Session {session.id} is busy; it was not paused.", code="SessionBusy") from None
+            except RoostError as error:
+                log.info("session %s: its instance ended while it was paused: %s", session.id, error.message)
+        return await self._book.move(session, SessionState.PAUSED)
+
+    async def resume_session(self, session: Session) -> Session:
+        """Wake it. Its instance keeps its id; memory is not restored by a driver that can't."""
+        session = await self._book.move(session, SessionState.RESUMING)
+        instance = self._pinned.get(session.key)
+        try:
+            if instance is not None and instance.state is State.PAUSED:
+                await instance.resume()
+        except RoostError:
+            await self._book.move(session, SessionState.PAUSED)
+            raise
+        return await self._book.move(session, SessionState.ACTIVE)
+
+    async def session_ended(self, session: Session) -> None:
+        """It expired or was deleted: its own instance ends too."""
+        instance = self._pinned.pop(session.key, None)
+        if instance is None:
+            return
+        instance.sessions.discard(session.key)
+        if instance.session is not None:
+            instance.stop(StopReason.SESSION_ENDED, grace=self._limits.stop_grace)
+            await instance.stopped.wait()
+
+    # --- the server's own life ---------------------------------------------------------------------------------
+
+    async def adopt(self) -> int:
+        """Take over instances that outlived an earlier server; end those that can't be owned. How many were adopted."""
+        self.run_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        adopted: set[str] = set()
+        for file in sorted(self.run_dir.glob("*/handle.json")):
+            if id := await self._adopt_one(_read_handle(file)):
+                adopted.add(id)
+        await self._around.driver.sweep(frozenset(adopted))
+        for directory in self.run_dir.iterdir():
+            if directory.name not in adopted:
+                shutil.rmtree(directory, ignore_errors=True)
+        return len(adopted)
+
+    async def _adopt_one(self, handle: dict[str, Any]) -> str:
+        about = handle.get("instance", {})
+        room = await self._around.driver.recover(handle["room"]) if about else None
+        if room is None:
+            return ""
+        with contextlib.suppress(NotFound):
+            spec = self._specs.resolve(about["account"], about["function"], about["version"])
+            session = self._book.find((spec.account, spec.name, about["session"])) if about["session"] else None
+            if spec.revision == about["revision"] and bool(session) == bool(about["session"]):
+                instance = self._new(self._pool(spec), about["id"], spec, session)
+                for known in self._book.list(spec.account, spec.name):
+                    if known.instance_id == instance.id and known.state is SessionState.ACTIVE:
+                        instance.sessions.add(known.key)
+                        self._pinned[known.key] = instance
+                self._spawn(instance.run(adopt=room))
+                return instance.id
+        await room.destroy()
+        return ""
+
+    async def close(self) -> None:
+        """Stop every instance; returns when nothing of them is left."""
+        self._closing = True
+        everyone = self.instances()
+        for instance in everyone:
+            instance.stop(StopReason.SHUTDOWN, grace=self._limits.stop_grace)
+        await asyncio.gather(*(i.stopped.wait() for i in everyone))
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        with contextlib.suppress(OSError):
+            self.run_dir.rmdir()
+
+    def _spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._finished)
+        return task
+
+    def _finished(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None and not isinstance(error, RoostError):
+            log.error("a background task failed", exc_info=error)
+
+
+def _exclusive(spec: FunctionSpec) -> bool:
+    return spec.isolation_mode is not IsolationMode.SHARE
+
+
+def _slots(spec: FunctionSpec) -> int:
+    if spec.sessions.affinity is not Affinity.NONE and spec.runtime is Runtime.CUSTOM:
+        return max(spec.concurrency, AFFINITY_SLOTS)
+    return spec.concurrency
+
+
+def _read_handle(file: Path) -> dict[str, Any]:
+    """What `Instance` wrote; {} when the server was killed in the middle of writing it."""
+    try:
+        handle = json.loads(file.read_text())
+    except (OSError, ValueError):
+        return {}
+    return handle if isinstance(handle, dict) else {}

@@ -1,0 +1,442 @@
+"""One instance: a room, its guest, and the one task that moves it through its life.
+
+Only `Instance.run` changes the state. Everyone else reads it, takes and gives back slots, or asks (`stop`, `pause`,
+`resume`) and wakes the task.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from roost.instances.decide import Action, View, decide
+from roost.instances.link import GuestLink, WorkerExit, describe_exit
+from roost.isolation.driver import Driver, Room, RoomSpec
+from roost.model.errors import Fault, InstanceExited, RoostError, Unavailable
+from roost.model.function import FunctionSpec
+from roost.model.instance import LEASABLE, State, StopReason, check_transition
+from roost.model.session import Session
+from roost.model.usage import TransitionRecord
+
+log = logging.getLogger(__name__)
+
+RESTART_TIMEOUT = 15.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """What one start of a room needs, and how to give it back."""
+
+    room: RoomSpec
+    start: Mapping[str, Any]
+    release: Callable[[], None]
+
+
+class Preparer(Protocol):
+    """Turns a function's configuration into a room's."""
+
+    async def prepare(self, spec: FunctionSpec, instance_id: str, session: Session | None) -> Prepared: ...
+
+
+class Events(Protocol):
+    """Who listens to an instance."""
+
+    def transition(self, record: TransitionRecord) -> None: ...
+
+    def output(self, spec: FunctionSpec, instance_id: str, stream: str, text: str) -> None: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Surroundings:
+    """What every instance of a server shares."""
+
+    driver: Driver
+    preparer: Preparer
+    events: Events
+    clock: Callable[[], float]  # Unix seconds
+    start_timeout: float
+    stop_grace: float
+
+
+class Instance:
+    """One room over its life; `generation` counts the rooms it has had (a resume makes a new one)."""
+
+    def __init__(
+        self,
+        *,
+        id: str,
+        spec: FunctionSpec,
+        session: Session | None,
+        around: Surroundings,
+        on_change: Callable[[Instance], None],
+        slots: int,
+    ) -> None:
+        self.id = id
+        self.spec = spec
+        self.session = session
+        self.slots = slots
+        self.state = State.STARTING
+        self.generation = 1
+        self.leases = 0
+        self.sessions: set[tuple[str, str, str]] = set()  # keys of the sessions pinned here
+        self.waiting: deque[asyncio.Future[Instance]] = deque()  # requests pinned here that have no slot yet
+        self.kept = False
+        self.served = False  # it was ready once: its end is not a failed start
+        self.created = around.clock()
+        self.room: Room | None = None
+        self.failure: RoostError | None = None
+        self.stopped = asyncio.Event()
+        self._around = around
+        self._on_change = on_change
+        self._link: GuestLink | None = None
+        self._prepared: Prepared | None = None
+        self._wake = asyncio.Event()
+        self._settled = asyncio.Event()  # set whenever the state is not on its way to another
+        self._exit: WorkerExit | None = None
+        self._gone = asyncio.Event()
+        self._stop_wanted: StopReason | None = None
+        self._stop_deadline = float("inf")
+        self._pause_wanted = False
+        self._resume_wanted = False
+        self._since = self.created
+        self._busy_since = 0.0
+        self._leased_s = 0.0
+        self._idle_since = self.created
+        self._cpu_us = 0
+        self._watcher: asyncio.Task[None] | None = None
+
+    # --- slots -------------------------------------------------------------------------------------------------
+
+    @property
+    def free_slots(self) -> int:
+        """Slots that can be leased now."""
+        if self.state not in LEASABLE or self._stop_wanted or self._pause_wanted or self._exit:
+            return 0
+        return self.slots - self.leases
+
+    @property
+    def usable(self) -> bool:
+        """Whether a request may be sent, or wait, here."""
+        return self.state not in (State.DRAINING, State.STOPPING, State.STOPPED) and self._stop_wanted is None
+
+    def take(self) -> None:
+        """Reserve a slot; the caller has seen `free_slots`."""
+        if self.leases == 0:
+            self._busy_since = self._around.clock()
+        self.leases += 1
+        if self.state is State.FROZEN:
+            self._wake.set()
+
+    def give_back(self) -> None:
+        """Return a slot."""
+        self.leases -= 1
+        if self.leases == 0:
+            now = self._around.clock()
+            self._leased_s += now - max(self._busy_since, self._since)
+            self._idle_since = now
+            if self._stop_wanted or self._pause_wanted:
+                self._wake.set()
+        self._on_change(self)
+
+    async def thawed(self) -> None:
+        """Return once a leased instance runs. Raises what ended it if it ended."""
+        while self.state is State.FROZEN:
+            self._settled.clear()
+            self._wake.set()
+            await self._settled.wait()
+        if self.state not in (State.READY, State.DRAINING):
+            raise self.failure or Unavailable("The instance ended before it took the request.")
+
+    # --- requests to the task ----------------------------------------------------------------------------------
+
+    def stop(self, reason: StopReason, *, grace: float = float("inf")) -> None:
+        """Take no new leases, stop after the last one, or after `grace` seconds."""
+        deadline = self._around.clock() + grace
+        if self._stop_wanted is None:
+            self._stop_wanted = reason
+        self._stop_deadline = min(self._stop_deadline, deadline)
+        self._wake.set()
+
+    async def pause(self) -> None:
+        """Keep the files, let go of memory and processes. Raises what ended it instead."""
+        self._pause_wanted = True
+        self._wake.set()
+        try:
+            await self._until(lambda: self.state is State.PAUSED and self.room is None)
+        except asyncio.CancelledError:
+            if self.state is not State.PAUSED:
+                self._pause_wanted = False
+            raise
+
+    async def resume(self) -> None:
+        """A new room over the kept files. Raises what prevented it."""
+        self._resume_wanted = True
+        self._wake.set()
+        await self._until(lambda: self.state is State.READY)
+
+    async def restart_worker(self) -> bool:
+        """Kill what runs the function's code and start it anew in the same room. False: it did not come back."""
+        if self._link is None:
+            return False
+        try:
+            await self._link.restart(RESTART_TIMEOUT)
+        except RoostError:
+            return False
+        return True
+
+    async def _until(self, reached: Callable[[], bool]) -> None:
+        while not reached():
+            if self.state is State.STOPPED:
+                raise self.failure or Unavailable("The instance has ended.")
+            self._settled.clear()
+            await self._settled.wait()
+
+    # --- what ended it -----------------------------------------------------------------------------------------
+
+    async def why(self, timeout: float) -> RoostError:
+        """Why a request's connection broke: waits at most `timeout` seconds for the reason to be known."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._gone.wait(), timeout)
+        return self._exit_error() or self.failure or Unavailable("The instance closed the connection.")
+
+    def _exit_error(self) -> InstanceExited | None:
+        if self._exit is None:
+            return None
+        if self.out_of_memory():
+            limit = self.spec.limits.memory_mb
+            text = f"The function ran out of memory: its limit is {limit} MB."
+            return InstanceExited(Fault(type="OutOfMemory", message=text))
+        return InstanceExited(Fault(type="InstanceExited", message=describe_exit(self._exit)))
+
+    def out_of_memory(self) -> bool:
+        """Whether the kernel ended something in the room for memory."""
+        return self._oom_kills() > 0
+
+    def _oom_kills(self) -> int:
+        try:
+            return self.room.usage().oom_kills if self.room else 0
+        except OSError:
+            return 0
+
+    # --- the task ----------------------------------------------------------------------------------------------
+
+    async def run(self, *, adopt: Room | None = None) -> None:
+        """The whole life, from STARTING to STOPPED. Never raises but for cancellation, which stops it at once."""
+        reason = StopReason.START_FAILED
+        try:
+            await (self._adopt(adopt) if adopt else self._boot())
+            self._move(State.READY)
+            reason = await self._live()
+        except RoostError as error:
+            self.failure = error
+            log.info("instance %s of %s did not start: %s", self.id, self.spec.name, error.message)
+        except OSError as error:
+            self.failure = Unavailable(f"The instance could not be made: {error}.")
+            log.exception("instance %s of %s", self.id, self.spec.name)
+        finally:
+            await asyncio.shield(asyncio.ensure_future(self._end(reason)))
+
+    async def _boot(self) -> None:
+        self._gone.clear()
+        self._exit = None
+        prepared = await self._around.preparer.prepare(self.spec, self.id, self.session)
+        self._prepared = prepared
+        room = await self._around.driver.create(prepared.room)
+        self.room = room
+        self._cpu_us = 0
+        handle = {"room": dict(room.handle), "instance": self.describe()}
+        (prepared.room.run_dir / "handle.json").write_text(json.dumps(handle))
+        hook = self.spec.initializer.timeout_s if self.spec.initializer else 0.0
+        link = self._new_link(prepared.room)
+        await link.open()
+        self._watch(room, link)
+        await link.start(prepared.start, self._around.start_timeout + hook)
+
+    async def _adopt(self, room: Room) -> None:
+        prepared = await self._around.preparer.prepare(self.spec, self.id, self.session)
+        self._prepared = prepared
+        self.room = room
+        link = self._new_link(prepared.room)
+        await link.open()
+        self._watch(room, link)
+        await room.thaw()
+        await link.attach(self._around.start_timeout)
+
+    def _new_link(self, room: RoomSpec) -> GuestLink:
+        spec, events = self.spec, self._around.events
+        self._link = GuestLink(
+            room.run_dir / "guest.sock",
+            on_log=lambda stream, text: events.output(spec, self.id, stream, text),
+            on_exit=self._worker_exited,
+        )
+        return self._link
+
+    def _worker_exited(self, how: WorkerExit) -> None:
+        self._exit = how
+        self._gone.set()
+        self._wake.set()
+
+    def _watch(self, room: Room, link: GuestLink) -> None:
+        async def watch() -> None:
+            await room.wait()
+            if self.room is room:
+                if self._exit is None:
+                    self._exit = WorkerExit(code=None, signal=9)
+                self._gone.set()
+                self._wake.set()
+                link.broken(self._exit_error() or Unavailable("The room ended."))
+
+        self._watcher = asyncio.create_task(watch())
+
+    async def _live(self) -> StopReason:
+        while True:
+            now = self._around.clock()
+            decision = decide(self._view(), now)
+            if decision.action is Action.STOP:
+                return decision.reason or StopReason.IDLE
+            if decision.action is Action.DRAIN:
+                self._move(State.DRAINING, reason=self._stop_wanted or "")
+            elif decision.action is Action.FREEZE:
+                await self._freeze()
+            elif decision.action is Action.THAW:
+                await self._thaw()
+            elif decision.action is Action.PAUSE:
+                if reason := await self._sleep_on_disk():
+                    return reason
+            else:
+                await self._sleep_until(decision.wake_at, now)
+
+    def _view(self) -> View:
+        return View(
+            state=self.state,
+            leases=self.leases,
+            idle_since=self._idle_since,
+            idle=self.spec.idle,
+            kept=self.kept or bool(self.waiting),
+            exited=self._exit is not None,
+            pause_wanted=self._pause_wanted,
+            stop_wanted=self._stop_wanted,
+            stop_deadline=self._stop_deadline,
+        )
+
+    async def _sleep_until(self, when: float, now: float) -> None:
+        self._wake.clear()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._wake.wait(), None if when == float("inf") else max(0.001, when - now))
+
+    async def _freeze(self) -> None:
+        # The state changes first: a lease taken during the freeze sees FROZEN, and the next decision thaws.
+        self._move(State.FROZEN)
+        if self.room:
+            await self.room.freeze()
+
+    async def _thaw(self) -> None:
+        if self.room:
+            await self.room.thaw()
+        self._idle_since = self._around.clock()
+        self._move(State.READY)
+
+    async def _sleep_on_disk(self) -> StopReason | None:
+        """PAUSED until resumed (None) or stopped (the reason)."""
+        self._move(State.PAUSED)
+        await self._take_down()
+        self._settled.set()
+        while not self._resume_wanted:
+            if self._stop_wanted:
+                return self._stop_wanted
+            await self._sleep_until(float("inf"), 0)
+        self._pause_wanted = self._resume_wanted = False
+        self.generation += 1
+        self._move(State.RESUMING)
+        await self._boot()
+        self._idle_since = self._around.clock()
+        self._move(State.READY)
+        return None
+
+    async def _end(self, reason: StopReason) -> None:
+        if self._exit is not None:
+            reason = StopReason.OUT_OF_MEMORY if self.out_of_memory() else reason
+            self.failure = self.failure or self._exit_error()
+        self._move(State.STOPPING, reason=reason)
+        hook = self.spec.pre_stop
+        if hook and self._link and self.room and self._exit is None and reason is not StopReason.START_FAILED:
+            with contextlib.suppress(OSError):
+                await self.room.thaw()
+                await self._link.pre_stop(hook.timeout_s)
+        await self._take_down()
+        self._move(State.STOPPED, reason=reason)
+        self._gone.set()
+        self.stopped.set()
+        self._on_change(self)
+
+    async def _take_down(self) -> None:
+        room, self.room = self.room, None
+        if room is not None:
+            if self._watcher is not None:
+                self._watcher.cancel()
+            await room.destroy()
+        if self._link is not None:
+            await self._link.drained(1.0)
+            await self._link.close()
+            self._link = None
+        if self._prepared is not None:
+            self._prepared.release()
+            self._prepared = None
+
+    # --- records -----------------------------------------------------------------------------------------------
+
+    def _move(self, target: State, *, reason: str = "") -> None:
+        check_transition(self.state, target)
+        now = self._around.clock()
+        leased = self._leased_s + (now - max(self._busy_since, self._since) if self.leases else 0.0)
+        cpu = self._cpu()
+        record = TransitionRecord(
+            instance_id=self.id,
+            account=self.spec.account,
+            function=self.spec.name,
+            version=self.spec.version,
+            session_id=self.session.id if self.session else "",
+            generation=self.generation,
+            before=self.state,
+            after=target,
+            at=now,
+            held_s=now - self._since,
+            leased_s=leased,
+            cpu_us=max(0, cpu - self._cpu_us),
+            memory_mb=self.spec.limits.memory_mb,
+            reason=reason,
+        )
+        self.state = target
+        self.served = self.served or target is State.READY
+        self._since = now
+        self._leased_s = 0.0
+        self._cpu_us = cpu
+        self._around.events.transition(record)
+        self._settled.set()
+        self._on_change(self)
+
+    def _cpu(self) -> int:
+        try:
+            return self.room.usage().cpu_us if self.room else self._cpu_us
+        except OSError:
+            return self._cpu_us
+
+    def describe(self) -> dict[str, Any]:
+        """What a restarted server needs to know to adopt the instance."""
+        return {
+            "id": self.id,
+            "function": self.spec.name,
+            "account": self.spec.account,
+            "version": self.spec.version,
+            "revision": self.spec.revision,
+            "generation": self.generation,
+            "created": self.created,
+            "session": self.session.id if self.session else "",
+            "sessions": sorted(key[2] for key in self.sessions),
+        }

@@ -1,0 +1,170 @@
+"""The instances of one function version, and the requests that wait for one."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+
+from roost.instances.decide import to_start
+from roost.instances.instance import Instance
+from roost.model.errors import RoostError, Throttled
+from roost.model.function import FunctionSpec
+from roost.model.instance import State, StopReason
+
+_STARTING = (State.STARTING, State.RESUMING)
+
+Queue = deque[asyncio.Future[Instance]]
+
+
+class Pool:
+    """Interchangeable instances of `spec`. `start(spec)` makes one more (registered here before it returns).
+
+    Requests that don't care where they run are served oldest first, on the busiest instance with a free slot, so
+    that the others can go idle.
+    """
+
+    def __init__(self, spec: FunctionSpec, *, max_waiting: int, start: Callable[[Pool], Instance | None]) -> None:
+        self.spec = spec
+        self.instances: dict[str, Instance] = {}
+        self._waiting: Queue = deque()
+        self._max_waiting = max_waiting
+        self._start = start
+
+    # --- leases ------------------------------------------------------------------------------------------------
+
+    async def any_instance(self, timeout_s: float) -> tuple[Instance, bool]:
+        """A slot on any instance, and whether it had to be waited for. The slot is taken."""
+        instance = self._best() if not self.waiting else None
+        if instance is not None:
+            instance.take()
+            return instance, False
+        if not self.spec.scaling.on_demand and self.spec.scaling.min_instances == 0:
+            raise Throttled(f"Function {self.spec.name} starts no instances on demand and has none provisioned.")
+        future = self._join(self._waiting, self._max_waiting)
+        self.scale()
+        return await self._wait(future, timeout_s), True
+
+    async def this_instance(self, instance: Instance, timeout_s: float) -> bool:
+        """A slot on the instance that a session is pinned to; True if it had to be waited for. The slot is taken."""
+        if instance.free_slots > 0 and not instance.waiting:
+            instance.take()
+            return False
+        await self._wait(self._join(instance.waiting, self._max_waiting), timeout_s)
+        return True
+
+    def _join(self, queue: Queue, limit: int) -> asyncio.Future[Instance]:
+        if len(queue) >= limit:
+            _drop_done(queue)
+        if len(queue) >= limit:
+            raise Throttled(f"Too many requests wait for function {self.spec.name}.", retry_after=1)
+        future: asyncio.Future[Instance] = asyncio.get_running_loop().create_future()
+        queue.append(future)
+        return future
+
+    async def _wait(self, future: asyncio.Future[Instance], timeout_s: float) -> Instance:
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await asyncio.shield(future)
+        except TimeoutError:
+            _forget(future)
+            raise Throttled(
+                f"No instance of function {self.spec.name} was free within {timeout_s:g} seconds.", retry_after=1
+            ) from None
+        except asyncio.CancelledError:
+            _forget(future)
+            raise
+
+    def offer(self, instance: Instance) -> None:
+        """Give the instance's free slots to those who wait: first to those pinned to it, then to anyone."""
+        while instance.free_slots > 0:
+            future = _next(instance.waiting)
+            if future is None and self._shared(instance):
+                future = _next(self._waiting)
+            if future is None:
+                return
+            instance.take()
+            future.set_result(instance)
+
+    def _shared(self, instance: Instance) -> bool:
+        return instance.session is None and not instance.sessions and instance.spec.revision == self.spec.revision
+
+    def _best(self) -> Instance | None:
+        free = [i for i in self.instances.values() if i.free_slots > 0 and self._shared(i)]
+        return max(free, key=lambda i: (i.state is State.READY, i.leases, -i.created), default=None)
+
+    # --- size --------------------------------------------------------------------------------------------------
+
+    def scale(self) -> None:
+        """Start what is missing."""
+        mine = [i for i in self.instances.values() if i.usable]
+        shared = [i for i in mine if self._shared(i)]
+        count = to_start(
+            waiting=self.waiting if self.spec.scaling.on_demand else 0,
+            starting=sum(i.state in _STARTING for i in shared),
+            alive=len(shared),
+            slots=self.slots(),
+            minimum=self.spec.scaling.min_instances,
+            maximum=self.spec.scaling.max_instances - (len(mine) - len(shared)),
+        )
+        for _ in range(count):
+            if self._start(self) is None:
+                break
+        self._keep()
+
+    def _keep(self) -> None:
+        """Mark the provisioned ones: oldest first, up to the minimum."""
+        shared = sorted((i for i in self.instances.values() if i.usable and self._shared(i)), key=lambda i: i.created)
+        for number, instance in enumerate(shared):
+            instance.kept = number < self.spec.scaling.min_instances
+
+    def slots(self) -> int:
+        """Concurrent requests that one instance takes."""
+        return self.spec.concurrency
+
+    def update(self, spec: FunctionSpec) -> None:
+        """The function changed: instances of another revision take no new requests and end after their last."""
+        self.spec = spec
+        for instance in list(self.instances.values()):
+            if instance.spec.revision != spec.revision and instance.usable:
+                instance.stop(StopReason.UPDATED)
+        self.scale()
+
+    def failed_start(self, instance: Instance, error: RoostError) -> None:
+        """An instance did not start: those it was started for get the reason, so that no start is retried for ever."""
+        _fail(instance.waiting, len(instance.waiting), error)
+        if instance.session is None and not instance.sessions:
+            _fail(self._waiting, instance.slots, error)
+
+    @property
+    def waiting(self) -> int:
+        """Requests that have no instance yet."""
+        return sum(not future.done() for future in self._waiting)
+
+
+def _next(queue: Queue) -> asyncio.Future[Instance] | None:
+    while queue:
+        future = queue.popleft()
+        if not future.done():
+            return future
+    return None
+
+
+def _fail(queue: Queue, count: int, error: RoostError) -> None:
+    for _ in range(count):
+        if (future := _next(queue)) is not None:
+            future.set_exception(error)
+
+
+def _drop_done(queue: Queue) -> None:
+    alive = [future for future in queue if not future.done()]
+    queue.clear()
+    queue.extend(alive)
+
+
+def _forget(future: asyncio.Future[Instance]) -> None:
+    """A request stopped waiting: a slot that it was given in the same moment goes to the next one."""
+    if not future.done():
+        future.cancel()
+    elif not future.cancelled() and future.exception() is None:
+        future.result().give_back()

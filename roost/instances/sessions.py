@@ -1,0 +1,192 @@
+"""The sessions of this server: which exist, in what state, and until when. Durable in the store, read from memory."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import replace
+from typing import Any, Protocol
+
+from roost.model.errors import Conflict, NotFound, RoostError
+from roost.model.function import FunctionSpec
+from roost.model.session import Session, SessionState, check_session_id, check_session_transition
+
+log = logging.getLogger(__name__)
+
+Key = tuple[str, str, str]
+
+#: How stale the stored time of last use may be: a restarted server lets a session live this much longer, no more.
+TOUCH_INTERVAL = 30.0
+#: How long an ended session's id is remembered, so that it can be refused when reuse is disabled.
+TOMBSTONE_SECONDS = 24 * 3600.0
+
+
+class SessionStore(Protocol):
+    """Where sessions are kept."""
+
+    async def put(self, session: Session) -> None: ...
+
+    async def delete(self, account: str, function: str, id: str) -> None: ...
+
+    async def list_all(self) -> Iterable[Session]: ...
+
+
+def new_session_id() -> str:
+    """128 random bits, letters and digits only."""
+    return secrets.token_hex(16)
+
+
+class SessionBook:
+    """All sessions by (account, function, id). `ended(session)` is called once when one expires or is deleted."""
+
+    def __init__(
+        self, store: SessionStore, *, clock: Callable[[], float], ended: Callable[[Session], Awaitable[None]]
+    ) -> None:
+        self._store = store
+        self._clock = clock
+        self._ended = ended
+        self._sessions: dict[Key, Session] = {}
+        self._stored_use: dict[Key, float] = {}
+
+    async def load(self) -> None:
+        """Read all from the store. A session that was on its way when the server ended is put where it was safe."""
+        for session in await self._store.list_all():
+            state = {SessionState.PAUSING: SessionState.ACTIVE, SessionState.RESUMING: SessionState.PAUSED}
+            settled = replace(session, state=state.get(session.state, session.state))
+            self._sessions[session.key] = settled
+            self._stored_use[session.key] = session.last_used
+
+    # --- reading -----------------------------------------------------------------------------------------------
+
+    def get(self, account: str, function: str, id: str) -> Session:
+        """Raises NotFound."""
+        session = self._sessions.get((account, function, id))
+        if session is None:
+            raise NotFound(f"Session {id} of function {function} does not exist.", code="SessionNotFound")
+        return session
+
+    def find(self, key: Key) -> Session | None:
+        """The session, if it exists and has not expired."""
+        session = self._sessions.get(key)
+        return None if session is None or session.state is SessionState.EXPIRED else session
+
+    def list(self, account: str, function: str) -> list[Session]:
+        """Of one function, oldest first."""
+        mine = (s for s in self._sessions.values() if s.account == account and s.function == function)
+        return sorted(mine, key=lambda s: (s.created, s.id))
+
+    # --- writing -----------------------------------------------------------------------------------------------
+
+    async def create(self, spec: FunctionSpec, qualifier: str, id: str, fields: Mapping[str, Any]) -> Session:
+        """A new session, durable when it returns. Raises as `open`."""
+        return await self.save(self.open(spec, qualifier, id, fields))
+
+    def open(self, spec: FunctionSpec, qualifier: str, id: str, fields: Mapping[str, Any]) -> Session:
+        """A new session in memory (`persist` stores it); `fields` override what the function's policy says.
+
+        Raises InvalidArgument for an illegal id, Conflict if it is taken or may not be used again.
+        """
+        id = check_session_id(id) if id else new_session_id()
+        old = self._sessions.get((spec.account, spec.name, id))
+        if old is not None and old.state is not SessionState.EXPIRED:
+            raise Conflict(f"Session {id} of function {spec.name} exists already.", code="SessionAlreadyExists")
+        if old is not None and old.disable_id_reuse:
+            raise Conflict(f"Session ID {id} was used before and can't be used again.", code="SessionIdReuseDisabled")
+        now = self._clock()
+        policy = spec.sessions
+        session = Session(
+            account=spec.account,
+            function=spec.name,
+            qualifier=qualifier,
+            id=id,
+            affinity=policy.affinity,
+            created=now,
+            modified=now,
+            last_used=now,
+            ttl_s=policy.ttl_s,
+            idle_timeout_s=policy.idle_timeout_s,
+            disable_id_reuse=policy.disable_id_reuse,
+        )
+        session = replace(session, **fields)
+        self._sessions[session.key] = session
+        return session
+
+    def assign(self, session: Session, instance_id: str) -> Session:
+        """Note in memory which instance the session is pinned to (`persist` stores it)."""
+        assigned = replace(session, instance_id=instance_id, last_used=self._clock())
+        self._sessions[session.key] = assigned
+        return assigned
+
+    async def persist(self, key: Key) -> None:
+        """Make what memory says of the session durable."""
+        session = self._sessions.get(key)
+        if session is not None:
+            await self.save(session)
+
+    async def save(self, session: Session) -> Session:
+        """Visible at once, durable when it returns; taken back if the store refuses it."""
+        before = self._sessions.get(session.key)
+        self._sessions[session.key] = session
+        try:
+            await self._store.put(session)
+        except RoostError:
+            if before is None:
+                self._sessions.pop(session.key, None)
+            else:
+                self._sessions[session.key] = before
+            raise
+        self._stored_use[session.key] = session.last_used
+        return session
+
+    async def move(self, session: Session, state: SessionState) -> Session:
+        """A checked change of state. Raises Conflict."""
+        check_session_transition(session, state)
+        return await self.save(replace(session, state=state, modified=self._clock()))
+
+    def touch(self, key: Key) -> None:
+        """The session is in use. Memory only; `sweep` stores it now and then."""
+        session = self._sessions.get(key)
+        if session is not None:
+            self._sessions[key] = replace(session, last_used=self._clock())
+
+    async def end(self, session: Session, *, forget: bool) -> None:
+        """Expire it (`forget=False`, the id is remembered for a while) or delete it."""
+        if forget:
+            self._sessions.pop(session.key, None)
+            self._stored_use.pop(session.key, None)
+            await self._store.delete(*session.key)
+        elif session.state is not SessionState.EXPIRED:
+            await self.save(replace(session, state=SessionState.EXPIRED, modified=self._clock()))
+        await self._ended(session)
+
+    async def forget_function(self, account: str, function: str) -> None:
+        """The function is gone: so are its sessions."""
+        for session in self.list(account, function):
+            await self.end(session, forget=True)
+
+    # --- time --------------------------------------------------------------------------------------------------
+
+    async def sweep(self) -> None:
+        """Expire what is due, drop old tombstones, store times of last use."""
+        now = self._clock()
+        for session in list(self._sessions.values()):
+            if session.state is SessionState.EXPIRED:
+                if now - session.modified > TOMBSTONE_SECONDS:
+                    self._sessions.pop(session.key, None)
+                    self._stored_use.pop(session.key, None)
+                    await self._store.delete(*session.key)
+            elif now >= session.expires_at():
+                await self.end(session, forget=False)
+            elif session.last_used - self._stored_use.get(session.key, 0.0) > TOUCH_INTERVAL:
+                await self.save(session)
+
+    async def run(self, interval: float = 1.0) -> None:
+        """Sweep for ever; a failing store is reported and tried again."""
+        while True:
+            await asyncio.sleep(interval)
+            try:
+                await self.sweep()
+            except RoostError as error:
+                log.warning("sessions can't be stored: %s", error.message)

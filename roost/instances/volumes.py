@@ -1,0 +1,77 @@
+"""Named volumes: directories under the data directory, opened without ever following a link.
+
+A volume of sessions is laid out as `<user>/<session>/<task>`. What is in a volume was written by rooms and is hostile.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import os
+import re
+import struct
+from pathlib import Path, PurePosixPath
+
+from roost.model.errors import InvalidArgument, StorageFull, Unavailable
+
+_NAME = re.compile(r"[a-zA-Z0-9_][a-zA-Z0-9_.-]{0,127}")
+_SYS_OPENAT2 = 437  # the same number on every architecture
+_RESOLVE_NO_MAGICLINKS, _RESOLVE_NO_SYMLINKS, _RESOLVE_BENEATH = 0x02, 0x04, 0x08
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def open_beneath(directory: int, name: str, flags: int) -> int:
+    """openat2(2) which never leaves `directory` and follows no link. Raises OSError."""
+    how = struct.pack("QQQ", flags | os.O_CLOEXEC, 0, _RESOLVE_BENEATH | _RESOLVE_NO_SYMLINKS | _RESOLVE_NO_MAGICLINKS)
+    fd: int = _libc.syscall(_SYS_OPENAT2, directory, os.fsencode(name), how, len(how))
+    if fd < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), name)
+    return fd
+
+
+class Volumes:
+    """The volumes of one server. What rooms wrote in them is hostile: names are checked, links are never followed."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        root.mkdir(parents=True, exist_ok=True, mode=0o700)
+
+    def open(self, account: str, volume: str, path: str) -> int:
+        """A descriptor (O_PATH) of the folder `path` of a volume, made if absent. The caller closes it.
+
+        A descriptor and not a path: a room that has a parent folder mounted could swap a path for a link in between.
+        Raises InvalidArgument for a name that is not one or a path that leads out of the volume, StorageFull,
+        Unavailable.
+        """
+        parts = [account, volume, *PurePosixPath("/" + path).parts[1:]]
+        if not _NAME.fullmatch(volume):
+            raise InvalidArgument(f"'{volume}' is not a volume name: letters, digits, '_', '-', '.', at most 128.")
+        if any(p in (".", "..") or "\0" in p for p in parts):
+            raise InvalidArgument(f"'{path}' is not a path inside the volume '{volume}'.")
+        fd = os.open(self._root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            for part in parts:
+                fd = _step(fd, part)
+        except OSError as error:
+            os.close(fd)
+            raise self._explain(error, volume, path) from error
+        return fd
+
+    @staticmethod
+    def _explain(error: OSError, volume: str, path: str) -> InvalidArgument | StorageFull | Unavailable:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return StorageFull(f"No space is left for the volume '{volume}'.")
+        if error.errno in (errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EXDEV):
+            return InvalidArgument(f"'{path}' is not a folder inside the volume '{volume}'.")
+        return Unavailable(f"The volume '{volume}' can't be opened: {error.strerror}.")
+
+
+def _step(fd: int, part: str) -> int:
+    """Descend, making the folder if it is absent; `fd` is closed only when that succeeded."""
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(part, 0o755, dir_fd=fd)
+    child = open_beneath(fd, part, os.O_PATH | os.O_DIRECTORY)
+    os.close(fd)
+    return child
