@@ -40,7 +40,7 @@ def interpreter_of(path: Path) -> str | None:
     data = path.read_bytes()
     for segment in _segments(data):
         if segment.kind == _PT_INTERP:
-            return data[segment.offset : segment.offset + segment.size].rstrip(b"\0").decode()
+            return data[segment.offset : segment.offset + segment.size].split(b"\0")[0].decode()
     return None
 
 
