@@ -1,0 +1,132 @@
+"""roost.toml: what it becomes, and what is refused with the key's name."""
+
+import json
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from roost.sdk import manifest
+from roost.sdk.errors import UsageError
+
+
+def function_of(text: str, environment: dict[str, str] | None = None) -> dict:
+    parsed = tomllib.loads(text)
+    manifest.validate(parsed)
+    return manifest.to_function(parsed, environment or {})
+
+
+def test_an_agent_with_all_that_there_is() -> None:
+    function = function_of(
+        """
+        name = "chat-agent"
+        description = "talks"
+        handler = "agent.handler"
+        memory = 512
+        cpu = 0.5
+        disk = 1024
+        timeout = 300
+        concurrency = 4
+        template = "host"
+        packages = ["pypi"]
+        [env]
+        KEY = "${KEY}"
+        EMPTY = "${NONE:-}"
+        PRICE = "$$5"
+        [session]
+        affinity = "header"
+        header = "X-Chat"
+        exclusive = true
+        ttl = 3600
+        idle_timeout = 60
+        reuse_id = false
+        [initializer]
+        handler = "agent.begin"
+        timeout = 9
+        [pre_stop]
+        command = ["true"]
+        [scaling]
+        min = 1
+        max = 7
+        [idle]
+        freeze_after = 0.5
+        stop_after = 60
+        [[volumes]]
+        name = "notes"
+        path = "/{user}"
+        target = "/mnt/notes"
+        read_only = true
+        quota = 10
+        """,
+        {"KEY": "v"},
+    )
+    assert function["runtime"] == "python3.12"
+    assert function["environmentVariables"] == {"KEY": "v", "EMPTY": "", "PRICE": "$5"}
+    assert (function["memorySize"], function["cpu"], function["diskSize"]) == (512, 0.5, 1024)
+    assert (function["timeout"], function["instanceConcurrency"]) == (300, 4)
+    assert (function["sessionAffinity"], function["instanceIsolationMode"]) == ("HEADER_FIELD", "SESSION_EXCLUSIVE")
+    assert json.loads(function["sessionAffinityConfig"]) == {
+        "affinityHeaderFieldName": "X-Chat",
+        "sessionTTLInSeconds": 3600,
+        "sessionIdleTimeoutInSeconds": 60,
+        "disableSessionIdReuse": True,
+    }
+    assert function["instanceLifecycleConfig"] == {
+        "initializer": {"handler": "agent.begin", "timeout": 9},
+        "preStop": {"command": ["true"]},
+    }
+    assert function["roost"] == {
+        "template": "host",
+        "packages": ["pypi"],
+        "freezeAfter": 0.5,
+        "stopAfter": 60,
+        "maxInstances": 7,
+        "volumes": [{"name": "notes", "path": "/{user}", "target": "/mnt/notes", "readOnly": True, "quota": 10}],
+    }
+
+
+def test_a_web_server_of_any_language() -> None:
+    function = function_of('name = "web"\nruntime = "custom"\ncommand = ["node", "server.js"]\nport = 3000')
+    assert function["runtime"] == "custom.debian12"
+    assert function["customRuntimeConfig"] == {"command": ["node", "server.js"], "port": 3000}
+    assert function["sessionAffinity"] == "NONE"
+
+
+def test_sessions_by_header_have_a_default_header() -> None:
+    function = function_of('[session]\naffinity = "header"')
+    assert json.loads(function["sessionAffinityConfig"]) == {"affinityHeaderFieldName": "x-roost-session"}
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("memroy = 1", "memroy"),
+        ("memory = '1'", "`memory` has to be an integer"),
+        ("memory = true", "`memory` has to be an integer"),
+        ("packages = [1]", "list of strings"),
+        ("session = 3", "[session]"),
+        ("[session]\nlength = 3", "session.length"),
+        ("[session]\naffinity = 'ip'", "session.affinity"),
+        ("[session]\nheader = 'x-a'", "session.header"),
+        ("[session]\nexclusive = true", "session.exclusive"),
+        ("[env]\nA = 1", "env.A"),
+        ("name = '9lives'", "9lives"),
+        ("[initializer]\ntimeout = 1", "initializer"),
+        ("[initializer]\nhandler = 'a.b'\ncommand = ['c']", "initializer"),
+        ("volumes = 1", "[[volumes]]"),
+        ("[[volumes]]\nname = 'a'\ntarget = 'mnt'", "target"),
+        ("[env]\nA = '${MISSING}'", "MISSING"),
+    ],
+)
+def test_what_is_wrong_is_named(text: str, named: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        function_of(text)
+    assert named in str(caught.value)
+
+
+def test_a_file_that_is_not_there_or_not_toml(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"no roost\.toml"):
+        manifest.load(tmp_path)
+    (tmp_path / "roost.toml").write_text("name = ")
+    with pytest.raises(UsageError, match=r"roost\.toml"):
+        manifest.load(tmp_path)
