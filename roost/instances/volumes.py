@@ -59,6 +59,10 @@ class Volumes:
             raise self._explain(error, volume, path) from error
         return fd
 
+    def path(self, account: str, volume: str) -> Path:
+        """Where the volume is on the host. Not for opening what is inside: that is `open`'s."""
+        return self._root / account / volume
+
     @staticmethod
     def _explain(error: OSError, volume: str, path: str) -> InvalidArgument | StorageFull | Unavailable:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):

@@ -1,0 +1,199 @@
+"""From a function's configuration to a room's: code, layers, volumes, the session's layer, the host's proxies."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import secrets
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from roost.instances.instance import Prepared
+from roost.instances.volumes import Volumes
+from roost.isolation.driver import Mount, RoomSpec, Template
+from roost.model.function import FunctionSpec, Hook, IsolationMode, VolumeMount
+from roost.model.session import Session
+
+SESSION_VOLUME = "sessions"
+SESSION_TARGET = "/mnt/session"
+SHARED_TARGET = "/mnt/sessions"
+
+
+class TemplateSource(Protocol):
+    """Root file systems by name. `get` raises NotFound."""
+
+    def get(self, name: str) -> Template: ...
+
+
+class Egress(Protocol):
+    """The host's proxies for one room: what it may reach, as a folder of sockets and the environment that uses them."""
+
+    async def attach(self, spec: FunctionSpec, run_dir: Path) -> tuple[Path | None, Mapping[str, str]]: ...
+
+    def detach(self, run_dir: Path) -> None: ...
+
+
+class LayerImages(Protocol):
+    """Writable layers that outlive their rooms."""
+
+    async def create(self, path: Path, size_mb: int) -> None: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Places:
+    """Directories of one server."""
+
+    code: Path
+    sessions: Path
+    run: Path
+
+
+class Assembly:
+    """Implements `instance.Preparer`."""
+
+    def __init__(
+        self,
+        *,
+        places: Places,
+        templates: TemplateSource,
+        volumes: Volumes,
+        images: LayerImages,
+        egress: Egress,
+        region: str,
+        time_zone: str,
+    ) -> None:
+        self._places = places
+        self._templates = templates
+        self._volumes = volumes
+        self._images = images
+        self._egress = egress
+        self._region = region
+        self._time_zone = time_zone
+        places.sessions.mkdir(parents=True, exist_ok=True, mode=0o700)
+
+    async def prepare(self, spec: FunctionSpec, instance_id: str, session: Session | None) -> Prepared:
+        """All that one start needs. Raises RoostError; nothing is held then."""
+        template = self._templates.get(spec.template)
+        run_dir = self._places.run / instance_id
+        with contextlib.ExitStack() as stack:
+            mounts = [*self._packages(spec), *(self._volume(m, spec, session, stack) for m in _volumes(spec, session))]
+            layer = await self._layer(spec, session)
+            run_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+            stack.callback(self._egress.detach, run_dir)
+            egress_dir, environment = await self._egress.attach(spec, run_dir)
+            room = RoomSpec(
+                id=instance_id,
+                template=template,
+                limits=spec.limits,
+                run_dir=run_dir,
+                layer=layer,
+                mounts=tuple(mounts),
+                egress_dir=egress_dir,
+            )
+            start = self._start(spec, instance_id, environment, egress=egress_dir is not None)
+            return Prepared(room=room, start=start, release=stack.pop_all().close)
+
+    def session_dir(self, spec: FunctionSpec, session: Session) -> str:
+        """Where in the room the session's files are."""
+        if spec.isolation_mode is not IsolationMode.SHARE:
+            return SESSION_TARGET
+        path = _session_path(spec.name, session)
+        os.close(self._volumes.open(spec.account, SESSION_VOLUME, path))
+        return f"{SHARED_TARGET}/{session.user}/{session.id}"
+
+    def forget(self, session: Session) -> None:
+        """The session has ended and its room is gone: so is its writable layer. Its volume stays."""
+        self._layer_path(session).unlink(missing_ok=True)
+
+    def forget_function(self, account: str, name: str) -> None:
+        """The function is gone: so is what its sessions kept."""
+        with contextlib.suppress(OSError):
+            shutil.rmtree(self._volumes.path(account, SESSION_VOLUME) / name)
+
+    def _packages(self, spec: FunctionSpec) -> list[Mount]:
+        targets = ((spec.code, "/code"), (spec.layers, "/opt"))
+        return [
+            Mount(source=self._places.code / digest, target=target, read_only=True)
+            for digest, target in targets
+            if digest
+        ]
+
+    def _volume(
+        self, mount: VolumeMount, spec: FunctionSpec, session: Session | None, stack: contextlib.ExitStack
+    ) -> Mount:
+        fd = self._volumes.open(spec.account, mount.volume, _fill(mount.path, session))
+        stack.callback(os.close, fd)
+        return Mount(source=Path(f"/proc/self/fd/{fd}"), target=mount.target, read_only=mount.read_only)
+
+    def _layer_path(self, session: Session) -> Path:
+        # The time of creation is part of the name: an id that is used again starts with files of its own.
+        name = "\0".join((*session.key, repr(session.created)))
+        return self._places.sessions / f"{hashlib.sha256(name.encode()).hexdigest()[:32]}.img"
+
+    async def _layer(self, spec: FunctionSpec, session: Session | None) -> Path | None:
+        if session is None:
+            return None
+        path = self._layer_path(session)
+        if not path.exists():
+            await self._images.create(path, spec.limits.disk_mb)
+        return path
+
+    def _start(
+        self, spec: FunctionSpec, instance_id: str, environment: Mapping[str, str], *, egress: bool
+    ) -> dict[str, Any]:
+        return {
+            "instance": instance_id,
+            "runtime": spec.runtime.value,
+            "handler": spec.handler,
+            "code": "/code",
+            "concurrency": spec.concurrency,
+            "timeout": spec.timeout_s,
+            "env": {**spec.environment, **environment},
+            "initializer": _hook(spec.initializer),
+            "pre_stop": _hook(spec.pre_stop),
+            "command": list(spec.command),
+            "port": spec.port,
+            "function": {
+                "name": spec.name,
+                "version": spec.version,
+                "qualifier": spec.version,
+                "memory": spec.limits.memory_mb,
+                "handler": spec.handler,
+            },
+            "region": self._region,
+            "account": spec.account,
+            "output_bytes_per_s": spec.limits.output_bytes_per_s,
+            "entropy": secrets.token_hex(64),
+            "time_zone": self._time_zone,
+            "egress": egress,
+        }
+
+
+def _hook(hook: Hook | None) -> dict[str, Any] | None:
+    if hook is None:
+        return None
+    return {"handler": hook.handler, "command": list(hook.command), "timeout": hook.timeout_s}
+
+
+def _volumes(spec: FunctionSpec, session: Session | None) -> tuple[VolumeMount, ...]:
+    """The function's volumes, and the one that every function with sessions has."""
+    if session is not None:
+        own = VolumeMount(volume=SESSION_VOLUME, path=_session_path(spec.name, session), target=SESSION_TARGET)
+        return (*spec.mounts, own)
+    if spec.sessions.affinity == "NONE":
+        return spec.mounts
+    return (*spec.mounts, VolumeMount(volume=SESSION_VOLUME, path=f"/{spec.name}", target=SHARED_TARGET))
+
+
+def _session_path(function: str, session: Session) -> str:
+    return f"/{function}/{session.user}/{session.id}"
+
+
+def _fill(path: str, session: Session | None) -> str:
+    """`{user}` and `{session}` in a volume's path."""
+    user, id = (session.user, session.id) if session else ("default", "none")
+    return path.replace("{user}", user).replace("{session}", id)
