@@ -1,0 +1,184 @@
+"""A driver without rooms: each guest is a coroutine in this process that answers on the control socket."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from roost.instances.instance import Prepared
+from roost.isolation.driver import Capability, RoomSpec, Template, Usage
+from roost.model.errors import Unavailable
+from roost.model.function import FunctionSpec, Limits
+from roost.model.session import Session
+from roost.model.usage import TransitionRecord
+
+
+class FakeRoom:
+    """A room's host side. `script` tells how its guest behaves: ready, failed, silent or exits."""
+
+    def __init__(self, spec: RoomSpec, script: str) -> None:
+        self.id = spec.id
+        self.pid = 0
+        self.spec = spec
+        self.script = script
+        self.frozen = False
+        self.destroyed = False
+        self.oom_kills = 0
+        self.restarts = 0
+        self.ended = asyncio.Event()
+        self.writers: set[asyncio.StreamWriter] = set()
+        self.server: asyncio.Server | None = None
+
+    @property
+    def handle(self) -> Mapping[str, Any]:
+        return {"id": self.id}
+
+    async def open(self) -> None:
+        self.server = await asyncio.start_unix_server(self._serve, str(self.spec.run_dir / "guest.sock"))
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.writers.add(writer)
+        with contextlib.suppress(ConnectionError):
+            while line := await reader.readline():
+                if line == b"control\n":
+                    continue
+                message = json.loads(line)
+                if message["op"] == "restart":
+                    self.restarts += 1
+                if message["op"] == "pre_stop":
+                    self.say({"event": "pre_stopped"})
+                elif self.script == "failed":
+                    self.say({"event": "failed", "error": {"errorType": "ImportError", "errorMessage": "no module"}})
+                elif self.script == "exits":
+                    self.say({"event": "exited", "code": 3, "signal": None})
+                elif self.script == "garbage":
+                    writer.write(b"{" * 100_000 + b"\nnull\n[1]\n")
+                    self.say({"event": "ready", "init_ms": "x"})
+                elif self.script != "silent":
+                    self.say({"event": "ready", "init_ms": 0.1})
+        self.writers.discard(writer)
+        writer.close()
+
+    def say(self, message: Mapping[str, Any]) -> None:
+        for writer in self.writers:
+            writer.write(json.dumps(message).encode() + b"\n")
+
+    async def wait(self) -> None:
+        await self.ended.wait()
+
+    async def freeze(self) -> None:
+        self.frozen = True
+
+    async def thaw(self) -> None:
+        self.frozen = False
+
+    def usage(self) -> Usage:
+        return Usage(cpu_us=0, memory_bytes=1, memory_peak_bytes=1, pids=1, oom_kills=self.oom_kills)
+
+    async def destroy(self) -> None:
+        self.destroyed = True
+        self.ended.set()
+        if self.server is not None:
+            self.server.close()
+        for writer in list(self.writers):
+            writer.close()
+
+    def die(self) -> None:
+        self.ended.set()
+        for writer in list(self.writers):
+            writer.close()
+
+
+class FakeDriver:
+    """Makes FakeRooms. `script` is what the next guests do; `gate`, if set, holds every create until it is set."""
+
+    name = "fake"
+    capabilities = frozenset({Capability.FREEZE})
+
+    def __init__(self) -> None:
+        self.rooms: list[FakeRoom] = []
+        self.script = "ready"
+        self.fail_create = False
+        self.gate: asyncio.Event | None = None
+        self.swept: frozenset[str] | None = None
+
+    async def start(self) -> None: ...
+
+    async def close(self) -> None: ...
+
+    async def warm(self, template: Template) -> None: ...
+
+    async def create(self, spec: RoomSpec) -> FakeRoom:
+        if self.gate is not None:
+            await self.gate.wait()
+        if self.fail_create:
+            raise Unavailable("no loop device")
+        room = FakeRoom(spec, self.script)
+        await room.open()
+        self.rooms.append(room)
+        return room
+
+    async def recover(self, handle: Mapping[str, Any]) -> FakeRoom | None:
+        return next((r for r in self.rooms if r.id == handle["id"] and not r.ended.is_set()), None)
+
+    async def sweep(self, keep: frozenset[str]) -> int:
+        self.swept = keep
+        return 0
+
+    @property
+    def alive(self) -> list[FakeRoom]:
+        return [room for room in self.rooms if not room.destroyed]
+
+
+class FakePreparer:
+    """The least a room needs."""
+
+    def __init__(self, run: Path) -> None:
+        self.run = run
+        self.held = 0
+
+    async def prepare(self, spec: FunctionSpec, instance_id: str, session: Session | None) -> Prepared:
+        run_dir = self.run / instance_id
+        run_dir.mkdir(parents=True, exist_ok=True)
+        self.held += 1
+
+        def release() -> None:
+            self.held -= 1
+
+        room = RoomSpec(id=instance_id, template=Template(name="t", root=self.run), limits=Limits(), run_dir=run_dir)
+        return Prepared(room=room, start={}, release=release)
+
+
+class Recorder:
+    """Keeps what instances report."""
+
+    def __init__(self) -> None:
+        self.transitions: list[TransitionRecord] = []
+        self.lines: list[str] = []
+
+    def transition(self, record: TransitionRecord) -> None:
+        self.transitions.append(record)
+
+    def output(self, spec: FunctionSpec, instance_id: str, stream: str, text: str) -> None:
+        self.lines.append(text)
+
+
+class MemorySessions:
+    """A session store that forgets."""
+
+    def __init__(self) -> None:
+        self.rows: dict[tuple[str, str, str], Session] = {}
+
+    async def put(self, session: Session) -> None:
+        await asyncio.sleep(0)
+        self.rows[session.key] = session
+
+    async def delete(self, account: str, function: str, id: str) -> None:
+        self.rows.pop((account, function, id), None)
+
+    async def list_all(self) -> list[Session]:
+        return list(self.rows.values())
