@@ -1,0 +1,75 @@
+# make up      set up, start Roost in the background, deploy the examples
+# make test    set up, and run every check and test
+# Others: install, down, soak, bench, lock, clean
+
+SHELL := /bin/sh
+BIN := .venv/bin
+ROOST := $(CURDIR)/$(BIN)/roost
+# Rooms are made by root. Settings that the server reads from the environment go along.
+KEEP := OPENAI_BASE_URL,OPENAI_API_KEY,OPENAI_MODEL,OTEL_EXPORTER_OTLP_ENDPOINT,XDG_DATA_HOME,ROOST_URL
+AS_ROOT := $(shell [ "$$(id -u)" = 0 ] || echo sudo --preserve-env=$(KEEP))
+EXAMPLES := $(dir $(wildcard examples/*/roost.toml))
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
+
+.PHONY: install up down test soak bench lock clean
+.DEFAULT_GOAL := install
+
+install: .venv/.installed
+
+.venv/.installed: requirements.lock pyproject.toml
+	@python=$$(scripts/find-python) && scripts/system-packages "$$python" && \
+	if [ ! -x $(BIN)/python ] || ! $(BIN)/python -c 'import pip'; then \
+		echo "Making .venv with $$python"; "$$python" -m venv --clear .venv; fi
+	@echo "Installing Roost into .venv"
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --no-deps -r requirements.lock
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+.venv/.installed-dev: .venv/.installed requirements-dev.lock
+	@echo "Installing what the tests need into .venv"
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --no-deps -r requirements-dev.lock
+	@touch $@
+
+up: install
+	@$(AS_ROOT) $(ROOST) up
+	@command -v node >/dev/null || echo "Node.js is not installed: the node-agent example is left out."
+	@$(ROOST) deploy $$(for one in $(EXAMPLES); do \
+		case $$one in *node*) command -v node >/dev/null || continue;; esac; echo $$one; done) || \
+		echo "Some examples were not deployed (see above); the others are ready."
+	@echo
+	@echo "Talk to an agent:    $(BIN)/roost chat chat-agent"
+	@echo "See what runs:       $(BIN)/roost ps"
+	@echo "Stop Roost:          make down"
+
+down: install
+	@$(AS_ROOT) $(ROOST) down
+
+# Every check runs, also after one that failed; pytest's summary comes last.
+test: .venv/.installed-dev
+	@[ "$$(id -u)" = 0 ] || { echo "The tests make rooms, which takes root: sudo make test" >&2; exit 1; }
+	@failed=""; \
+	$(BIN)/ruff check . || failed="$$failed ruff-check"; \
+	$(BIN)/ruff format --check -q . || failed="$$failed ruff-format"; \
+	$(BIN)/mypy || failed="$$failed mypy"; \
+	$(BIN)/lint-imports || failed="$$failed lint-imports"; \
+	[ -z "$$failed" ] || echo "Failed before the tests:$$failed"; \
+	$(PYTEST) -m "not soak" tests && [ -z "$$failed" ]
+
+soak: .venv/.installed-dev
+	@$(BIN)/python -m pytest -m soak tests
+
+bench: .venv/.installed-dev
+	@$(BIN)/python -m bench
+
+# New pins: what the ranges in pyproject.toml resolve to today, in an environment of its own.
+lock:
+	@rm -rf .venv-lock && $$(scripts/find-python) -m venv .venv-lock
+	@.venv-lock/bin/pip install -qq --disable-pip-version-check hatchling editables '.[otel]'
+	@.venv-lock/bin/pip freeze --exclude roost > requirements.lock
+	@.venv-lock/bin/pip install -qq --disable-pip-version-check '.[otel,dev]'
+	@.venv-lock/bin/pip freeze --exclude roost | grep -Fvx -f requirements.lock > requirements-dev.lock
+	@rm -rf .venv-lock
+
+clean:
+	rm -rf .venv .venv-lock .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis dist build
+	find roost tests bench examples -name __pycache__ -type d -prune -exec rm -rf {} +
