@@ -1,7 +1,7 @@
 """The agent on the web: an ASGI application without dependencies.
 
 GET /          a page to talk to it
-POST /chat     {"message": "..."}: the answer as server-sent events, or at once with `Accept: application/json`
+POST /chat     {"message": ..., "model"?: ...}: the answer as server-sent events; with `Accept: application/json`, whole
 GET /history   the conversation so far
 POST /invoke   the same as a JSON /chat, for `roost invoke`
 """
@@ -79,10 +79,10 @@ class App:
             case "GET", "/history":
                 await respond_json(send, (await self._session(headers)).history.messages)
             case "POST", "/chat" | "/invoke":
-                message = message_of(await read_body(receive))
+                message, model = request_of(await read_body(receive))
                 session = await self._session(headers)
                 streamed = scope["path"] == "/chat" and "application/json" not in headers.get("accept", "")
-                work = (stream if streamed else collect)(send, self._answer(session, message))
+                work = (stream if streamed else collect)(send, self._answer(session, message, model))
                 await until_gone(receive, work)
             case _, "/" | "/history" | "/chat" | "/invoke":
                 raise HTTPError(405, f"{scope['path']} does not take {scope['method']}.")
@@ -99,13 +99,13 @@ class App:
             await self._sessions.pop(key).tools.close()
         return session
 
-    async def _answer(self, session: Session, message: str) -> Events:
+    async def _answer(self, session: Session, message: str, model_name: str) -> Events:
         if session.busy:
             yield {"type": "error", "message": "This session is still answering the message before."}
             return
         session.busy = True
         try:
-            model = Model.from_environment(self._environment)
+            model = Model.from_environment(self._environment, model_name)
             events = agent.run(message, model=model, tools=session.tools, history=session.history)
             async with aclosing(events):
                 async for event in events:
@@ -170,15 +170,18 @@ async def read_body(receive: Receive) -> bytes:
             return bytes(body)
 
 
-def message_of(body: bytes) -> str:
-    """The user's message. Raises HTTPError (400)."""
+def request_of(body: bytes) -> tuple[str, str]:
+    """The user's message, and the name of the model if one is asked for. Raises HTTPError (400)."""
     try:
-        message = json.loads(body)["message"]
+        request = json.loads(body)
+        message, model = request["message"], request.get("model", "")
     except (ValueError, KeyError, TypeError) as error:
         raise HTTPError(400, 'The body has to be JSON like {"message": "Hello"}.') from error
     if not isinstance(message, str) or not message.strip():
         raise HTTPError(400, "The message has to be text, and not empty.")
-    return message
+    if not isinstance(model, str):
+        raise HTTPError(400, "The model has to be the name of one.")
+    return message, model
 
 
 async def send_head(send: Send, status: int, content_type: str) -> None:

@@ -14,8 +14,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 NOT_CONFIGURED = (
-    "No model is configured: set OPENAI_BASE_URL (with OPENAI_MODEL, and OPENAI_API_KEY if it wants one) and deploy "
-    "again, or deploy with `--model local` for a real but very small model on this machine."
+    "No model is configured: start Roost with OPENAI_BASE_URL, OPENAI_API_KEY and OPENAI_MODEL set, or with "
+    "`--model local` for a real but very small model on this machine."
 )
 MAX_REPLY_BYTES = 8 << 20
 MAX_HEAD_BYTES = 64 << 10
@@ -37,12 +37,15 @@ class Model:
     timeout_s: float = 120.0
 
     @classmethod
-    def from_environment(cls, environment: Mapping[str, str]) -> Model:
-        """Read OPENAI_BASE_URL, OPENAI_MODEL and OPENAI_API_KEY. Raises ModelError when there is no endpoint."""
+    def from_environment(cls, environment: Mapping[str, str], name: str = "") -> Model:
+        """Read OPENAI_BASE_URL, OPENAI_API_KEY and, unless a `name` is given, OPENAI_MODEL.
+
+        Raises ModelError when there is no endpoint. In a room the endpoint is Roost's own proxy, which adds the key.
+        """
         base_url = environment.get("OPENAI_BASE_URL", "").rstrip("/")
         if not base_url:
             raise ModelError(NOT_CONFIGURED)
-        name = environment.get("OPENAI_MODEL") or "default"
+        name = name or environment.get("OPENAI_MODEL") or "default"
         return cls(base_url=base_url, name=name, api_key=environment.get("OPENAI_API_KEY", ""))
 
     async def reply(self, messages: list[Message], tools: list[Message]) -> AsyncGenerator[str | Message, None]:
