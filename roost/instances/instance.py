@@ -49,7 +49,9 @@ class Events(Protocol):
 
     def transition(self, record: TransitionRecord) -> None: ...
 
-    def output(self, spec: FunctionSpec, instance_id: str, stream: str, text: str) -> None: ...
+    def output(self, spec: FunctionSpec, instance_id: str, session_id: str, stream: str, text: str) -> None: ...
+
+    def worker_ended(self, instance_id: str) -> None: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,6 +186,7 @@ class Instance:
         """Kill what runs the function's code and start it anew in the same room. False: it did not come back."""
         if self._link is None:
             return False
+        self._around.events.worker_ended(self.id)
         try:
             await self._link.restart(RESTART_TIMEOUT)
         except RoostError:
@@ -269,10 +272,10 @@ class Instance:
         await link.attach(self._around.start_timeout)
 
     def _new_link(self, room: RoomSpec) -> GuestLink:
-        spec, events = self.spec, self._around.events
+        spec, events, session_id = self.spec, self._around.events, self.session.id if self.session else ""
         self._link = GuestLink(
             room.run_dir / "guest.sock",
-            on_log=lambda stream, text: events.output(spec, self.id, stream, text),
+            on_log=lambda stream, text: events.output(spec, self.id, session_id, stream, text),
             on_exit=self._worker_exited,
         )
         return self._link
