@@ -38,9 +38,13 @@ class Line:
 
 
 class Attributor:
-    """One instance's open requests, as its output tells them. Feed it the output in order."""
+    """One instance's open requests, as its output tells them. Feed it the output in order.
 
-    def __init__(self) -> None:
+    With `exclusive` (instance concurrency 1) a start marker ends what was open: its worker was killed in mid-request.
+    """
+
+    def __init__(self, *, exclusive: bool = False) -> None:
+        self._exclusive = exclusive
         self._open: OrderedDict[str, None] = OrderedDict()
         self._closed: OrderedDict[str, None] = OrderedDict()
 
@@ -60,9 +64,10 @@ class Attributor:
                 found.append(Line(text=f"[{count} lines dropped: too many at once]", request_id="", level="WARNING"))
         return found
 
-    def reset(self) -> None:
-        """Forget the open requests: the worker that served them has ended."""
-        self._open.clear()
+    def abandon(self, request_id: str) -> None:
+        """The host has given this request up; no end marker may come."""
+        if request_id in self._open:
+            self._close(request_id)
 
     def _line(self, text: str) -> Line:
         marker = _MARKER.fullmatch(text) if text.startswith("FC Invoke ") else None
@@ -74,16 +79,21 @@ class Attributor:
 
     def _mark(self, text: str, kind: str, request_id: str) -> Line:
         if kind == "Start":
+            if self._exclusive:
+                self._open.clear()
             self._open[request_id] = None
             if len(self._open) > MAX_OPEN:
                 self._open.popitem(last=False)
             return Line(text=text, request_id=request_id, level="")
         known = request_id in self._open
+        self._close(request_id)
+        return Line(text=text, request_id=request_id, level="", ends=known)
+
+    def _close(self, request_id: str) -> None:
         self._open.pop(request_id, None)
         self._closed[request_id] = None
         if len(self._closed) > MAX_CLOSED:
             self._closed.popitem(last=False)
-        return Line(text=text, request_id=request_id, level="", ends=known)
 
     def _owner(self, prefix: str) -> str:
         if len(self._open) == 1:

@@ -17,7 +17,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from roost.model.errors import Throttled
-from roost.telemetry.attribution import Attributor
 from roost.telemetry.log_files import LogFiles
 from roost.telemetry.log_record import LogRecord, clip, encode, notice, visible
 from roost.telemetry.request_tails import TAIL_BYTES, RequestTails
@@ -198,6 +197,10 @@ class FunctionLogs:
         """As `tail_for_request`, after waiting up to `timeout_s` for the request's end marker."""
         return await self._tails.read_when_ended((account, function, request_id), limit_bytes, timeout_s)
 
+    def tail_for_known_request(self, request_id: str, limit_bytes: int = TAIL_BYTES) -> bytes:
+        """As `tail_for_request`, found by the request id alone; empty when more than one function printed that id."""
+        return self._tails.find(request_id, limit_bytes)
+
     async def delete(self, account: str, function: str) -> None:
         """Remove a function's logs from memory and disk, and end their followers."""
         key = (account, function)
@@ -284,38 +287,3 @@ class FunctionLogs:
         if now - self._complained > 60 or not self._complained:
             self._complained = now
             _log.warning("Logs of functions can't be written: %s", reason)
-
-
-class InstanceLog:
-    """One instance's way into its function's logs: finds each line's request and passes it on."""
-
-    def __init__(
-        self, logs: FunctionLogs, *, account: str, function: str, version: str, instance: str, session_id: str = ""
-    ) -> None:
-        self._logs = logs
-        self._account = account
-        self._function = function
-        self._version = version
-        self._instance = instance
-        self.session_id = session_id
-        self._attributor = Attributor()
-
-    def write(self, stream: str, text: str) -> None:
-        """Output of the instance, whole lines, in order."""
-        for line in self._attributor.attribute(text):
-            self._logs.append(
-                self._account,
-                self._function,
-                self._instance,
-                stream,
-                line.text,
-                request_id=line.request_id,
-                version=self._version,
-                session_id=self.session_id,
-                level=line.level,
-                ends=line.ends,
-            )
-
-    def worker_ended(self) -> None:
-        """The worker exited or was restarted: its open requests get no more lines."""
-        self._attributor.reset()

@@ -71,11 +71,19 @@ def test_levels_are_read_from_the_prefix() -> None:
     assert levels == ["ERROR", "", ""]
 
 
-def test_a_worker_that_ended_leaves_no_request_open() -> None:
+def test_a_request_the_host_gave_up_is_no_longer_open() -> None:
     attributor = Attributor()
-    owners(attributor, start("a"))
-    attributor.reset()
-    assert owners(attributor, "from the next worker") == [""]
+    owners(attributor, start("a"), start("b"))
+    attributor.abandon("a")
+    attributor.abandon("never opened")
+    assert owners(attributor, "the other's", end("b"), "no one's", "12:00 a [INFO] late") == ["b", "b", "", "a"]
+
+
+def test_where_requests_exclude_each_other_a_start_ends_the_one_before() -> None:
+    attributor = Attributor(exclusive=True)
+    assert owners(attributor, start("killed"), "x", start("next"), "y", end("next"), "z") == [
+        "killed", "killed", "next", "next", "next", "",
+    ]  # fmt: skip
 
 
 def test_a_flood_of_lines_is_cut_but_its_markers_count() -> None:

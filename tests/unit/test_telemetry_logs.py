@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from roost.model.errors import InvalidArgument, Throttled
 from roost.telemetry import logs as logs_module
 from roost.telemetry.log_record import MAX_TEXT, LogRecord, decode, encode, visible
-from roost.telemetry.logs import FunctionLogs, InstanceLog
+from roost.telemetry.logs import FunctionLogs
 
 
 @pytest.fixture
@@ -248,20 +248,3 @@ async def test_closing_ends_followers(logs: FunctionLogs) -> None:
     await anext(stream)
     await logs.close()
     assert [record async for record in stream] == []
-
-
-async def test_an_instance_log_attributes_and_keeps_the_tail_of_a_request(logs: FunctionLogs) -> None:
-    log = InstanceLog(logs, account="default", function="f", version="2", instance="i-9", session_id="s")
-    log.write("stdout", "FC Invoke Start RequestId: r1\nworking\nFC Invoke End RequestId: r1\nidle\n")
-    assert logs.tail_for_request("default", "f", "r1") == (
-        b"FC Invoke Start RequestId: r1\nworking\nFC Invoke End RequestId: r1\n"
-    )
-    assert logs.tail_for_request("default", "f", "r1", 4) == b" r1\n"
-    assert logs.tail_for_request("default", "other", "r1") == b""
-    assert await texts(logs, request_id="r1") == [
-        "FC Invoke Start RequestId: r1", "working", "FC Invoke End RequestId: r1",
-    ]  # fmt: skip
-    log.write("stdout", "FC Invoke Start RequestId: r2\n")
-    log.worker_ended()
-    log.write("stderr", "after\n")
-    assert (await logs.tail("default", "f", 1))[0].request_id == ""

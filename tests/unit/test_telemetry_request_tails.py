@@ -52,3 +52,14 @@ def test_forgets_a_function() -> None:
     tails.add(("default", "g", "1"), "1")
     tails.add(("default", "g", "2"), "2")
     assert tails.read(("default", "g", "1")) == b"1\n"
+
+
+def test_finds_a_request_by_its_id_unless_another_function_printed_it_too() -> None:
+    tails = RequestTails()
+    tails.add(KEY, "mine")
+    assert tails.find("r") == b"mine\n"
+    assert tails.find("r", 2) == b"e\n"
+    tails.add(("other", "forger", "r"), "forged")
+    assert tails.find("r") == b""
+    assert tails.read(KEY) == b"mine\n"
+    assert tails.find("unknown") == b""
