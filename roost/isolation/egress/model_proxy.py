@@ -66,11 +66,11 @@ class ModelProxy:
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         operation = scope["path"].removeprefix(PREFIX)
         if OPERATIONS.get(operation) != scope["method"]:
-            return await _refuse(send, 404, f"The model proxy does not offer {scope['method']} {scope['path']}.")
-        body = await _body(receive)
-        if body is None:
-            return await _refuse(send, 413, f"A request to the model has at most {MAX_REQUEST >> 20} MiB.")
-        await self._forward(scope, operation, body, send)
+            await _refuse(send, 404, f"The model proxy does not offer {scope['method']} {scope['path']}.")
+        elif (body := await _body(receive)) is None:
+            await _refuse(send, 413, f"A request to the model has at most {MAX_REQUEST >> 20} MiB.")
+        else:
+            await self._forward(scope, operation, body, send)
 
     async def _forward(self, scope: Message, operation: str, body: bytes, send: Send) -> None:
         headers = {k.decode("latin-1"): v.decode("latin-1") for k, v in scope["headers"]}
