@@ -1,0 +1,37 @@
+"""Every command, option and key of roost.toml is in the reference, and the reference names no other key."""
+
+import re
+from pathlib import Path
+
+import pytest
+from typer.main import get_command
+
+from roost.sdk import cli, manifest
+
+REFERENCE = Path(__file__).resolve().parents[2] / "docs" / "reference"
+COMMANDS = get_command(cli.build()).commands  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("name", sorted(COMMANDS))
+def test_every_command_and_option_is_documented(name: str) -> None:
+    text = (REFERENCE / "cli.md").read_text()
+    assert f"| `roost {name}" in text
+    rows = [row for row in text.splitlines() if row.startswith("| `-")]
+    for parameter in COMMANDS[name].params:
+        for option in (*parameter.opts, *parameter.secondary_opts):
+            if option.startswith("-") and option != "--help":
+                described = [row.split("|") for row in rows if re.search(rf"`{option}[` ]", row)]
+                assert any(name in cells[2].replace(" ", "").split(",") for cells in described), f"{name} {option}"
+
+
+@pytest.mark.parametrize("table", sorted(manifest.KEYS))
+def test_every_key_is_documented_and_no_other(table: str) -> None:
+    sections = re.split(r"^## ", (REFERENCE / "roost-toml.md").read_text(), flags=re.MULTILINE)
+    heading = table or "Top level"
+    section = next(one for one in sections if heading in one.splitlines()[0])
+    assert set(re.findall(r"^\| `([a-z_]+)` \|", section, re.MULTILINE)) == set(manifest.KEYS[table])
+
+
+def test_affinities_are_documented() -> None:
+    text = (REFERENCE / "roost-toml.md").read_text()
+    assert all(f'`"{name}"`' in text for name in manifest.AFFINITIES)
