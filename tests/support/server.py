@@ -1,0 +1,183 @@
+"""A real Roost server process for tests, with a data directory of its own and a count of what it leaves behind."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import io
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+READY = re.compile(r"http://([0-9.]+):(\d+)")
+
+
+class Server:
+    """`python -m roost.server` on a free port. `url` is where it answers."""
+
+    def __init__(self, data_dir: Path, *, config: str = "", env: Mapping[str, str] | None = None) -> None:
+        self.data_dir = data_dir
+        self.url = ""
+        self.ready_line = ""
+        self._config = config
+        self._env = {k: v for k, v in os.environ.items() if not k.startswith(("OPENAI_", "OTEL_", "ROOST_"))}
+        self._env.update(env or {})
+        self._process: subprocess.Popen[str] | None = None
+
+    def start(self) -> Server:
+        self.data_dir.mkdir(parents=True, exist_ok=True)
+        command = [sys.executable, "-m", "roost.server", "--port", "0", "--data-dir", str(self.data_dir)]
+        if self._config:
+            file = self.data_dir.parent / f"{self.data_dir.name}.toml"
+            file.write_text(self._config)
+            command += ["--config", str(file)]
+        log = (self.data_dir.parent / f"{self.data_dir.name}.log").open("a")
+        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, env=self._env)
+        log.close()
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            if found := READY.search(line):
+                self.ready_line = line.strip()
+                self.url = f"http://127.0.0.1:{found[2]}"
+                return self
+        raise AssertionError(f"the server did not start:\n{self.log()}")
+
+    def log(self) -> str:
+        return (self.data_dir.parent / f"{self.data_dir.name}.log").read_text()
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    def stop(self, *, timeout: float = 30) -> int:
+        """SIGTERM, as an operator would; the exit code."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGTERM)
+        return self._process.wait(timeout)
+
+    def kill(self) -> None:
+        assert self._process is not None
+        self._process.kill()
+        self._process.wait()
+
+    def client(self, *, timeout: float = 60) -> httpx.Client:
+        return httpx.Client(base_url=self.url, timeout=timeout, trust_env=False)
+
+    # --- functions ---------------------------------------------------------------------------------------------
+
+    def deploy(self, name: str, files: Mapping[str, str], **fields: Any) -> dict[str, Any]:
+        """Create the function, or update it if it exists. `fields` are Function Compute's."""
+        body: dict[str, Any] = {
+            "functionName": name,
+            "runtime": "python3.12",
+            "handler": "index.handler",
+            "code": {"zipFile": zip_base64(files)},
+            **fields,
+        }
+        with self.client() as client:
+            reply = client.post("/2023-03-30/functions", json=body)
+            if reply.status_code == 409:
+                del body["functionName"]
+                reply = client.put(f"/2023-03-30/functions/{name}", json=body)
+            assert reply.status_code == 200, reply.text
+            return dict(reply.json())
+
+    def invoke(self, name: str, event: bytes | str = b"", **headers: str) -> httpx.Response:
+        with self.client() as client:
+            sent = {k.replace("_", "-"): v for k, v in headers.items()}
+            return client.post(f"/2023-03-30/functions/{name}/invocations", content=event, headers=sent)
+
+    def instances(self) -> list[dict[str, Any]]:
+        with self.client() as client:
+            return list(client.get("/roost/instances").json()["instances"])
+
+    def until(self, condition: Callable[[], bool], timeout: float = 15) -> None:
+        deadline = time.monotonic() + timeout
+        while not condition():
+            assert time.monotonic() < deadline, f"timed out; instances: {self.instances()}"
+            time.sleep(0.02)
+
+
+def zip_base64(files: Mapping[str, str]) -> str:
+    """Text files as the base64 of a zip."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, text in files.items():
+            info = zipfile.ZipInfo(name)
+            info.external_attr = (0o755 if text.startswith("#!") else 0o644) << 16
+            archive.writestr(info, text)
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+@contextlib.contextmanager
+def running(data_dir: Path, **options: Any) -> Iterator[Server]:
+    """A server that is stopped, and must stop cleanly, at the end."""
+    server = Server(data_dir, **options).start()
+    try:
+        yield server
+    except BaseException:
+        print(server.log()[-8000:])
+        server.kill()
+        raise
+    code = server.stop()
+    assert code == 0, server.log()[-4000:]
+
+
+@dataclass(frozen=True)
+class Remains:
+    """What a server of `data_dir` has on this machine now."""
+
+    processes: int
+    cgroups: int
+    mounts: int
+    loops: int
+    run: int
+
+    @classmethod
+    def of(cls, data_dir: Path) -> Remains:
+        import hashlib
+
+        digest = hashlib.sha256(os.fsencode(data_dir.absolute())).hexdigest()[:8]
+        tree = Path("/sys/fs/cgroup")
+        groups = [p for base in (tree, *tree.iterdir()) for p in base.glob(f"*roost*{digest}*/*/")]
+        run = Path("/run/roost") / digest
+        return cls(
+            processes=_processes(str(data_dir), digest),
+            cgroups=len(groups),
+            mounts=sum(str(data_dir) in line for line in Path("/proc/self/mountinfo").read_text().splitlines()),
+            loops=_loops(str(data_dir)),
+            run=len(list(run.iterdir())) if run.exists() else 0,
+        )
+
+
+def _processes(data_dir: str, digest: str) -> int:
+    """Processes whose cgroup or command line names the data directory."""
+    count = 0
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                text = (entry / "cgroup").read_text() + (entry / "cmdline").read_text()
+                count += digest in text or data_dir in text
+    return count
+
+
+def _loops(data_dir: str) -> int:
+    count = 0
+    for file in Path("/sys/block").glob("loop*/loop/backing_file"):
+        with contextlib.suppress(OSError):
+            count += data_dir in file.read_text()
+    return count
+
+
+NOTHING = Remains(processes=0, cgroups=0, mounts=0, loops=0, run=0)
