@@ -1,0 +1,95 @@
+"""The body of InvokeFunction as it goes by: its size is bounded, and what was signed is what arrives."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import re
+from collections.abc import Callable
+
+from roost.gateway.connection import BodySink, Request
+from roost.model.errors import PayloadTooLarge, RoostError, Unauthenticated
+
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+CLAIM = "x-acs-content-sha256"
+
+
+class EventBody:
+    """Stands between a request and the sink of its body.
+
+    With a claimed digest the last piece is held back until the whole body has been compared with it: the message stays
+    without its end, so the function never runs on a body that was not signed.
+    """
+
+    def __init__(
+        self, sink: BodySink, *, limit: int, claimed_sha256: str, refuse: Callable[[RoostError], None]
+    ) -> None:
+        self._sink = sink
+        self._left = limit
+        self._limit = limit
+        self._claimed = claimed_sha256.lower() if _SHA256.fullmatch(claimed_sha256.lower()) else ""
+        self._digest = hashlib.sha256()
+        self._held = b""
+        self._refused = False
+        self._refuse = refuse
+
+    def body(self, data: bytes) -> None:
+        if self._refused:
+            return
+        self._left -= len(data)
+        if self._left < 0:
+            self._stop(too_large(self._limit))
+        elif not self._claimed:
+            self._sink.body(data)
+        else:
+            self._digest.update(data)
+            if self._held:
+                self._sink.body(self._held)
+            self._held = data
+
+    def body_end(self) -> None:
+        if self._refused:
+            return
+        if self._claimed and self._digest.hexdigest() != self._claimed:
+            self._stop(Unauthenticated("The body is not the one that was signed (x-acs-content-sha256 differs)."))
+            return
+        if self._held:
+            self._sink.body(self._held)
+            self._held = b""
+        self._sink.body_end()
+
+    def _stop(self, error: RoostError) -> None:
+        self._refused = True
+        self._held = b""
+        self._refuse(error)
+
+
+def too_large(limit: int) -> PayloadTooLarge:
+    return PayloadTooLarge(f"An event has at most {limit} bytes.", code="PayloadTooLarge")
+
+
+class _Collector:
+    def __init__(self) -> None:
+        self.pieces: list[bytes] = []
+        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def body(self, data: bytes) -> None:
+        self.pieces.append(data)
+
+    def body_end(self) -> None:
+        if not self.done.done():
+            self.done.set_result(None)
+
+    def refuse(self, error: RoostError) -> None:
+        if not self.done.done():
+            self.done.set_exception(error)
+
+
+async def collect(request: Request, *, limit: int, claimed_sha256: str) -> bytes:
+    """The whole body, of at most `limit` bytes. Raises PayloadTooLarge or Unauthenticated."""
+    if (request.head.length or 0) > limit:
+        raise too_large(limit)
+    collector = _Collector()
+    request.stream_to(EventBody(collector, limit=limit, claimed_sha256=claimed_sha256, refuse=collector.refuse))
+    await collector.done
+    return b"".join(collector.pieces)

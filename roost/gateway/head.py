@@ -1,0 +1,209 @@
+"""Heads of HTTP/1.1 messages: parsed strictly, judged once, read many times. Pure.
+
+A head is cut from the stream by its own end mark and only then parsed, so a parser never sees more than one message
+and a disagreement over where a message ends can't arise. What is forwarded is always written anew from these fields.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import httptools
+
+MAX_HEAD = 64 * 1024
+MAX_FIELDS = 100
+END = b"\r\n\r\n"
+
+
+class BadMessage(Exception):
+    """The peer's message breaks HTTP/1.1, or one of its limits. `status` is the answer a client gets."""
+
+    def __init__(self, message: str, status: int = 400) -> None:
+        super().__init__(message)
+        self.message = message
+        self.status = status
+
+
+#: (lower-case name, name as it came, value)
+Field = tuple[bytes, bytes, bytes]
+
+
+@dataclass(slots=True, kw_only=True)
+class RequestHead:
+    """What a client asks. Not frozen, as freezing costs a microsecond a request; nobody writes to it."""
+
+    method: str
+    target: bytes  # origin form: "/path?query"
+    fields: list[Field]
+    values: Mapping[bytes, bytes]  # by lower-case name; repeated fields joined with ", "
+    http11: bool
+    keep_alive: bool
+    length: int | None  # of the body by Content-Length
+    chunked: bool
+    upgrade: bytes  # value of Upgrade when the request asks for it, else b""
+
+    @property
+    def has_body(self) -> bool:
+        return self.chunked or bool(self.length)
+
+    @property
+    def expects_continue(self) -> bool:
+        return self.http11 and self.values.get(b"expect", b"").lower() == b"100-continue"
+
+
+@dataclass(slots=True, kw_only=True)
+class ResponseHead:
+    """What an upstream answers."""
+
+    status: int
+    reason: bytes
+    fields: list[Field]
+    values: Mapping[bytes, bytes]
+    keep_alive: bool
+    length: int | None
+    chunked: bool
+
+
+class _Collector:
+    """Receives httptools' callbacks for one head."""
+
+    __slots__ = ("begun", "ended", "fields", "reason", "target")
+
+    def __init__(self) -> None:
+        self.target = b""
+        self.reason = b""
+        self.fields: list[Field] = []
+        self.begun = 0
+        self.ended = False
+
+    def on_message_begin(self) -> None:
+        self.begun += 1
+
+    def on_url(self, part: bytes) -> None:
+        self.target += part
+
+    def on_status(self, part: bytes) -> None:
+        self.reason += part
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self.fields.append((name.lower(), name, value))
+
+    def on_headers_complete(self) -> None:
+        self.ended = True
+
+
+def _feed(parser: object, got: _Collector, head: bytes, feed: object) -> None:
+    try:
+        feed(head)  # type: ignore[operator]
+    except httptools.HttpParserUpgrade:
+        pass  # the head is whole; whoever asked for the upgrade is answered by the caller
+    except httptools.HttpParserError as error:
+        raise BadMessage(f"Malformed HTTP message: {error}.") from error
+    if not got.ended or got.begun != 1:
+        raise BadMessage("Malformed HTTP message: its head is not one head.")
+    if len(got.fields) > MAX_FIELDS:
+        raise BadMessage(f"More than {MAX_FIELDS} header fields.", 431)
+
+
+def _index(fields: list[Field]) -> dict[bytes, bytes]:
+    values: dict[bytes, bytes] = {}
+    for lower, _, value in fields:
+        values[lower] = values[lower] + b", " + value if lower in values else value
+    return values
+
+
+def _framing(values: Mapping[bytes, bytes]) -> tuple[int | None, bool]:
+    """(Content-Length, chunked). The parser has refused both at once, signs, lists and repetitions."""
+    coding = values.get(b"transfer-encoding")
+    if coding is not None:
+        if coding.lower() != b"chunked":
+            raise BadMessage("The only transfer coding known here is 'chunked'.", 501)
+        return None, True
+    length = values.get(b"content-length")
+    if length is None:
+        return None, False
+    if not length.isdigit():
+        raise BadMessage("Content-Length is not a number.")
+    return int(length), False
+
+
+def _origin_form(target: bytes) -> bytes:
+    if target.startswith(b"/"):
+        return target
+    scheme, separator, rest = target.partition(b"://")
+    if separator and scheme.lower() in (b"http", b"https"):
+        slash = rest.find(b"/")
+        query = rest.find(b"?")
+        if slash >= 0 and (query < 0 or slash < query):
+            return rest[slash:]
+        return b"/" + (rest[query:] if query >= 0 else b"")
+    raise BadMessage("The request target is not a path.")
+
+
+def parse_request(head: bytes) -> RequestHead:
+    """`head` up to and with its empty line. Raises BadMessage."""
+    got = _Collector()
+    parser = httptools.HttpRequestParser(got)
+    _feed(parser, got, head, parser.feed_data)
+    version = parser.get_http_version()
+    method = parser.get_method().decode("ascii")
+    if version not in ("1.0", "1.1") or b" HTTP/1." not in head[: head.index(b"\r\n", 2)]:
+        raise BadMessage("Only HTTP/1.0 and HTTP/1.1 are spoken here.", 505)
+    if method == "CONNECT":
+        raise BadMessage("CONNECT is not offered here.", 405)
+    values = _index(got.fields)
+    http11 = version == "1.1"
+    host = values.get(b"host")
+    if (host is None and http11) or (host is not None and b"," in host):
+        raise BadMessage("A request needs exactly one Host field.")
+    length, chunked = _framing(values)
+    if chunked and not http11:
+        raise BadMessage("HTTP/1.0 has no transfer codings.")
+    upgrade = values.get(b"upgrade", b"")
+    if upgrade and (chunked or length or not http11 or b"upgrade" not in _tokens(values)):
+        upgrade = b""
+    return RequestHead(
+        method=method,
+        target=_origin_form(got.target),
+        fields=got.fields,
+        values=values,
+        http11=http11,
+        keep_alive=parser.should_keep_alive() if not upgrade else True,
+        length=length,
+        chunked=chunked,
+        upgrade=upgrade,
+    )
+
+
+def parse_response(head: bytes) -> ResponseHead:
+    """`head` up to and with its empty line. Raises BadMessage."""
+    got = _Collector()
+    parser = httptools.HttpResponseParser(got)
+    _feed(parser, got, head, parser.feed_data)
+    if not head.startswith(b"HTTP/1."):
+        raise BadMessage("Not an HTTP/1 response.")
+    values = _index(got.fields)
+    length, chunked = _framing(values)
+    return ResponseHead(
+        status=parser.get_status_code(),
+        reason=got.reason,
+        fields=got.fields,
+        values=values,
+        keep_alive=b"close" not in _tokens(values) and head.startswith(b"HTTP/1.1"),
+        length=length,
+        chunked=chunked,
+    )
+
+
+def _tokens(values: Mapping[bytes, bytes]) -> frozenset[bytes]:
+    """The options of the Connection field."""
+    connection = values.get(b"connection")
+    if not connection:
+        return frozenset()
+    return frozenset(token.strip() for token in connection.lower().split(b","))
+
+
+def connection_options(head: RequestHead | ResponseHead) -> frozenset[bytes]:
+    """Lower-case options of the Connection field: each names a field that ends at this hop."""
+    return _tokens(head.values)

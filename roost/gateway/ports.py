@@ -1,0 +1,83 @@
+"""What the data plane asks of the rest of Roost. All but `Fleet` answer from memory, at once.
+
+`Fleet` and `Lease` are in `roost.instances.lease`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+from roost.model.function import FunctionSpec
+from roost.model.usage import InvocationRecord
+
+
+class Catalog(Protocol):
+    """Names of functions."""
+
+    def resolve(self, account: str, name: str, qualifier: str) -> FunctionSpec:
+        """The version that `qualifier` means now (an alias with weights draws one). Raises NotFound."""
+        ...
+
+
+class Access(Protocol):
+    """Who may call. Header names are lower case.
+
+    Both methods raise Unauthenticated or AccessDenied, and return the account that calls.
+    """
+
+    def check_http(
+        self, account: str, spec: FunctionSpec, qualifier: str, headers: Mapping[str, str], method: str
+    ) -> str:
+        """May this HTTP request reach this function?"""
+        ...
+
+    def check_signed(self, method: str, path: str, query: str, headers: Mapping[str, str], body_sha256: str) -> str:
+        """Is the ACS3 signature right? `path` and `query` are as sent, percent-encoded.
+
+        `body_sha256` is what the caller claims in `x-acs-content-sha256`, "" without it: the gateway itself compares
+        it with the body as that goes by, and never delivers a body that differs.
+        """
+        ...
+
+
+class Observer(Protocol):
+    """Learns what happened."""
+
+    def invocation(self, record: InvocationRecord) -> None: ...
+
+
+class Logs(Protocol):
+    """The output of running invocations."""
+
+    def tail(self, request_id: str) -> bytes:
+        """The last 4 KiB that this request printed so far."""
+        ...
+
+
+class SessionDirectory(Protocol):
+    """Sessions whose ids the function's own server chose (MCP)."""
+
+    def bind(self, spec: FunctionSpec, session_id: str, instance_id: str) -> None:
+        """From now on `SessionRef(id=session_id, generated=True)` leads to this instance."""
+        ...
+
+    def end(self, spec: FunctionSpec, session_id: str) -> None:
+        """The session is over. Unknown ids are ignored."""
+        ...
+
+
+class AsyncSink(Protocol):
+    """Takes events to be run later."""
+
+    async def submit(
+        self,
+        spec: FunctionSpec,
+        *,
+        qualifier: str,
+        request_id: str,
+        payload: bytes,
+        headers: Mapping[str, str],
+    ) -> None:
+        """Keep the event durably. `headers` are the request's, names in lower case. Raises RoostError."""
+        ...

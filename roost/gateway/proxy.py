@@ -1,0 +1,284 @@
+"""One request to one upstream and its reply back: both directions at once, each with back-pressure, nothing collected.
+
+`Exchange` is the sink of the client's body and the receiver of the upstream's reply. What arrives together leaves
+together: the pieces that one read brought are written with one write.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from enum import Enum
+from pathlib import Path
+from typing import Protocol
+
+from roost.gateway.connection import BodySink, ClientGone, Request
+from roost.gateway.fields import response_head, switching_head
+from roost.gateway.framing import LAST_CHUNK, chunk
+from roost.gateway.head import BadMessage, ResponseHead
+from roost.gateway.splice import Tunnel
+from roost.gateway.upstream import Pool, UpstreamConnection
+from roost.model.errors import RoostError
+
+#: RFC 9110: sending one of these twice does what sending it once does.
+_IDEMPOTENT = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"})
+
+
+class End(Enum):
+    """How an exchange ended."""
+
+    COMPLETE = "complete"
+    TIMEOUT = "timeout"
+    CLIENT_GONE = "client_gone"
+    REFUSED = "refused"  # the request turned out to be bad while its body went by; `refusal` says how
+    BROKEN = "broken"  # the upstream's connection ended before its reply did
+    BAD_REPLY = "bad_reply"  # the upstream's reply is not HTTP
+
+
+class Rewriter(Protocol):
+    """Changes a reply's body as it goes by."""
+
+    def feed(self, data: bytes) -> bytes: ...
+
+    def finish(self) -> bytes: ...
+
+
+class Reply(Protocol):
+    """What is added to an upstream's reply."""
+
+    strip_ours: bool
+
+    def lines(self, head: ResponseHead) -> bytes:
+        """Whole field lines for the reply's head."""
+        ...
+
+    def rewriter(self, head: ResponseHead) -> Rewriter | None: ...
+
+
+def may_replay(*, reused: bool, answering: bool, whole: bool, method: str, error: Exception | None) -> bool:
+    """May a request whose connection broke be sent again on a new one?
+
+    Only when the connection was kept from before (else the upstream itself is broken), no byte of a reply came and
+    all that was sent is still at hand. A write to a unix socket fails with EPIPE only if the peer had closed before
+    it could read it: then nothing has run. After a reset part of it may have been read, so the method must be
+    idempotent. A clean end says that somebody took the request and died of it: never sent twice.
+    """
+    if not reused or answering or not whole:
+        return False
+    if isinstance(error, BrokenPipeError):
+        return True
+    return isinstance(error, ConnectionResetError) and method in _IDEMPOTENT
+
+
+class Exchange:
+    """Carries `request` to `upstream` and the reply back."""
+
+    def __init__(self, request: Request, *, head: bytes, reply: Reply) -> None:
+        self._request = request
+        self._reply = reply
+        self._upstream: UpstreamConnection | None = None
+        self._first: list[bytes] | None = [head]  # all that was sent so far, while that is little
+        self._sending = False  # `_first` went out; later pieces follow at once
+        self._out: list[bytes] = []
+        self._chunked_request = request.head.chunked
+        self._chunked_reply = False
+        self._rewriter: Rewriter | None = None
+        self._ended = False
+        self._keep_alive = False
+        self._done: asyncio.Future[End] = asyncio.get_running_loop().create_future()
+        self._tunnel: Tunnel | None = None
+        self.sink: BodySink = self  # takes the client's body; a filter may be put in front
+        self.error: Exception | None = None  # of a broken upstream
+        self.refusal: RoostError | None = None
+        self.response: ResponseHead | None = None
+
+    async def run(self, upstream: UpstreamConnection, timeout_s: float | None) -> End:
+        """Go; return when the reply has ended or can't. The upstream is left to the caller: to give back when the
+        end is COMPLETE, to cancel otherwise. May be called again after BROKEN if `replayable`."""
+        request = self._request
+        if request.gone is not None:
+            return self._gone_end(request.gone)
+        loop = asyncio.get_running_loop()
+        if self._done.done():
+            self._done = loop.create_future()
+        request.on_gone = self._client_gone
+        request.on_writable = self._client_writable
+        self._upstream = upstream
+        timer = None if timeout_s is None else loop.call_later(max(0.0, timeout_s), self._finish, End.TIMEOUT)
+        try:
+            upstream.begin(self)
+            self._send_first(upstream)
+            return await self._done
+        finally:
+            request.on_gone = request.on_writable = None
+            if timer is not None:
+                timer.cancel()
+
+    def _send_first(self, upstream: UpstreamConnection) -> None:
+        request = self._request
+        if not self._sending:
+            request.stream_to(self.sink)
+        self._sending = True
+        if self._first is not None:
+            upstream.write(self._first[0] if len(self._first) == 1 else b"".join(self._first))
+
+    @property
+    def replayable(self) -> bool:
+        """After BROKEN: it is safe to `run` again on a fresh connection."""
+        upstream = self._upstream
+        return upstream is not None and may_replay(
+            reused=upstream.reused,
+            answering=upstream.answering,
+            whole=self._first is not None,
+            method=self._request.head.method,
+            error=self.error,
+        )
+
+    def refuse(self, error: RoostError) -> None:
+        """The request must not go on."""
+        self.refusal = error
+        self._request.head.keep_alive = False
+        self._finish(End.REFUSED)
+
+    def _finish(self, end: End) -> None:
+        if not self._done.done():
+            self._done.set_result(end)
+
+    # -- the client's body
+
+    def body(self, data: bytes) -> None:
+        self._pass(chunk(data) if self._chunked_request else data)
+
+    def body_end(self) -> None:
+        if self._chunked_request:
+            self._pass(LAST_CHUNK)
+
+    def _pass(self, data: bytes) -> None:
+        if not self._sending:
+            if self._first is not None:
+                self._first.append(data)
+            return
+        self._first = None  # from here on it can't be sent again
+        if self._upstream is not None:
+            self._upstream.write(data)
+
+    def _client_gone(self) -> None:
+        gone = self._request.gone
+        if gone is not None:
+            self._finish(self._gone_end(gone))
+
+    def _gone_end(self, gone: RoostError) -> End:
+        if isinstance(gone, ClientGone):
+            return End.CLIENT_GONE
+        self.refusal = gone
+        return End.REFUSED
+
+    def _client_writable(self, writable: bool) -> None:
+        if self._upstream is not None:
+            self._upstream.resume() if writable else self._upstream.pause()
+
+    # -- the upstream's reply
+
+    def upstream_writable(self, writable: bool) -> None:
+        connection = self._request.connection
+        connection.resume() if writable else connection.pause()
+
+    def head(self, head: ResponseHead) -> bool:
+        request = self._request
+        self.response = head
+        if head.status == 101:
+            self._switch(head)
+            return False
+        bodiless = request.head.method == "HEAD" or head.status in (204, 304)
+        self._rewriter = None if bodiless else self._reply.rewriter(head)
+        length = None if self._rewriter is not None or head.status == 204 else head.length
+        self._chunked_reply = not bodiless and length is None and request.head.http11
+        delimited = bodiless or length is not None or self._chunked_reply
+        self._keep_alive = request.head.keep_alive and delimited and not request.connection.draining
+        self._out.append(
+            response_head(
+                head,
+                extra=self._reply.lines(head),
+                length=length,
+                chunked=self._chunked_reply,
+                close=not self._keep_alive,
+                keep_alive_10=not request.head.http11,
+                strip_ours=self._reply.strip_ours,
+            )
+        )
+        return not bodiless
+
+    def piece(self, data: bytes) -> None:
+        if self._rewriter is not None:
+            data = self._rewriter.feed(data)
+        if data:
+            self._out.append(chunk(data) if self._chunked_reply else data)
+
+    def end(self) -> None:
+        self._ended = True
+        if self._rewriter is not None:
+            rest = self._rewriter.finish()
+            if rest:
+                self._out.append(chunk(rest) if self._chunked_reply else rest)
+        if self._chunked_reply:
+            self._out.append(LAST_CHUNK)
+
+    def flush(self) -> None:
+        if self._done.done():
+            return  # timed out or gone meanwhile: the client has had its answer
+        out = self._out
+        if out:
+            self._request.write(out[0] if len(out) == 1 else b"".join(out))
+            out.clear()
+        if self._ended:
+            self._request.finish(keep_alive=self._keep_alive)
+            self._finish(End.COMPLETE)
+
+    def lost(self, error: Exception | None) -> None:
+        self.error = error
+        self._finish(End.BAD_REPLY if isinstance(error, BadMessage) else End.BROKEN)
+
+    def _switch(self, head: ResponseHead) -> None:
+        request, upstream = self._request, self._upstream
+        if not request.head.upgrade or upstream is None:
+            raise BadMessage("The function switched protocols without having been asked.")
+        request.write(switching_head(head, extra=self._reply.lines(head)))
+        tunnel = Tunnel(request.connection, upstream, on_end=self._tunnel_ended)
+        upstream.splice(tunnel)
+        request.connection.splice(tunnel)
+
+    def _tunnel_ended(self, client_lost: bool) -> None:
+        self._finish(End.CLIENT_GONE if client_lost else End.COMPLETE)
+
+
+async def transfer(
+    pool: Pool, path: Path, exchange: Exchange, timeout_s: float | None
+) -> tuple[End, UpstreamConnection | None]:
+    """Run `exchange` over a connection to `path`, over a second one if the first was stale.
+
+    Returns the connection too when it is neither back in the pool nor closed: the caller cancels or aborts it. On
+    cancellation it is cancelled and closed here.
+    """
+    loop = asyncio.get_running_loop()
+    deadline = None if timeout_s is None else loop.time() + timeout_s
+    fresh = False
+    while True:
+        try:
+            upstream = await pool.acquire(path, fresh=fresh)
+        except OSError as error:
+            exchange.error = error
+            return End.BROKEN, None
+        try:
+            end = await exchange.run(upstream, None if deadline is None else deadline - loop.time())
+        except BaseException:
+            upstream.cancel()
+            upstream.abort()
+            raise
+        if end is End.COMPLETE:
+            pool.give_back(path, upstream)
+            return end, None
+        if end is not End.BROKEN:
+            return end, upstream
+        upstream.abort()
+        if fresh or not exchange.replayable:
+            return end, None
+        fresh = True

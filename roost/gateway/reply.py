@@ -1,0 +1,89 @@
+"""What the gateway adds to a function's reply, and what it learns from it."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+
+from roost.gateway import sessions
+from roost.gateway.head import ResponseHead
+from roost.gateway.ports import Logs, SessionDirectory
+from roost.instances.lease import Lease
+from roost.model.function import FunctionSpec
+from roost.model.usage import Outcome
+
+_TAIL_BYTES = 4096
+
+
+class FunctionReply:
+    """The `Reply` of an invocation: request id, session, log tail; binds and ends the sessions of MCP servers."""
+
+    strip_ours = True
+
+    def __init__(
+        self,
+        *,
+        request_id: str,
+        plan: sessions.SessionPlan,
+        spec: FunctionSpec,
+        lease: Lease,
+        prefix: str,
+        directory: SessionDirectory | None,
+        logs: Logs | None,
+        began: float,
+    ) -> None:
+        self._request_id = request_id
+        self._plan = plan
+        self._spec = spec
+        self._lease = lease
+        self._prefix = prefix  # "" for an event
+        self._directory = directory
+        self._logs = logs
+        self._began = began
+        self._endpoint: sessions.EndpointEvent | None = None
+        self.session_id = lease.session.id if lease.session is not None else ""
+        self.outcome = Outcome.OK
+
+    def lines(self, head: ResponseHead) -> bytes:
+        fault = head.values.get(b"x-fc-error-type")
+        if fault is not None:
+            self.outcome = Outcome.TIMEOUT if fault == b"FunctionTimeout" else Outcome.FUNCTION_ERROR
+        out = b"x-fc-request-id: %b\r\n" % self._request_id.encode("ascii")
+        if not self._prefix:
+            elapsed = (asyncio.get_running_loop().time() - self._began) * 1000
+            out += b"x-fc-invocation-duration: %d\r\n" % elapsed
+        if self.session_id:
+            out += sessions.reply_lines(self._plan, self.session_id, path=self._prefix or "/")
+        if self._lease.restored:
+            out += b"x-roost-session-restored: files\r\n"
+        if self._logs is not None:
+            tail = self._logs.tail(self._request_id)[-_TAIL_BYTES:]
+            out += b"x-fc-log-result: %b\r\n" % base64.b64encode(tail)
+        self._mcp(head)
+        return out
+
+    def _mcp(self, head: ResponseHead) -> None:
+        plan = self._plan
+        if plan.mint is sessions.Mint.FIELD:
+            self._bind(sessions.minted_id(head))
+        elif plan.ends and head.status < 300:
+            self._end()
+
+    def rewriter(self, head: ResponseHead) -> sessions.EndpointEvent | None:
+        if self._plan.mint is sessions.Mint.FIRST_EVENT and sessions.is_event_stream(head):
+            self._endpoint = sessions.EndpointEvent(self._prefix, on_id=self._bind)
+        return self._endpoint
+
+    def _bind(self, session_id: str) -> None:
+        if session_id and self._directory is not None:
+            self.session_id = session_id
+            self._directory.bind(self._spec, session_id, self._lease.instance_id)
+
+    def _end(self) -> None:
+        if self.session_id and self._directory is not None:
+            self._directory.end(self._spec, self.session_id)
+
+    def close(self) -> None:
+        """The reply is over, and with it the session of an SSE transport."""
+        if self._endpoint is not None:
+            self._end()

@@ -1,0 +1,88 @@
+"""From a request target to what it means. Pure."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from urllib.parse import parse_qs, unquote
+
+from roost.model.errors import InvalidArgument, NotFound
+from roost.model.function import LATEST
+
+#: First segments that belong to the control plane; no function can take one of these names.
+RESERVED = frozenset({"2023-03-30", "healthz", "metrics", "roost"})
+
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,127}")
+_QUALIFIER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,127}")
+_EVENT = re.compile(rb"/2023-03-30/functions/([^/?]+)/invocations(?:\?(.*))?", re.DOTALL)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Control:
+    """For the control plane, target as it is."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Event:
+    """InvokeFunction: the body is an event."""
+
+    name: str
+    qualifier: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Http:
+    """An HTTP request for a function."""
+
+    name: str
+    qualifier: str
+    prefix: str  # "/name" or "/name:qualifier", as the client wrote it
+    target: bytes  # what is behind the prefix; always begins with "/"
+
+
+Route = Control | Event | Http
+
+
+def route(method: str, target: bytes) -> Route:
+    """What `method target` means. Raises NotFound for a path that can't name a function, InvalidArgument for a bad
+    name or qualifier. `target` is in origin form."""
+    end = _segment_end(target)
+    first = unquote(target[1:end].decode("latin-1"))
+    if first in RESERVED:
+        match = _EVENT.fullmatch(target) if method == "POST" else None
+        return _event(match[1], match[2] or b"") if match else Control()
+    name, colon, qualifier = first.partition(":")
+    if not _NAME.fullmatch(name):
+        raise NotFound(
+            "No function here: a path begins with /<function> or /<function>:<qualifier>.", code="FunctionNotFound"
+        )
+    rest = target[end:]
+    return Http(
+        name=name,
+        qualifier=_check_qualifier(qualifier) if colon else LATEST,
+        prefix=target[:end].decode("latin-1"),
+        target=rest if rest.startswith(b"/") else b"/" + rest,
+    )
+
+
+def _segment_end(target: bytes) -> int:
+    for at in range(1, len(target)):
+        if target[at] in b"/?":
+            return at
+    return len(target)
+
+
+def _event(segment: bytes, query: bytes) -> Event:
+    name = unquote(segment.decode("latin-1"))
+    if not _NAME.fullmatch(name):
+        raise InvalidArgument(
+            "A function name has 1 to 128 letters, digits, '_' or '-' and begins with a letter or '_'."
+        )
+    given = parse_qs(query.decode("latin-1")).get("qualifier")
+    return Event(name=name, qualifier=_check_qualifier(given[0]) if given else LATEST)
+
+
+def _check_qualifier(value: str) -> str:
+    if not _QUALIFIER.fullmatch(value):
+        raise InvalidArgument("A qualifier is LATEST, a version number or an alias.")
+    return value

@@ -1,0 +1,386 @@
+"""The other side: pooled HTTP/1.1 connections over unix sockets, to rooms and to the control plane.
+
+What a room sends is hostile input: its head is parsed as strictly as a client's and bounded the same.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol, cast
+
+from roost.gateway.framing import Body, ChunkedBody, EndlessBody, LengthBody
+from roost.gateway.head import END, MAX_HEAD, BadMessage, ResponseHead, parse_response
+
+_WRITE_HIGH = 256 * 1024
+_SUN_PATH = 107
+_CONNECT_PAUSE_S = 0.002
+
+
+class Receiver(Protocol):
+    """Takes one response. After `end` or `lost` nothing more is called."""
+
+    def head(self, head: ResponseHead) -> bool:
+        """The final head (or 101). Answers whether a body may follow at all (not for HEAD, 204, 304)."""
+        ...
+
+    def piece(self, data: bytes) -> None: ...
+
+    def end(self) -> None: ...
+
+    def flush(self) -> None:
+        """All that arrived together has been handed over."""
+        ...
+
+    def lost(self, error: Exception | None) -> None:
+        """The connection ended, or broke HTTP (BadMessage), before the response did."""
+        ...
+
+    def upstream_writable(self, writable: bool) -> None: ...
+
+
+class Raw(Protocol):
+    """Takes over after 101."""
+
+    def upstream_data(self, data: bytes) -> None: ...
+
+    def upstream_eof(self) -> None: ...
+
+    def upstream_lost(self) -> None: ...
+
+    def upstream_writable(self, writable: bool) -> None: ...
+
+
+class UpstreamConnection(asyncio.Protocol):
+    """One connection to a unix socket; carries one request at a time."""
+
+    __slots__ = (
+        "_body",
+        "_buffer",
+        "_closed",
+        "_discarding",
+        "_paused",
+        "_raw",
+        "_receiver",
+        "_reusable",
+        "_transport",
+        "answering",
+        "idle_since",
+        "on_lost",
+        "reused",
+    )
+
+    def __init__(self) -> None:
+        self._transport: asyncio.Transport = cast("asyncio.Transport", None)
+        self._receiver: Receiver | None = None
+        self._raw: Raw | None = None
+        self._buffer = b""
+        self._body: Body | None = None
+        self._paused = False
+        self._reusable = True
+        self._discarding = False
+        self._closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.answering = False  # the first byte of the response has come
+        self.reused = False
+        self.idle_since = 0.0
+        self.on_lost: Callable[[UpstreamConnection], None] | None = None
+
+    @property
+    def alive(self) -> bool:
+        return not self._transport.is_closing()
+
+    @property
+    def reusable(self) -> bool:
+        """The response has ended and the connection may carry another request."""
+        return self._reusable and self._receiver is None and self._raw is None and self.alive
+
+    # -- asyncio.Protocol
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)
+        self._transport.set_write_buffer_limits(high=_WRITE_HIGH)
+
+    def data_received(self, data: bytes) -> None:
+        if self._raw is not None:
+            self._raw.upstream_data(data)
+            return
+        receiver = self._receiver
+        if receiver is None:
+            if not self._discarding:  # unasked for: what it means is unknown, so the connection is of no use
+                self.abort()
+            return
+        self.answering = True
+        try:
+            self._read(receiver, data)
+        except BadMessage as error:
+            self._fail(receiver, error)
+        else:
+            receiver.flush()
+
+    def eof_received(self) -> bool:
+        self._reusable = False
+        if self._raw is not None:
+            self._raw.upstream_eof()
+            return True
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._reusable = False
+        if not self._closed.done():
+            self._closed.set_result(None)
+        if self.on_lost is not None:
+            self.on_lost(self)
+        receiver, raw = self._receiver, self._raw
+        self._receiver = self._raw = None
+        if raw is not None:
+            raw.upstream_lost()
+        elif receiver is not None:
+            if exc is None and isinstance(self._body, EndlessBody):
+                receiver.end()
+                receiver.flush()
+            else:
+                receiver.lost(exc)
+
+    def pause_writing(self) -> None:
+        self._writable(False)
+
+    def resume_writing(self) -> None:
+        self._writable(True)
+
+    def _writable(self, writable: bool) -> None:
+        target = self._raw or self._receiver
+        if target is not None:
+            target.upstream_writable(writable)
+
+    # -- reading
+
+    def _read(self, receiver: Receiver, data: bytes) -> None:
+        if self._body is None:
+            data = self._buffer + data if self._buffer else data
+            rest = self._read_head(receiver, data)
+            if rest is None or self._receiver is not receiver:
+                return
+            data = rest
+        body = self._body
+        if body is None:
+            return
+        piece, rest = body.feed(data)
+        if piece:
+            receiver.piece(piece)
+        if body.done:
+            if rest:
+                self._reusable = False  # more than was asked for
+            self._done(receiver)
+
+    def _read_head(self, receiver: Receiver, data: bytes) -> bytes | None:
+        """Read heads up to the final one; the bytes after it, or None while there is nothing more to do."""
+        while True:
+            end = data.find(END)
+            if end < 0 or end > MAX_HEAD - len(END):
+                if end >= 0 or len(data) > MAX_HEAD:
+                    raise BadMessage(f"The response's head is larger than {MAX_HEAD} bytes.")
+                self._buffer = data
+                return None
+            end += len(END)
+            head = parse_response(data[:end])
+            data = data[end:]
+            self._buffer = b""
+            if head.status >= 200 or head.status == 101:
+                break
+            # 100 and 103 are hints for the hop they were sent on
+        if not head.keep_alive:
+            self._reusable = False
+        may_have_body = receiver.head(head)
+        if self._raw is not None:
+            if data:
+                self._raw.upstream_data(data)
+            return None
+        self._body = _body_of(head) if may_have_body else LengthBody(0)
+        return data
+
+    def _done(self, receiver: Receiver) -> None:
+        self._receiver = None
+        self._body = None
+        receiver.end()
+
+    def _fail(self, receiver: Receiver, error: BadMessage) -> None:
+        self._receiver = None
+        self._reusable = False
+        receiver.lost(error)
+
+    # -- for the one who holds it
+
+    def begin(self, receiver: Receiver) -> None:
+        """The next response is for `receiver`."""
+        self._receiver = receiver
+        self.answering = False
+
+    def splice(self, raw: Raw) -> None:
+        """Hand everything that follows to `raw`."""
+        self._raw = raw
+        self._receiver = None
+
+    def cancel(self) -> None:
+        """Half-close: the request is not wanted any more. What still comes is thrown away, until the peer closes."""
+        self._receiver = self._raw = None
+        self._reusable = False
+        self._discarding = True
+        self.resume()
+        self.write_eof()
+
+    def write(self, data: bytes) -> None:
+        if not self._transport.is_closing():
+            self._transport.write(data)
+
+    def write_eof(self) -> None:
+        if not self._transport.is_closing() and self._transport.can_write_eof():
+            self._transport.write_eof()
+
+    def pause(self) -> None:
+        if not self._paused and self.alive:
+            self._paused = True
+            self._transport.pause_reading()
+
+    def resume(self) -> None:
+        if self._paused and self.alive:
+            self._paused = False
+            self._transport.resume_reading()
+
+    def abort(self) -> None:
+        self._reusable = False
+        self._transport.abort()
+
+    async def closed(self, timeout_s: float) -> bool:
+        """Wait for the peer to close; whether it did in time."""
+        done, _ = await asyncio.wait({self._closed}, timeout=timeout_s)
+        return bool(done)
+
+
+def _body_of(head: ResponseHead) -> Body:
+    if head.chunked:
+        return ChunkedBody()
+    if head.length is not None:
+        return LengthBody(head.length)
+    return EndlessBody()
+
+
+class Pool:
+    """Idle connections by socket path, the latest used first. How many are in use at once is bounded by the leases."""
+
+    def __init__(self, *, idle_per_path: int = 64, idle_total: int = 4096, idle_s: float = 4.0,
+                 connect_timeout_s: float = 5.0) -> None:  # fmt: skip
+        # 4 s: below the 5 s after which uvicorn and Node.js close an idle connection, so the race is theirs to lose.
+        self._idle: dict[str, list[UpstreamConnection]] = {}
+        self._count = 0
+        self._idle_per_path = idle_per_path
+        self._idle_total = idle_total
+        self._idle_s = idle_s
+        self._connect_timeout_s = connect_timeout_s
+
+    async def acquire(self, path: Path, *, fresh: bool = False) -> UpstreamConnection:
+        """A connection that carries nothing. Raises OSError when nobody listens there."""
+        key = str(path)
+        if not fresh:
+            kept = self._take(key, asyncio.get_running_loop().time())
+            if kept is not None:
+                return kept
+        return await self._connect(key)
+
+    def _take(self, key: str, now: float) -> UpstreamConnection | None:
+        idle = self._idle.get(key)
+        while idle:
+            connection = idle[-1]
+            if connection.reusable and now - connection.idle_since < self._idle_s:
+                self._forget(key, connection)
+                connection.reused = True
+                return connection
+            self._forget(key, connection)
+            connection.abort()
+        return None
+
+    def give_back(self, path: Path, connection: UpstreamConnection) -> None:
+        """Keep the connection for later if it is good for that."""
+        key = str(path)
+        idle = self._idle.get(key)
+        full = self._count >= self._idle_total or (idle is not None and len(idle) >= self._idle_per_path)
+        if full or not connection.reusable:
+            connection.abort()
+            return
+        connection.resume()
+        connection.idle_since = asyncio.get_running_loop().time()
+        connection.on_lost = lambda lost: self._forget(key, lost)
+        if idle is None:
+            self._idle[key] = [connection]
+        else:
+            idle.append(connection)
+        self._count += 1
+
+    def _forget(self, key: str, connection: UpstreamConnection) -> None:
+        connection.on_lost = None
+        idle = self._idle.get(key)
+        if idle is not None and connection in idle:
+            idle.remove(connection)
+            self._count -= 1
+            if not idle:
+                del self._idle[key]
+
+    def expire(self, now: float) -> None:
+        """Called now and then: close what has been idle for too long."""
+        for key, idle in list(self._idle.items()):
+            for connection in [each for each in idle if now - each.idle_since >= self._idle_s]:
+                self._forget(key, connection)
+                connection.abort()
+
+    def close(self) -> None:
+        for key, idle in list(self._idle.items()):
+            for connection in list(idle):
+                self._forget(key, connection)
+                connection.abort()
+
+    async def _connect(self, path: str) -> UpstreamConnection:
+        loop = asyncio.get_running_loop()
+        end = loop.time() + self._connect_timeout_s
+        while True:
+            sock = _try_connect(path)
+            if sock is not None:
+                break
+            if loop.time() >= end:
+                raise TimeoutError(errno.ETIMEDOUT, "the socket's backlog stayed full")
+            await asyncio.sleep(_CONNECT_PAUSE_S)
+        try:
+            _, connection = await loop.create_unix_connection(UpstreamConnection, sock=sock)
+        except BaseException:
+            sock.close()
+            raise
+        return connection
+
+
+def _try_connect(path: str) -> socket.socket | None:
+    """A connected socket, or None while the backlog is full. A unix connect never blocks for anything else."""
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+    try:
+        if len(os.fsencode(path)) <= _SUN_PATH:
+            sock.connect(path)
+        else:
+            _connect_beside(sock, path)
+    except BlockingIOError:
+        sock.close()
+        return None
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def _connect_beside(sock: socket.socket, path: str) -> None:
+    """A path too long for `sockaddr_un` is reached through its directory's descriptor."""
+    folder, name = os.path.split(path)
+    descriptor = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        sock.connect(f"/proc/self/fd/{descriptor}/{name}")
+    finally:
+        os.close(descriptor)
