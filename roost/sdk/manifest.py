@@ -19,6 +19,8 @@ Kind = type | tuple[type, ...]
 STRINGS = list
 NUMBER = (int, float)
 
+DEFAULT_HANDLER = "index.handler"
+
 #: Every key there is: table -> key -> type. "" is the top level.
 KEYS: dict[str, dict[str, Kind]] = {
     "": {
@@ -36,6 +38,9 @@ KEYS: dict[str, dict[str, Kind]] = {
         "template": str,
         "packages": STRINGS,
         "layers": STRINGS,
+        "pids": int,
+        "open_files": int,
+        "volume_quota": int,
     },
     "env": {},
     "session": {
@@ -52,7 +57,7 @@ KEYS: dict[str, dict[str, Kind]] = {
     "pre_stop": {"handler": str, "command": STRINGS, "timeout": int},
     "scaling": {"min": int, "max": int},
     "idle": {"freeze_after": NUMBER, "stop_after": NUMBER},
-    "volumes": {"name": str, "path": str, "target": str, "read_only": bool, "quota": int},
+    "volumes": {"name": str, "path": str, "target": str, "read_only": bool},
 }
 
 RUNTIMES = {"python": "python3.12", "custom": "custom.debian12"}
@@ -164,7 +169,7 @@ def to_function(parsed: Mapping[str, Any], environment: Mapping[str, str]) -> di
     runtime = parsed.get("runtime", "python")
     function: dict[str, Any] = {
         "runtime": RUNTIMES.get(runtime, runtime),
-        "handler": parsed.get("handler", "index.handler"),
+        "handler": parsed.get("handler", DEFAULT_HANDLER),
         "environmentVariables": {key: expand(value, environment) for key, value in (parsed.get("env") or {}).items()},
     }
     renamed = {
@@ -177,6 +182,8 @@ def to_function(parsed: Mapping[str, Any], environment: Mapping[str, str]) -> di
         "layers": "layers",
     }
     function |= {there: parsed[here] for here, there in renamed.items() if here in parsed}
+    if "cpu" in function:
+        function["cpu"] = float(function["cpu"])
     if "command" in parsed or "port" in parsed:
         function["customRuntimeConfig"] = {key: parsed[key] for key in ("command", "port") if key in parsed}
     hooks = {"initializer": "initializer", "pre_stop": "preStop"}
@@ -184,6 +191,7 @@ def to_function(parsed: Mapping[str, Any], environment: Mapping[str, str]) -> di
     if lifecycle:
         function["instanceLifecycleConfig"] = lifecycle
     function |= _session(parsed.get("session") or {})
+    function["ossMountConfig"] = {"mountPoints": [_mount(one) for one in parsed.get("volumes") or ()]}
     function["roost"] = _extension(parsed)
     return function
 
@@ -213,17 +221,29 @@ def _session(session: Mapping[str, Any]) -> dict[str, Any]:
 
 def _extension(parsed: Mapping[str, Any]) -> dict[str, Any]:
     """Roost's own settings, which Function Compute has no fields for."""
-    extension: dict[str, Any] = {key: parsed[key] for key in ("template", "packages") if key in parsed}
-    for table, key, there in (
-        ("idle", "freeze_after", "freezeAfter"),
-        ("idle", "stop_after", "stopAfter"),
-        ("scaling", "max", "maxInstances"),
-    ):
-        if key in (parsed.get(table) or {}):
-            extension[there] = parsed[table][key]
-    if parsed.get("volumes"):
-        extension["volumes"] = [
-            {("readOnly" if key == "read_only" else key): value for key, value in volume.items()}
-            for volume in parsed["volumes"]
-        ]
-    return extension
+    idle, scaling = parsed.get("idle") or {}, parsed.get("scaling") or {}
+    given = {
+        "template": parsed.get("template"),
+        "packages": parsed.get("packages"),
+        "pids": parsed.get("pids"),
+        "openFiles": parsed.get("open_files"),
+        "volumeQuotaMB": parsed.get("volume_quota"),
+        "freezeAfter": _seconds(idle.get("freeze_after")),
+        "idleTimeout": _seconds(idle.get("stop_after")),
+        "maxInstances": scaling.get("max"),
+    }
+    return {key: value for key, value in given.items() if value is not None}
+
+
+def _seconds(value: float | None) -> float | None:
+    return None if value is None else float(value)
+
+
+def _mount(volume: Mapping[str, Any]) -> dict[str, Any]:
+    """A volume as the API has it: what the cloud calls a bucket is a volume's name here."""
+    return {
+        "bucketName": volume["name"],
+        "bucketPath": volume.get("path", "/"),
+        "mountDir": volume["target"],
+        "readOnly": volume.get("read_only", False),
+    }

@@ -29,6 +29,9 @@ def test_an_agent_with_all_that_there_is() -> None:
         concurrency = 4
         template = "host"
         packages = ["pypi"]
+        pids = 64
+        open_files = 128
+        volume_quota = 10
         [env]
         KEY = "${KEY}"
         EMPTY = "${NONE:-}"
@@ -56,7 +59,6 @@ def test_an_agent_with_all_that_there_is() -> None:
         path = "/{user}"
         target = "/mnt/notes"
         read_only = true
-        quota = 10
         """,
         {"KEY": "v"},
     )
@@ -78,10 +80,15 @@ def test_an_agent_with_all_that_there_is() -> None:
     assert function["roost"] == {
         "template": "host",
         "packages": ["pypi"],
+        "pids": 64,
+        "openFiles": 128,
+        "volumeQuotaMB": 10,
         "freezeAfter": 0.5,
-        "stopAfter": 60,
+        "idleTimeout": 60.0,
         "maxInstances": 7,
-        "volumes": [{"name": "notes", "path": "/{user}", "target": "/mnt/notes", "readOnly": True, "quota": 10}],
+    }
+    assert function["ossMountConfig"] == {
+        "mountPoints": [{"bucketName": "notes", "bucketPath": "/{user}", "mountDir": "/mnt/notes", "readOnly": True}]
     }
 
 
