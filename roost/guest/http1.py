@@ -1,0 +1,183 @@
+"""HTTP/1.1 messages: heads and bodies of requests, heads and chunks of replies. Pure: bytes in, values out."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from http import HTTPStatus
+
+MAX_HEAD = 64 << 10
+MAX_CHUNK_LINE = 4 << 10
+
+_REQUEST_LINE = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+) ([\x21-\xff]+) HTTP/1\.([01])\r\n")
+_FIELD = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+):[ \t]*([^\x00-\x08\x0a-\x1f\x7f]*?)[ \t]*\r\n")
+_CHUNK_SIZE = re.compile(rb"([0-9a-fA-F]{1,15})[ \t]*(?:;[^\r\n]*)?")
+
+_REASONS = {status.value: status.phrase for status in HTTPStatus}
+LAST_CHUNK = b"0\r\n\r\n"
+
+
+class BadMessage(ValueError):
+    """Not the HTTP/1.1 that this end speaks. `status` is the reply."""
+
+    def __init__(self, message: str, status: int = 400) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class Head:
+    """A request's head. Header names are lower case; `fields` keeps order and repetition.
+
+    `length` is the body's, None when it comes in chunks.
+    """
+
+    __slots__ = ("fields", "headers", "keep_alive", "length", "method", "target", "version")
+
+    def __init__(self, method: str, target: str, version: str, fields: list[tuple[str, str]]) -> None:
+        self.method = method
+        self.target = target
+        self.version = version
+        self.fields = fields
+        self.headers = dict(fields)
+        self.length = _body_length(self.headers, fields)
+        connection = self.headers.get("connection", "").lower()
+        self.keep_alive = "close" not in connection if version == "1.1" else "keep-alive" in connection
+
+    def get(self, name: str, default: str = "") -> str:
+        return self.headers.get(name, default)
+
+    def all(self) -> dict[str, str]:
+        """Headers as a dict; repeated ones joined with a comma (cookies with a semicolon)."""
+        if len(self.headers) == len(self.fields):
+            return self.headers
+        joined: dict[str, str] = {}
+        for name, value in self.fields:
+            mark = "; " if name == "cookie" else ","
+            joined[name] = f"{joined[name]}{mark}{value}" if name in joined else value
+        return joined
+
+
+def parse_head(block: bytes) -> Head:
+    """`block` ends with the CRLF of the last header line (the empty line is not in it). Raises BadMessage."""
+    line = _REQUEST_LINE.match(block)
+    if line is None:
+        raise BadMessage("malformed request line")
+    method, target, minor = line.groups()
+    at, end = line.end(), len(block)
+    fields = []
+    match = _FIELD.match
+    while at < end:
+        field = match(block, at)
+        if field is None:
+            raise BadMessage("malformed header line")
+        name, value = field.groups()
+        fields.append((name.decode("ascii").lower(), value.decode("latin-1")))
+        at = field.end()
+    return Head(method.decode("ascii"), target.decode("latin-1"), f"1.{minor.decode()}", fields)
+
+
+def _body_length(headers: dict[str, str], fields: list[tuple[str, str]]) -> int | None:
+    coding = headers.get("transfer-encoding")
+    length = headers.get("content-length")
+    if coding is not None:
+        if coding.lower() != "chunked" or length is not None:
+            raise BadMessage("ambiguous body length")
+        return None
+    if length is None:
+        return 0
+    if not length.isascii() or not length.isdigit() or len(length) > 18:
+        raise BadMessage("malformed content-length")
+    if any(name == "content-length" and value != length for name, value in fields):
+        raise BadMessage("ambiguous body length")
+    return int(length)
+
+
+class Body:
+    """Cuts a request's body out of the bytes of its connection."""
+
+    __slots__ = ("_buffer", "_left", "_state", "done", "rest")
+
+    def __init__(self, length: int | None) -> None:
+        self._left = length or 0
+        self._state = "sized" if length is not None else "size"
+        self._buffer = b""
+        self.done = length == 0
+        self.rest = b""  # what came after the body's end
+
+    def feed(self, data: bytes) -> bytes:
+        """The body bytes in `data`. When `done`, `rest` holds what follows. Raises BadMessage."""
+        if self._state == "sized":
+            return self._take(data)
+        parts = []
+        data = self._buffer + data
+        self._buffer = b""
+        while data and not self.done:
+            if self._state == "data":
+                part = data[: self._left]
+                parts.append(part)
+                data = data[len(part) :]
+                self._left -= len(part)
+                if not self._left:
+                    self._state = "crlf"
+                continue
+            line, newline, after = data.partition(b"\r\n")
+            if not newline:
+                if len(data) > MAX_CHUNK_LINE:
+                    raise BadMessage("malformed chunk")
+                self._buffer = data
+                break
+            data = after
+            self._on_line(line)
+        if self.done:
+            self.rest = data
+        return b"".join(parts)
+
+    def _take(self, data: bytes) -> bytes:
+        part = data[: self._left]
+        self._left -= len(part)
+        if not self._left:
+            self.done = True
+            self.rest = data[len(part) :]
+        return part
+
+    def _on_line(self, line: bytes) -> None:
+        if self._state == "crlf":
+            if line:
+                raise BadMessage("malformed chunk")
+            self._state = "size"
+        elif self._state == "size":
+            size = _CHUNK_SIZE.fullmatch(line)
+            if size is None:
+                raise BadMessage("malformed chunk size")
+            self._left = int(size.group(1), 16)
+            self._state = "data" if self._left else "trailer"
+        elif not line:  # trailers are read and dropped
+            self.done = True
+
+
+def reply_head(status: int, fields: Iterable[tuple[str, str]]) -> bytes:
+    """Raises BadMessage for a header that would break the message apart."""
+    lines = [f"HTTP/1.1 {status} {_REASONS.get(status, '')}\r\n"]
+    for name, value in fields:
+        if "\r" in value or "\n" in value or "\0" in value or not _is_token(name):
+            raise BadMessage(f"malformed header {name!r} in the reply", 502)
+        lines.append(f"{name}: {value}\r\n")
+    lines.append("\r\n")
+    return "".join(lines).encode("latin-1", "replace")
+
+
+_TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
+
+
+def _is_token(name: str) -> bool:
+    return _TOKEN.fullmatch(name) is not None
+
+
+def chunk(data: bytes) -> bytes:
+    """`data` (not empty: an empty chunk would end the body) framed as one chunk."""
+    return b"%x\r\n%b\r\n" % (len(data), data)
+
+
+def has_body(method: str, status: int) -> bool:
+    """Whether a reply to `method` with `status` may carry a body."""
+    return method != "HEAD" and status >= 200 and status not in (204, 304)

@@ -1,0 +1,113 @@
+"""What blocking and asynchronous event handlers share: request to event, result to reply, log markers."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+
+from roost.guest.events import BadReply, Reply, head_of, http_event, http_reply, invoke_reply, reply_parts, to_bytes
+from roost.guest.faults import print_fault, to_json
+from roost.guest.http1 import Head
+
+MAX_EVENT = 64 << 20
+FAULT = "UnhandledInvocationError"
+
+
+def is_http(head: Head) -> bool:
+    """An HTTP request, in contrast to an event from InvokeFunction."""
+    return head.headers.get("x-fc-control-path") != "/invoke"
+
+
+def event_of(head: Head, body: bytes, account: str) -> bytes:
+    return http_event(head, body, account) if is_http(head) else body
+
+
+def reply_of(head: Head, result: object) -> Reply:
+    """Raises BadReply."""
+    return http_reply(result) if is_http(head) else invoke_reply(result)
+
+
+def fault_reply(head: Head, error: BaseException) -> Reply:
+    return Reply(
+        status=502 if is_http(head) else 200,
+        headers=[("content-type", "application/json"), ("x-fc-error-type", FAULT)],
+        body=to_json(error),
+    )
+
+
+def stream_head(head: Head, first: object) -> tuple[Reply, bytes, bool]:
+    """From a stream's first item: status and headers, the first bytes, whether the head goes out ahead of them.
+
+    On HTTP a first `{"statusCode", "headers"}` (perhaps with a `body`) sets the reply's head. Raises BadReply.
+    """
+    parts = reply_parts(first) if is_http(head) and isinstance(first, dict) else None
+    if parts is not None:
+        body, content_type = to_bytes(parts.get("body"))
+        reply = head_of(parts)
+        if not any(name == "content-type" for name, _ in reply.headers):
+            reply.headers.append(("content-type", content_type))
+        return reply, body, not body
+    data, content_type = to_piece(first), to_bytes(first)[1]
+    return Reply(headers=[("content-type", content_type)]), data, False
+
+
+def to_piece(item: object) -> bytes:
+    """One item of a stream: bytes and text as they are, anything else as a line of JSON."""
+    data, _ = to_bytes(item)
+    return data if item is None or isinstance(item, str | bytes | bytearray | memoryview) else data + b"\n"
+
+
+class Output:
+    """The worker's standard output and error. Lines go out at once; `mark` adds Function Compute's log markers."""
+
+    def __init__(self) -> None:
+        self._out = _line_buffered(1)
+        self._err = _line_buffered(2)
+        sys.stdout = self._out
+        sys.stderr = self._err
+
+    @property
+    def stream(self) -> io.TextIOWrapper:
+        return self._out
+
+    def mark(self, text: str) -> None:
+        """Write one line after all that was printed before it."""
+        self.flush()
+        try:
+            os.write(1, text.encode() + b"\n")
+        except OSError:
+            return  # the user's code closed it: its own loss
+
+    def fault(self, error: BaseException) -> None:
+        """The traceback, to standard error."""
+        try:
+            self._err.write(print_fault(error))
+        except (OSError, ValueError):
+            return
+
+    def flush(self) -> None:
+        for stream in (self._out, self._err):
+            try:
+                stream.flush()
+            except (OSError, ValueError):
+                continue
+
+
+def _line_buffered(fd: int) -> io.TextIOWrapper:
+    raw = io.FileIO(fd, "w", closefd=False)
+    return io.TextIOWrapper(io.BufferedWriter(raw), encoding="utf-8", errors="backslashreplace", line_buffering=True)
+
+
+__all__ = [
+    "FAULT",
+    "MAX_EVENT",
+    "BadReply",
+    "Output",
+    "event_of",
+    "fault_reply",
+    "is_http",
+    "reply_of",
+    "stream_head",
+    "to_piece",
+]

@@ -1,0 +1,168 @@
+"""PID 1 of the room: serves guest.sock, keeps the worker, reaps what nobody waits for."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from roost.guest.child import reap
+from roost.guest.config import BadStart, StartConfig, parse_start
+from roost.guest.control import ControlChannel, Opening
+from roost.guest.custom import exec_server, run_pre_stop
+from roost.guest.life import Life, Message, failure
+from roost.guest.logs import Outbox
+from roost.guest.pump import log_message
+from roost.guest.reactor import READ, Reactor, Timer
+from roost.guest.relay import Forwarder, Relay, connect_tcp, connect_unix
+from roost.guest.worker import run_worker
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Settings:
+    """What is the same in every room, and different in tests."""
+
+    orphan_s: float = 60.0  # without a control connection for so long, the room ends itself
+    egress_port: int = 3128
+    egress_path: str = "/run/roost/index.sock"
+
+
+class Supervisor:
+    """Owns both listening sockets. `run` returns when the room is to end."""
+
+    def __init__(self, guest: socket.socket, app: socket.socket, settings: Settings) -> None:
+        self._guest = guest
+        self._app = app
+        self._settings = settings
+        self._reactor = Reactor()
+        self._outbox = Outbox(self._flush)
+        self._channel: ControlChannel | None = None
+        self._life: Life | None = None
+        self._refused: Message = failure("NotStarted", "No start message has come yet.")
+        self._orphan: Timer | None = None
+        self._egress: Forwarder | None = None
+
+    def run(self) -> None:
+        waker, wakened = socket.socketpair()
+        waker.setblocking(False)
+        wakened.setblocking(False)
+        # The handler makes Python write to the wake-up descriptor; the work is done in the loop.
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+        signal.set_wakeup_fd(waker.fileno(), warn_on_full_buffer=False)
+        self._reactor.watch(wakened, READ, lambda _: self._on_child_signal(wakened))
+        self._guest.setblocking(False)
+        self._reactor.watch(self._guest, READ, self._accept)
+        self._await_control()
+        self._reactor.run()
+        if self._life is not None:
+            self._life.stop()
+
+    def _on_child_signal(self, wakened: socket.socket) -> None:
+        with contextlib.suppress(BlockingIOError):
+            wakened.recv(4096)
+        for pid, status in reap():
+            if self._life is not None:
+                self._life.on_ended(pid, status)
+
+    def _accept(self, events: int) -> None:
+        try:
+            sock, _ = self._guest.accept()
+        except BlockingIOError:
+            return
+        except OSError:  # out of descriptors: the backlog holds until some are free
+            self._reactor.watch(self._guest, 0, self._accept)
+            self._reactor.call_later(0.1, lambda: self._reactor.watch(self._guest, READ, self._accept))
+            return
+        sock.setblocking(False)
+        Opening(self._reactor, sock, self._on_open)
+
+    def _on_open(self, sock: socket.socket, port: int | None, rest: bytes) -> None:
+        if port is not None:
+            try:
+                Relay(self._reactor, sock, connect_tcp(port), first=rest)
+            except OSError:
+                sock.close()
+            return
+        if self._channel is not None:
+            self._channel.close()
+        if self._orphan is not None:
+            self._orphan.cancel()
+        self._channel = ControlChannel(self._reactor, sock, self._outbox, self._on_message, self._on_channel_closed)
+        self._channel.open(rest)
+
+    def _on_channel_closed(self, channel: ControlChannel) -> None:
+        if channel is self._channel:
+            self._channel = None
+            self._await_control()
+
+    def _await_control(self) -> None:
+        self._orphan = self._reactor.call_later(self._settings.orphan_s, self._reactor.stop)
+
+    def _on_message(self, message: dict[str, Any]) -> None:
+        match message.get("op"):
+            case "start" if self._life is None:
+                self._start(message)
+            case "restart" if self._life is not None:
+                self._life.restart()
+            case "pre_stop":
+                if self._life is None:
+                    self._emit({"event": "pre_stopped"})
+                else:
+                    self._life.pre_stop()
+            case "attach" | "start" | "restart":
+                present = self._life.present if self._life is not None else self._refused
+                if present is not None:
+                    self._emit(present)
+
+    def _emit(self, message: Message) -> None:
+        self._outbox.put(json.dumps(message).encode() + b"\n", is_log=False)
+
+    def _flush(self) -> None:
+        if self._channel is not None:
+            self._channel.flush()
+
+    def _start(self, message: dict[str, Any]) -> None:
+        try:
+            config = parse_start(message)
+        except BadStart as error:
+            self._refused = failure("BadStart", f"start: {error}")
+            self._emit(self._refused)
+            return
+        if config.egress:
+            self._open_egress()
+        self._life = self._make_life(config)
+        self._life.start()
+
+    def _make_life(self, config: StartConfig) -> Life:
+        serving: Callable[[bool], None] = lambda _: None  # noqa: E731  the Python worker serves app.sock itself
+        custom = config.runtime == "custom"
+        if custom:
+            forwarder = Forwarder(self._reactor, self._app, lambda: connect_tcp(config.port), near_eof_closes=True)
+            serving = forwarder.serve
+        app = self._app
+        return Life(
+            self._reactor,
+            self._outbox,
+            config,
+            body=exec_server if custom else lambda config, status: run_worker(config, app, status),
+            pre_stop=run_pre_stop if custom else None,
+            keep=() if custom else (app.fileno(),),
+            emit=self._emit,
+            serving=serving,
+        )
+
+    def _open_egress(self) -> None:
+        try:
+            listener = socket.create_server(("127.0.0.1", self._settings.egress_port), backlog=64)
+        except OSError as error:
+            text = f"[roost] no package proxy at 127.0.0.1:{self._settings.egress_port}: {error.strerror}\n"
+            self._outbox.put(log_message("stderr", text), is_log=True)
+            return
+        path = self._settings.egress_path
+        self._egress = Forwarder(self._reactor, listener, lambda: connect_unix(path), near_eof_closes=False)
+        self._egress.serve(True)
