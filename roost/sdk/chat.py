@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
+from roost.sdk import sessions
 from roost.sdk.client import Client
 from roost.sdk.errors import Failed, FunctionFault
 from roost.sdk.sse import EventTooLarge, data_of
@@ -73,12 +74,15 @@ class Conversation:
         body: dict[str, str] = {"message": message}
         if self._model:
             body["model"] = self._model
-        headers = {"content-type": "application/json", "accept": "text/event-stream", **self._headers}
+        headers = {"content-type": "application/json", "accept": "text/event-stream"}
+        headers |= self._client.server.bearer | self._headers
         sent = json.dumps(body).encode()
         with self._client.stream("POST", self._path, body=sent, headers=headers, streaming=True) as reply:
             if "text/event-stream" not in reply.headers.get("content-type", ""):
                 reply.read()
                 raise Failed(f"{self._path} does not answer as a chat agent: no event stream.")
+            if sessions.was_restored(reply.headers):
+                show(Event(type="tool", text=sessions.RESTORED))
             for event in events(reply.iter_bytes()):
                 if event.type == "error":
                     raise FunctionFault("", event.text or "The agent reported an error without a message.")

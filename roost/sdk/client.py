@@ -7,7 +7,7 @@ import secrets
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import quote
 
@@ -27,10 +27,20 @@ class Server:
 
     url: str = DEFAULT_URL
     keys: Keys | None = None
+    function_key: str = field(default="", repr=False)
+
+    @property
+    def bearer(self) -> dict[str, str]:
+        """Headers of requests to a function's own address: its key, or the account's secret."""
+        key = self.function_key or (self.keys.secret if self.keys else "")
+        return {"authorization": f"Bearer {key}"} if key else {}
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> Server:
-        """Read ROOST_URL, ROOST_ACCESS_KEY_ID and ROOST_ACCESS_KEY_SECRET; UsageError when they make no sense."""
+        """Read ROOST_URL, ROOST_ACCESS_KEY_ID, ROOST_ACCESS_KEY_SECRET and ROOST_FUNCTION_KEY.
+
+        Raises UsageError when they make no sense.
+        """
         url = (environment.get("ROOST_URL") or DEFAULT_URL).rstrip("/")
         if not url.startswith(("http://", "https://")):
             raise UsageError(f"ROOST_URL is {url!r}; it has to start with http:// or https://.")
@@ -38,7 +48,8 @@ class Server:
         secret = environment.get("ROOST_ACCESS_KEY_SECRET", "")
         if bool(key_id) != bool(secret):
             raise UsageError("Set both ROOST_ACCESS_KEY_ID and ROOST_ACCESS_KEY_SECRET, or neither.")
-        return cls(url=url, keys=Keys(id=key_id, secret=secret) if key_id else None)
+        keys = Keys(id=key_id, secret=secret) if key_id else None
+        return cls(url=url, keys=keys, function_key=environment.get("ROOST_FUNCTION_KEY", ""))
 
 
 class Client:
@@ -132,7 +143,7 @@ class Client:
             raise
 
     def _signature(self, request: httpx.Request, query: Mapping[str, str], body: bytes) -> dict[str, str]:
-        if self.server.keys is None:
+        if self.server.keys is None or "authorization" in request.headers:
             return {}
         return sign(
             self.server.keys,

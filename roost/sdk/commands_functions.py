@@ -121,6 +121,8 @@ def invoke(
                 return
             _print_reply(reply)
             given = sessions.reply_session(function, reply.headers)
+            if sessions.was_restored(reply.headers):
+                typer.echo(f"Note: {sessions.RESTORED}.", err=True)
         if given:
             typer.echo(f"session: {clean(given)}", err=True)
 

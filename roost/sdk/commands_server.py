@@ -11,6 +11,8 @@ import typer
 
 from roost.sdk.client import Server
 from roost.sdk.daemon import Daemon, ServerOptions, data_directory
+from roost.sdk.errors import UsageError
+from roost.sdk.model_process import start_local_model
 
 Host = Annotated[str | None, typer.Option("--host", help="Address to listen on [default: 127.0.0.1].")]
 Port = Annotated[int | None, typer.Option("--port", help="Port to listen on [default: 8700].")]
@@ -18,14 +20,25 @@ DataDir = Annotated[
     Path | None, typer.Option("--data-dir", help="Where everything is kept [default: ~/.local/share/roost].")
 ]
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="Settings in TOML.", exists=True, dir_okay=False)]
+Model = Annotated[
+    str | None,
+    typer.Option("--model", help="`local`: a real but very small model on this machine, for agents without a key."),
+]
 
 
-def _options(host: str | None, port: int | None, data_dir: Path | None, config: Path | None) -> ServerOptions:
+def _options(
+    host: str | None, port: int | None, data_dir: Path | None, config: Path | None, model: str | None
+) -> ServerOptions:
+    if model not in {None, "local"}:
+        raise UsageError(
+            "--model takes `local`; for any other model set OPENAI_BASE_URL, OPENAI_API_KEY, OPENAI_MODEL."
+        )
     return ServerOptions(
         host=host,
         port=port,
         data_dir=data_dir.absolute() if data_dir else None,
         config=config.absolute() if config else None,
+        model=model,
     )
 
 
@@ -34,18 +47,26 @@ def _become(module: str, arguments: list[str]) -> None:
     os.execv(sys.executable, [sys.executable, "-m", module, *arguments])  # noqa: S606 - no shell is wanted
 
 
-def serve(host: Host = None, port: Port = None, data_dir: DataDir = None, config: ConfigFile = None) -> None:
+def serve(
+    host: Host = None, port: Port = None, data_dir: DataDir = None, config: ConfigFile = None, model: Model = None
+) -> None:
     """Run the server in the foreground."""
-    _become("roost.server", _options(host, port, data_dir, config).arguments())
+    options = _options(host, port, data_dir, config, model)
+    if model:
+        os.environ.update(start_local_model())
+    _become("roost.server", options.arguments())
 
 
-def up(host: Host = None, port: Port = None, data_dir: DataDir = None, config: ConfigFile = None) -> None:
+def up(
+    host: Host = None, port: Port = None, data_dir: DataDir = None, config: ConfigFile = None, model: Model = None
+) -> None:
     """Start the server in the background, unless it runs already."""
+    options = _options(host, port, data_dir, config, model)
     daemon = _daemon(data_dir, host, port)
     if daemon.healthy():
         typer.echo(f"Roost is running already at {daemon.url}.")
         return
-    pid = daemon.start(_options(host, port, data_dir, config))
+    pid = daemon.start(options)
     typer.echo(f"Roost is running at {daemon.url} (pid {pid}); log: {daemon.log}; `roost down` stops it.")
 
 

@@ -30,6 +30,7 @@ class ServerOptions:
     port: int | None = None
     data_dir: Path | None = None
     config: Path | None = None
+    model: str | None = None
 
     def arguments(self) -> list[str]:
         """As the server's own command line takes them."""
@@ -37,7 +38,10 @@ class ServerOptions:
         return [part for option, value in given.items() if value is not None for part in (option, str(value))]
 
     def command(self) -> list[str]:
-        return [sys.executable, "-m", MODULE, *self.arguments()]
+        """The server as a process; with a local model by way of `roost serve`, which starts that first."""
+        if self.model is None:
+            return [sys.executable, "-m", MODULE, *self.arguments()]
+        return [sys.executable, "-m", "roost.sdk.cli", "serve", "--model", self.model, *self.arguments()]
 
 
 def data_directory(given: Path | None, environment: Mapping[str, str]) -> Path:
@@ -64,7 +68,8 @@ class Daemon:
         except (OSError, ValueError):
             return None
         # The number may long be another process's: ours is recognised by what it runs.
-        return pid if MODULE.encode() in command.split(b"\0") else None
+        ours = {MODULE.encode(), b"roost.sdk.cli"}
+        return pid if ours & set(command.split(b"\0")) else None
 
     def healthy(self) -> bool:
         """Whether a server answers at the address."""

@@ -89,7 +89,8 @@ class Deployer:
         if self._client.function(name) is None:
             self._client.send_json("POST", f"{API}/functions", {"functionName": name, **function})
             return True
-        self._client.send_json("PUT", function_path(name), function)
+        # An update keeps what it is not told; null takes a field back to its default.
+        self._client.send_json("PUT", function_path(name), {**dict.fromkeys(manifest.MANAGED), **function})
         return False
 
     def _scale(self, name: str, parsed: Mapping[str, Any]) -> None:

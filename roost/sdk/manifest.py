@@ -68,6 +68,21 @@ AFFINITIES = {
     "mcp-sse": "MCP_SSE",
     "mcp-http": "MCP_STREAMABLE_HTTP",
 }
+#: Fields of a function that roost.toml is the truth of: what it does not say goes back to the server's default.
+MANAGED = (
+    "description",
+    "memorySize",
+    "cpu",
+    "diskSize",
+    "timeout",
+    "instanceConcurrency",
+    "layers",
+    "customRuntimeConfig",
+    "instanceLifecycleConfig",
+    "sessionAffinity",
+    "sessionAffinityConfig",
+    "instanceIsolationMode",
+)
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,63}")
 _VARIABLE = re.compile(r"\$(?:\$|\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\})")
 _KIND_NAMES = {str: "a string", int: "an integer", bool: "true or false", list: "a list of strings", NUMBER: "a number"}

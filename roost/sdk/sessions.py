@@ -11,6 +11,7 @@ from roost.sdk.manifest import SESSION_HEADER
 
 COOKIE = "x-fc-cookie-session-id"
 MCP_HEADER = "mcp-session-id"
+RESTORED = "the session has a new instance: its files are in place, its processes are gone"
 
 
 def header_name(function: Mapping[str, Any]) -> str:
@@ -37,6 +38,11 @@ def request_headers(function: Mapping[str, Any], session: str) -> dict[str, str]
             f"(session affinity {affinity}); set `affinity` in [session] of its roost.toml."
         )
     return {name: session}
+
+
+def was_restored(headers: Mapping[str, str]) -> bool:
+    """Whether the reply says that the session's earlier instance has died."""
+    return "x-roost-session-restored" in headers
 
 
 def reply_session(function: Mapping[str, Any], headers: Mapping[str, str]) -> str:

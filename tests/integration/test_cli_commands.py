@@ -48,6 +48,7 @@ def run(
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.delenv("ROOST_ACCESS_KEY_ID", raising=False)
     monkeypatch.delenv("ROOST_ACCESS_KEY_SECRET", raising=False)
+    monkeypatch.delenv("ROOST_FUNCTION_KEY", raising=False)
 
     def go(*arguments: str, stdin: bytes = b"") -> Ended:
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
@@ -81,7 +82,9 @@ def test_deploy_creates_then_updates(run: Run, server: FakeRoost, agent: Path) -
     assert archive.namelist() == ["agent.py", "roost.toml"]
 
     assert run("deploy", str(agent)).out.startswith("Updated agent (")
-    assert server.last("PUT", "/2023-03-30/functions/agent").json()["handler"] == "agent.handler"
+    update = server.last("PUT", "/2023-03-30/functions/agent").json()
+    assert update["handler"] == "agent.handler"
+    assert update["memorySize"] is None  # taken out of roost.toml: back to the default
 
 
 def test_deploy_under_another_name_with_other_sessions(run: Run, server: FakeRoost, agent: Path) -> None:
@@ -138,6 +141,7 @@ def test_invoke(run: Run, server: FakeRoost, tmp_path: Path) -> None:
     assert (ended.out, ended.err) == ("echo: from stdin", "session: s1\n")
     seen = server.last("POST", path)
     assert (seen.headers["x-roost-session"], seen.query) == ("s1", {"qualifier": "prod"})
+    assert "new instance" in run("invoke", "agent", "-d", "", "-s", "restored").err
     assert run("invoke", "agent", "--async", "-d", "").out == "r-7\n"
     assert run("invoke", "agent", "-d", "@/nonexistent").code == 2
 
@@ -194,6 +198,17 @@ def test_requests_are_signed_when_keys_are_set(run: Run, server: FakeRoost, monk
     assert headers["authorization"].startswith(
         "ACS3-HMAC-SHA256 Credential=me,SignedHeaders=host;x-acs-content-sha256;"
     )
+
+
+def test_chat_sends_a_bearer_key(run: Run, server: FakeRoost, monkeypatch: pytest.MonkeyPatch) -> None:
+    server.functions["agent"] = dict(HEADER_SESSIONS)
+    server.chat_events = [{"type": "done"}]
+    monkeypatch.setenv("ROOST_ACCESS_KEY_ID", "me")
+    monkeypatch.setenv("ROOST_ACCESS_KEY_SECRET", "secret")
+    for key in ("secret", "own"):
+        run("chat", "agent", stdin=b"hi\n")
+        assert server.last("POST", "/agent/chat").headers["authorization"] == f"Bearer {key}"
+        monkeypatch.setenv("ROOST_FUNCTION_KEY", "own")
 
 
 def test_ps_and_top(run: Run, server: FakeRoost) -> None:

@@ -130,7 +130,10 @@ class _Handler(BaseHTTPRequestHandler):
             self._json(fault, 200, {**headers, "x-fc-error-type": "UnhandledInvocationError"})
         else:
             session = seen.headers.get("x-roost-session", "made-by-server")
-            self._send(b"echo: " + seen.body, 200, {**headers, "x-roost-session": session})
+            headers["x-roost-session"] = session
+            if session == "restored":
+                headers["x-roost-session-restored"] = "files"
+            self._send(b"echo: " + seen.body, 200, headers)
 
     def _other(self, seen: Seen) -> None:
         if seen.path == "/roost/instances":
