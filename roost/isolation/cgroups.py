@@ -1,0 +1,288 @@
+"""Control groups of rooms: limits, usage, freezing and killing, on cgroup v2 or on v1 with a v2 tree beside it.
+
+A machine with v1 controllers keeps a v2 tree too (systemd mounts it at /sys/fs/cgroup/unified); freezing and killing
+need no controller there. So limits come from whatever tree has the controller, and the rest from v2: one code path.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import os
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from roost.isolation.driver import Usage
+from roost.model.errors import Unavailable
+from roost.model.function import Limits
+
+CONTROLLERS = ("memory", "pids", "cpu", "cpuacct")
+_PERIOD_US = 100_000
+_REMOVE_TIMEOUT_S = 5.0
+_MB = 1 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hierarchies:
+    """Where the trees are mounted. `v1` maps a controller to its tree; those missing in it are in `unified`."""
+
+    unified: Path
+    v1: Mapping[str, Path]
+
+    @property
+    def v2_controllers(self) -> tuple[str, ...]:
+        """Controllers to switch on in the v2 tree."""
+        return tuple(name for name in ("memory", "pids", "cpu") if name not in self.v1)
+
+    @property
+    def trees(self) -> tuple[Path, ...]:
+        """Every tree once; v1 may have several controllers in one."""
+        return tuple(dict.fromkeys((*self.v1.values(), self.unified)))
+
+
+def parse_mounts(mounts: str) -> Hierarchies:
+    """Find the trees in the text of /proc/self/mounts. Raises Unavailable if there is no v2 tree."""
+    unified: Path | None = None
+    v1: dict[str, Path] = {}
+    for line in mounts.splitlines():
+        _, target, kind, options, *_ = line.split(" ")
+        if kind == "cgroup2" and unified is None:
+            unified = Path(target)
+        elif kind == "cgroup":
+            for name in set(options.split(",")) & set(CONTROLLERS):
+                v1.setdefault(name, Path(target))
+    if unified is None:
+        raise Unavailable(
+            "No cgroup v2 tree is mounted: mkdir -p /sys/fs/cgroup/unified && "
+            "mount -t cgroup2 none /sys/fs/cgroup/unified."
+        )
+    return Hierarchies(unified=unified, v1=v1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """One value to be written into a cgroup. `optional`: not every kernel has the file."""
+
+    controller: str
+    file: str
+    value: str
+    optional: bool = False
+
+
+def settings(limits: Limits, hierarchies: Hierarchies) -> list[Setting]:
+    """The values that hold a room to its limits, in the order in which they must be written."""
+    memory = str(limits.memory_mb * _MB)
+    quota = str(max(1000, round(limits.cpu * _PERIOD_US)))
+    chosen = [Setting(controller="pids", file="pids.max", value=str(limits.pids))]
+    if "memory" in hierarchies.v1:
+        chosen += [
+            Setting(controller="memory", file="memory.limit_in_bytes", value=memory),
+            # Memory and swap together; absent without swap accounting.
+            Setting(controller="memory", file="memory.memsw.limit_in_bytes", value=memory, optional=True),
+        ]
+    else:
+        chosen += [
+            Setting(controller="memory", file="memory.max", value=memory),
+            Setting(controller="memory", file="memory.swap.max", value="0", optional=True),
+        ]
+    if "cpu" in hierarchies.v1:
+        chosen += [
+            Setting(controller="cpu", file="cpu.cfs_period_us", value=str(_PERIOD_US)),
+            Setting(controller="cpu", file="cpu.cfs_quota_us", value=quota),
+        ]
+    else:
+        chosen.append(Setting(controller="cpu", file="cpu.max", value=f"{quota} {_PERIOD_US}"))
+    return chosen
+
+
+def parse_flat(text: str) -> dict[str, int]:
+    """Parse a flat keyed file of a cgroup (`name number` lines)."""
+    pairs = (line.split() for line in text.splitlines())
+    return {pair[0]: int(pair[1]) for pair in pairs if len(pair) == 2 and pair[1].isdigit()}
+
+
+class Cgroup:
+    """The cgroups of one room, one directory in each tree."""
+
+    def __init__(self, name: str, parent: str, hierarchies: Hierarchies) -> None:
+        self.name = name
+        self._hierarchies = hierarchies
+        self._path = f"{parent}/{name}"
+
+    def directory(self, controller: str = "") -> Path:
+        """The room's directory in the tree that has this controller; the v2 tree without one."""
+        return self._hierarchies.v1.get(controller, self._hierarchies.unified) / self._path
+
+    @contextlib.contextmanager
+    def join_fds(self) -> Iterator[list[int]]:
+        """Descriptors; a process that writes `0` to each has joined."""
+        fds: list[int] = []
+        try:
+            for tree in self._hierarchies.trees:
+                # In v1, `tasks` moves one thread, and spares the wait that moving a thread group takes.
+                file = "cgroup.procs" if tree == self._hierarchies.unified else "tasks"
+                fds.append(os.open(tree / self._path / file, os.O_WRONLY | os.O_CLOEXEC))
+            yield fds
+        finally:
+            for fd in fds:
+                os.close(fd)
+
+    def contains(self, pid: int) -> bool:
+        """Whether the process is in this cgroup."""
+        try:
+            return str(pid) in (self.directory() / "cgroup.procs").read_text().split()
+        except OSError:
+            return False
+
+    async def freeze(self, *, timeout_s: float = 5.0) -> None:
+        """Stop every process of the room from running; returns when all have stopped."""
+        await self._set_frozen(True, timeout_s)
+
+    async def thaw(self, *, timeout_s: float = 5.0) -> None:
+        await self._set_frozen(False, timeout_s)
+
+    async def _set_frozen(self, frozen: bool, timeout_s: float) -> None:
+        directory = self.directory()
+        wanted = int(frozen)
+        deadline = time.monotonic() + timeout_s
+        try:
+            (directory / "cgroup.freeze").write_text(str(wanted))
+            while parse_flat((directory / "cgroup.events").read_text()).get("frozen") != wanted:
+                if time.monotonic() > deadline:
+                    raise Unavailable(f"The room {self.name} did not {'freeze' if frozen else 'thaw'} in time.")
+                await asyncio.sleep(0.001)
+        except FileNotFoundError:
+            return  # the room has gone
+        except OSError as error:
+            if error.errno != errno.ENODEV:
+                raise
+
+    def kill(self) -> None:
+        """Send SIGKILL to every process of the room."""
+        with contextlib.suppress(FileNotFoundError):
+            try:
+                (self.directory() / "cgroup.kill").write_text("1")
+            except OSError as error:
+                if error.errno != errno.ENODEV:
+                    raise
+
+    def usage(self) -> Usage:
+        """What the room has used; zeros for what can no longer be read."""
+        if "memory" in self._hierarchies.v1:
+            memory, peak = self._number("memory", "memory.usage_in_bytes"), "memory.max_usage_in_bytes"
+            oom_kills = self._flat("memory", "memory.oom_control").get("oom_kill", 0)
+        else:
+            memory, peak = self._number("memory", "memory.current"), "memory.peak"
+            oom_kills = self._flat("memory", "memory.events").get("oom_kill", 0)
+        if "cpuacct" in self._hierarchies.v1:
+            cpu_us = self._number("cpuacct", "cpuacct.usage") // 1000
+        else:
+            cpu_us = self._flat("", "cpu.stat").get("usage_usec", 0)
+        return Usage(
+            cpu_us=cpu_us,
+            memory_bytes=memory,
+            memory_peak_bytes=self._number("memory", peak),
+            pids=self._number("pids", "pids.current"),
+            oom_kills=oom_kills,
+        )
+
+    def _read(self, controller: str, file: str) -> str:
+        try:
+            return (self.directory(controller) / file).read_text()
+        except OSError:
+            return ""
+
+    def _number(self, controller: str, file: str) -> int:
+        text = self._read(controller, file).strip()
+        return int(text) if text.isdigit() else 0
+
+    def _flat(self, controller: str, file: str) -> dict[str, int]:
+        return parse_flat(self._read(controller, file))
+
+    async def remove(self, *, timeout_s: float = _REMOVE_TIMEOUT_S) -> None:
+        """Remove the directories; processes killed just before may take a moment to leave. Raises Unavailable."""
+        deadline = time.monotonic() + timeout_s
+        for tree in self._hierarchies.trees:
+            while not _remove(tree / self._path):
+                if time.monotonic() > deadline:
+                    raise Unavailable(f"The cgroup {tree / self._path} is still in use.")
+                await asyncio.sleep(0.001)
+
+
+def _remove(directory: Path) -> bool:
+    try:
+        directory.rmdir()
+    except FileNotFoundError:
+        return True
+    except OSError as error:
+        if error.errno != errno.EBUSY:
+            raise
+        return False
+    return True
+
+
+class Cgroups:
+    """The rooms' parent directory in each tree, `roost-<tag>`, one for each data directory."""
+
+    def __init__(self, hierarchies: Hierarchies, tag: str) -> None:
+        self._hierarchies = hierarchies
+        self._parent = f"roost-{tag}"
+
+    @classmethod
+    def detect(cls, tag: str) -> Cgroups:
+        """Raises Unavailable with what to do if this machine's cgroups cannot hold rooms."""
+        return cls(parse_mounts(Path("/proc/self/mounts").read_text()), tag)
+
+    def prepare(self) -> None:
+        """Make the parents, with the controllers of a v2 tree switched on. Raises Unavailable."""
+        try:
+            for tree in self._hierarchies.trees:
+                (tree / self._parent).mkdir(exist_ok=True)
+            wanted = " ".join(f"+{name}" for name in self._hierarchies.v2_controllers)
+            if wanted:
+                for directory in (self._hierarchies.unified, self._hierarchies.unified / self._parent):
+                    (directory / "cgroup.subtree_control").write_text(wanted)
+        except OSError as error:
+            raise Unavailable(
+                f"The cgroups of this machine cannot be used ({error.strerror}: {error.filename}): run Roost as root "
+                "on the host, or in a container with a cgroup tree of its own that is writable."
+            ) from error
+
+    def create(self, name: str, limits: Limits) -> Cgroup:
+        """Make a room's cgroups and write its limits. Raises Unavailable; nothing is left behind then."""
+        cgroup = self.get(name)
+        made: list[Path] = []
+        try:
+            for tree in self._hierarchies.trees:
+                directory = tree / self._parent / name
+                directory.mkdir()
+                made.append(directory)
+            for setting in settings(limits, self._hierarchies):
+                file = cgroup.directory(setting.controller) / setting.file
+                if not (setting.optional and not file.exists()):
+                    file.write_text(setting.value)
+        except OSError as error:
+            for directory in made:
+                directory.rmdir()
+            raise Unavailable(f"The cgroup {name} could not be made ({error.strerror}: {error.filename}).") from error
+        return cgroup
+
+    def get(self, name: str) -> Cgroup:
+        return Cgroup(name, self._parent, self._hierarchies)
+
+    def names(self) -> set[str]:
+        """Names of the cgroups that exist in any tree."""
+        found: set[str] = set()
+        for tree in self._hierarchies.trees:
+            with contextlib.suppress(FileNotFoundError):
+                found.update(entry.name for entry in (tree / self._parent).iterdir() if entry.is_dir())
+        return found
+
+    def remove_parents(self) -> None:
+        """Remove the parents if no room is left."""
+        for tree in self._hierarchies.trees:
+            with contextlib.suppress(OSError):
+                (tree / self._parent).rmdir()

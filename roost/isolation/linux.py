@@ -1,0 +1,237 @@
+"""The Linux system calls that Python lacks, each raising OSError with the call's name in its message.
+
+Standard library only: the zygote imports it inside the guest bundle.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import os
+import socket
+import struct
+
+CLONE_NEWNS = 0x00020000
+CLONE_NEWCGROUP = 0x02000000
+CLONE_NEWUTS = 0x04000000
+CLONE_NEWIPC = 0x08000000
+CLONE_NEWUSER = 0x10000000
+CLONE_NEWPID = 0x20000000
+CLONE_NEWNET = 0x40000000
+
+MS_REC = 0x4000
+MS_PRIVATE = 0x40000
+MNT_DETACH = 2
+
+MOUNT_ATTR_RDONLY = 0x1
+MOUNT_ATTR_NOSUID = 0x2
+MOUNT_ATTR_NODEV = 0x4
+MOUNT_ATTR_NOEXEC = 0x8
+MOUNT_ATTR_NOATIME = 0x10
+MOUNT_ATTR_IDMAP = 0x100000
+
+RESOLVE_NO_MAGICLINKS = 0x02
+RESOLVE_NO_SYMLINKS = 0x04
+
+PR_SET_PDEATHSIG = 1
+PR_SET_DUMPABLE = 4
+PR_SET_NAME = 15
+PR_SET_SECCOMP = 22
+PR_CAPBSET_DROP = 24
+PR_SET_SECUREBITS = 28
+PR_SET_NO_NEW_PRIVS = 38
+PR_CAP_AMBIENT = 47
+PR_CAP_AMBIENT_CLEAR_ALL = 4
+SECCOMP_MODE_FILTER = 2
+SECBIT_NO_SETUID_FIXUP = 1 << 2
+
+_AT_FDCWD = -100
+_AT_EMPTY_PATH = 0x1000
+_OPEN_TREE_CLONE = 1
+_MOVE_MOUNT_F_EMPTY_PATH = 0x04
+_MOVE_MOUNT_T_EMPTY_PATH = 0x40
+_FSOPEN_CLOEXEC = 1
+_FSMOUNT_CLOEXEC = 1
+_FSCONFIG_SET_FLAG = 0
+_FSCONFIG_SET_STRING = 1
+_FSCONFIG_CMD_CREATE = 6
+_CAPABILITY_VERSION_3 = 0x20080522
+_KEYCTL_JOIN_SESSION_KEYRING = 1
+_SIOCGIFFLAGS = 0x8913
+_SIOCSIFFLAGS = 0x8914
+_IFF_UP = 0x1
+
+# Calls before 2019 have a number for each architecture, later ones the same everywhere.
+_ARCHITECTURE_CALLS = {
+    "x86_64": {"pivot_root": 155, "keyctl": 250, "capset": 126},
+    "aarch64": {"pivot_root": 41, "keyctl": 219, "capset": 91},
+}
+_COMMON_CALLS = {
+    "open_tree": 428,
+    "move_mount": 429,
+    "fsopen": 430,
+    "fsconfig": 431,
+    "fsmount": 432,
+    "openat2": 437,
+    "mount_setattr": 442,
+}
+_CALLS = _COMMON_CALLS | _ARCHITECTURE_CALLS.get(os.uname().machine, {})
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def _check(result: int, what: str) -> int:
+    if result < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"{what}: {os.strerror(number)}")
+    return result
+
+
+def _call(name: str, *args: int | bytes | None, what: str = "") -> int:
+    wide = (ctypes.c_long(arg) if isinstance(arg, int) else arg for arg in args)
+    return _check(_libc.syscall(ctypes.c_long(_CALLS[name]), *wide), what or name)
+
+
+def unshare(flags: int) -> None:
+    """Leave the namespaces named by CLONE_NEW* flags for new ones."""
+    _check(_libc.unshare(ctypes.c_int(flags)), "unshare")
+
+
+def setns(fd: int, kind: int) -> None:
+    """Join the namespace that `fd` refers to."""
+    _check(_libc.setns(ctypes.c_int(fd), ctypes.c_int(kind)), "setns")
+
+
+def prctl(option: int, arg2: int = 0, arg3: int = 0) -> int:
+    values = (ctypes.c_ulong(value) for value in (arg2, arg3, 0, 0))
+    return _check(_libc.prctl(ctypes.c_int(option), *values), f"prctl {option}")
+
+
+def set_process_name(name: bytes) -> None:
+    """At most 15 bytes: what `ps` shows as the command."""
+    buffer = ctypes.create_string_buffer(name)
+    prctl(PR_SET_NAME, ctypes.addressof(buffer))
+
+
+def set_hostname(name: bytes) -> None:
+    _check(_libc.sethostname(name, ctypes.c_size_t(len(name))), "sethostname")
+
+
+def set_fs_ids(uid: int, gid: int) -> None:
+    """Ids that new files get. The calls report no failure, so the result is read back."""
+    for call, wanted in ((_libc.setfsgid, gid), (_libc.setfsuid, uid)):
+        call(ctypes.c_uint(wanted))
+        if ctypes.c_uint(call(ctypes.c_uint(0xFFFFFFFF))).value != wanted:
+            raise OSError(1, f"setting the file system id to {wanted} was refused")
+
+
+def make_mounts_private() -> None:
+    """Mounts of this namespace and of its parent no longer reach each other."""
+    _check(_libc.mount(None, b"/", None, ctypes.c_ulong(MS_REC | MS_PRIVATE), None), "making mounts private")
+
+
+def unmount(path: bytes) -> None:
+    """Detach a mount; it goes when its last user has."""
+    _check(_libc.umount2(path, ctypes.c_int(MNT_DETACH)), "umount")
+
+
+def pivot_root(new: bytes, old: bytes) -> None:
+    _call("pivot_root", new, old)
+
+
+def clone_tree(path: str) -> int:
+    """A detached copy of the mount at `path`, with `path` as its root and without mounts below."""
+    return _call("open_tree", _AT_FDCWD, os.fsencode(path), _OPEN_TREE_CLONE | os.O_CLOEXEC, what=f"open_tree {path}")
+
+
+def clone_tree_at(fd: int, path: str) -> int:
+    """The same for a `path` below the directory `fd`."""
+    return _call("open_tree", fd, path.encode(), _OPEN_TREE_CLONE | os.O_CLOEXEC, what=f"open_tree {path}")
+
+
+def set_mount_attributes(mount_fd: int, attributes: int, userns_fd: int | None = None) -> None:
+    """Add MOUNT_ATTR_* to a mount; with `userns_fd`, map a detached mount's ids by that namespace."""
+    if userns_fd is not None:
+        attributes |= MOUNT_ATTR_IDMAP
+    packed = struct.pack("QQQQ", attributes, 0, 0, userns_fd or 0)
+    _call("mount_setattr", mount_fd, b"", _AT_EMPTY_PATH, packed, len(packed))
+
+
+def move_mount(mount_fd: int, target_fd: int) -> None:
+    """Attach a detached mount on the directory or file that `target_fd` refers to."""
+    flags = _MOVE_MOUNT_F_EMPTY_PATH | _MOVE_MOUNT_T_EMPTY_PATH
+    _call("move_mount", mount_fd, b"", target_fd, b"", flags)
+
+
+def new_mount(kind: str, options: dict[str, str | None], attributes: int = 0) -> int:
+    """A detached mount of a new file system. An option whose value is None is a flag."""
+    context = _call("fsopen", kind.encode(), _FSOPEN_CLOEXEC, what=f"fsopen {kind}")
+    try:
+        for key, value in options.items():
+            command = _FSCONFIG_SET_FLAG if value is None else _FSCONFIG_SET_STRING
+            data = None if value is None else value.encode()
+            _call("fsconfig", context, command, key.encode(), data, 0, what=f"{kind} option {key}")
+        _call("fsconfig", context, _FSCONFIG_CMD_CREATE, None, None, 0, what=f"making the {kind} file system")
+        return _call("fsmount", context, _FSMOUNT_CLOEXEC, attributes, what=f"mounting {kind}")
+    except OSError as error:
+        raise OSError(error.errno, f"{error.strerror}{_kernel_messages(context)}") from None
+    finally:
+        os.close(context)
+
+
+def _kernel_messages(context: int) -> str:
+    """What the kernel wrote about a file system that it did not make."""
+    lines = []
+    for _ in range(8):
+        try:
+            lines.append(os.read(context, 512).decode(errors="replace").strip())
+        except OSError:
+            break
+    return "".join(f"; {line}" for line in lines)
+
+
+def open_beneath(directory_fd: int, path: str, flags: int, resolve: int) -> int:
+    """Open by openat2 with RESOLVE_* restrictions; close-on-exec."""
+    how = struct.pack("QQQ", flags | os.O_CLOEXEC, 0, resolve)
+    return _call("openat2", directory_fd, os.fsencode(path), how, len(how), what=f"openat2 {path}")
+
+
+def drop_capabilities(keep: frozenset[int] = frozenset()) -> None:
+    """Give up every capability but `keep`, also for programs executed later."""
+    prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL)
+    for number in range(_last_capability() + 1):
+        if number not in keep:
+            prctl(PR_CAPBSET_DROP, number)
+    low = sum(1 << number for number in keep if number < 32)
+    high = sum(1 << (number - 32) for number in keep if number >= 32)
+    header = struct.pack("Ii", _CAPABILITY_VERSION_3, 0)
+    _call("capset", header, struct.pack("IIIIII", low, low, 0, high, high, 0))
+
+
+def _last_capability() -> int:
+    """The kernel refuses numbers it does not know; 40 is the last one of Linux 5.9 to 6.18."""
+    number = 40
+    while number < 63 and _libc.prctl(23, ctypes.c_ulong(number + 1), 0, 0, 0) >= 0:
+        number += 1
+    return number
+
+
+def load_seccomp(program: bytes) -> None:
+    """Install a filter in the classic BPF form (8 bytes an instruction). Needs no_new_privs."""
+    buffer = ctypes.create_string_buffer(program, len(program))
+    header = struct.pack("HxxxxxxP", len(program) // 8, ctypes.addressof(buffer))
+    holder = ctypes.create_string_buffer(header, len(header))
+    prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, ctypes.addressof(holder))
+
+
+def new_session_keyring() -> None:
+    """Leave the session keyring that was inherited."""
+    _call("keyctl", _KEYCTL_JOIN_SESSION_KEYRING, None, 0, 0, 0)
+
+
+def bring_loopback_up() -> None:
+    """Set `lo` of the present network namespace up."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
+        request = struct.pack("16sH14x", b"lo", 0)
+        flags = struct.unpack("16sH14x", fcntl.ioctl(sock, _SIOCGIFFLAGS, request))[1]
+        fcntl.ioctl(sock, _SIOCSIFFLAGS, struct.pack("16sH14x", b"lo", flags | _IFF_UP))

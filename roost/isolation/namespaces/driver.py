@@ -1,0 +1,344 @@
+"""The namespaces driver: rooms made of Linux namespaces, forked from a warm template. See ARCHITECTURE.md, "Rooms"."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import os
+import re
+import socket
+from collections import deque
+from collections.abc import Mapping, Sequence
+from contextlib import AsyncExitStack, ExitStack
+from pathlib import Path
+from typing import Any, Protocol
+
+from roost.isolation import linux, seccomp
+from roost.isolation.cgroups import Cgroups
+from roost.isolation.disks import Disk, Disks
+from roost.isolation.driver import Capability, Mount, RoomSpec, Template
+from roost.isolation.namespaces.helper import Helper
+from roost.isolation.namespaces.policy import RoomPolicy
+from roost.isolation.namespaces.room import SOCKETS, NamespacesRoom, kill, start_time
+from roost.isolation.usernamespaces import IDS, Identity, Ranges, first_id
+from roost.model.errors import InvalidArgument, Unavailable
+
+_ID = re.compile(r"[a-z0-9-]{1,40}")
+_CGROUP = re.compile(r"(?P<id>[a-z0-9-]{1,40})\.(?P<range>[0-9]{1,4})")
+_BACKLOG = 512  # connections that wait for the guest
+_IDENTITIES_AHEAD = 8
+_READY_TIMEOUT_S = 30.0
+_STATUS_LIMIT = 4096
+
+
+class GuestBundle(Protocol):
+    """What the driver needs of `roost.isolation.bundle.Bundle`."""
+
+    @property
+    def root(self) -> Path: ...
+
+    def command(self, module: str, *args: str) -> list[str]: ...
+
+
+class NamespacesDriver:
+    """Rooms of one data directory. `guest` names the module in the bundle whose `run(guest_fd, app_fd)` is PID 1."""
+
+    name = "namespaces"
+    capabilities = frozenset({Capability.FREEZE, Capability.HARD_LIMITS})
+
+    def __init__(
+        self,
+        data_dir: Path,
+        bundle: GuestBundle,
+        *,
+        guest: str = "roost.guest.main",
+        policy: RoomPolicy | None = None,
+    ) -> None:
+        self._data_dir = data_dir.resolve()
+        self._bundle = bundle
+        self._guest = guest
+        self._policy = policy
+        self._first_id = first_id(self._data_dir)
+        self.disks = Disks(self._data_dir / "disks")
+        self._cgroups: Cgroups | None = None
+        self._ranges = Ranges()
+        self._maker = Helper("maker")
+        self._ahead: deque[Identity] = deque()
+        self._refilling: asyncio.Task[None] | None = None
+        self._zygotes: dict[Template, Helper] = {}
+        self._starting: dict[Template, asyncio.Lock] = {}
+
+    # -- the driver's own life
+
+    async def start(self) -> None:
+        """Raises Unavailable if this machine cannot make rooms."""
+        if self._policy is None:
+            self._policy = RoomPolicy(seccomp=seccomp.program())
+        cgroups = Cgroups.detect(hashlib.sha256(os.fsencode(self._data_dir)).hexdigest()[:8])
+        cgroups.prepare()
+        for name in cgroups.names():
+            if match := _CGROUP.fullmatch(name):
+                self._ranges.reserve(int(match["range"]))
+        self._cgroups = cgroups
+        await self._maker.start()
+        await self._refill()
+
+    async def close(self) -> None:
+        if self._refilling is not None:
+            self._refilling.cancel()
+            await asyncio.gather(self._refilling, return_exceptions=True)
+        for helper in (*self._zygotes.values(), self._maker):
+            await helper.close()
+        self._zygotes.clear()
+        while self._ahead:
+            identity = self._ahead.popleft()
+            identity.close()
+            self._ranges.give_back(identity.index)
+        if self._cgroups is not None:
+            self._cgroups.remove_parents()
+
+    async def warm(self, template: Template) -> None:
+        await self._zygote(template)
+
+    async def _zygote(self, template: Template) -> Helper:
+        zygote = self._zygotes.get(template)
+        if zygote is not None and zygote.alive:
+            return zygote
+        async with self._starting.setdefault(template, asyncio.Lock()):
+            zygote = self._zygotes.pop(template, None)
+            if zygote is not None:
+                if zygote.alive:
+                    self._zygotes[template] = zygote
+                    return zygote
+                await zygote.close()
+            assert self._policy is not None
+            root = {
+                "root": str(template.root),
+                "binds": [[str(source), target] for source, target in template.binds],
+                "bundle": str(self._bundle.root),
+                "command": self._bundle.command("roost.isolation.namespaces.zygote"),
+            }
+            program = {
+                "guest": self._guest,
+                "preload": list(template.preload),
+                "policy": self._policy.to_json(),
+            }
+            zygote = Helper("launcher", (root, program))
+            await zygote.start()
+            self._zygotes[template] = zygote
+            return zygote
+
+    # -- identities
+
+    async def _identity(self) -> Identity:
+        """A pooled one, or a new one when the pool is empty."""
+        identity = self._ahead.popleft() if self._ahead else await self._make_identity()
+        if len(self._ahead) < _IDENTITIES_AHEAD and (self._refilling is None or self._refilling.done()):
+            self._refilling = asyncio.create_task(self._refill())
+        return identity
+
+    async def _refill(self) -> None:
+        # A failure is reported to the room that then has to make its own.
+        with contextlib.suppress(Unavailable):
+            while len(self._ahead) < _IDENTITIES_AHEAD:
+                self._ahead.append(await self._make_identity())
+
+    async def _make_identity(self) -> Identity:
+        if not self._maker.alive:
+            await self._maker.close()
+            self._maker = Helper("maker")
+            await self._maker.start()
+        index = self._ranges.take()
+        base = self._first_id + index * IDS
+        try:
+            _, (userns, netns) = await self._maker.request({"base": base})
+        except BaseException:
+            self._ranges.give_back(index)
+            raise
+        return Identity(index=index, base=base, userns=userns, netns=netns)
+
+    # -- rooms
+
+    async def create(self, spec: RoomSpec) -> NamespacesRoom:
+        if self._cgroups is None:
+            raise Unavailable("The namespaces driver was not started.")
+        _check(spec)
+        zygote = await self._zygote(spec.template)
+        identity = await self._identity()
+        async with AsyncExitStack() as undo:
+            undo.callback(self._ranges.give_back, identity.index)
+            with ExitStack() as opened:
+                opened.callback(identity.close)
+                disk = await self._disk(spec)
+                opened.callback(disk.close)
+                listeners = _listen(spec.run_dir, opened, undo)
+                mounts = _mounts(spec)
+                trees = _clone(mounts, opened)
+                cgroup = self._cgroups.create(f"{spec.id}.{identity.index}", spec.limits)
+                undo.push_async_callback(cgroup.remove)
+                undo.push_async_callback(kill, cgroup)
+                status_read, status_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+                opened.callback(os.close, status_read)
+                with ExitStack() as passed:
+                    passed.callback(os.close, status_write)
+                    joins = passed.enter_context(cgroup.join_fds())
+                    fds = [identity.userns, identity.netns, disk.mount_fd, *listeners, status_write, *joins, *trees]
+                    message = _message(spec, identity.base, mounts, len(joins))
+                    reply, (pidfd,) = await zygote.request(message, fds)
+                undo_pidfd = undo.enter_context(ExitStack())
+                undo_pidfd.callback(os.close, pidfd)
+                await _entered(status_read)
+            undo_pidfd.pop_all()
+            undo.pop_all()
+        return NamespacesRoom(
+            id=spec.id,
+            pid=reply["pid"],
+            pidfd=pidfd,
+            cgroup=cgroup,
+            run_dir=spec.run_dir,
+            layer=spec.layer,
+            disks=self.disks,
+            on_gone=lambda: self._ranges.give_back(identity.index),
+        )
+
+    async def _disk(self, spec: RoomSpec) -> Disk:
+        if spec.layer is None:
+            return await self.disks.scratch(spec.limits.disk_mb)
+        return await self.disks.attach(spec.layer)
+
+    async def recover(self, handle: Mapping[str, Any]) -> NamespacesRoom | None:
+        """Raises InvalidArgument if the handle is not one of this driver."""
+        try:
+            pid, name = int(handle["pid"]), str(handle["cgroup"])
+            room_id, run_dir = str(handle["id"]), Path(handle["run_dir"])
+            layer = None if handle["layer"] is None else Path(handle["layer"])
+            started = int(handle["started"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise InvalidArgument(f"This is no handle of a room: {error!r}.") from error
+        match = _CGROUP.fullmatch(name)
+        if self._cgroups is None or match is None or match["id"] != room_id:
+            return None
+        try:
+            pidfd = os.pidfd_open(pid)
+        except OSError:
+            return None
+        cgroup = self._cgroups.get(name)
+        # The pidfd is open, so what is read now is of this process, or the process has ended.
+        if start_time(pid) != started or not cgroup.contains(pid):
+            os.close(pidfd)
+            return None
+        index = int(match["range"])
+        self._ranges.reserve(index)
+        return NamespacesRoom(
+            id=room_id,
+            pid=pid,
+            pidfd=pidfd,
+            cgroup=cgroup,
+            run_dir=run_dir,
+            layer=layer,
+            disks=self.disks,
+            on_gone=lambda: self._ranges.give_back(index),
+        )
+
+    async def sweep(self, keep: frozenset[str]) -> int:
+        if self._cgroups is None:
+            raise Unavailable("The namespaces driver was not started.")
+        swept = 0
+        for name in sorted(self._cgroups.names()):
+            match = _CGROUP.fullmatch(name)
+            if match is not None and match["id"] in keep:
+                continue
+            cgroup = self._cgroups.get(name)
+            await kill(cgroup)
+            await cgroup.remove()
+            if match is not None:
+                with contextlib.suppress(ValueError):
+                    self._ranges.give_back(int(match["range"]))
+            swept += 1
+        return swept
+
+
+def _check(spec: RoomSpec) -> None:
+    if not _ID.fullmatch(spec.id):
+        raise InvalidArgument(f"{spec.id!r} is no room id: 1 to 40 of a-z, 0-9 and dash.")
+    for mount in spec.mounts:
+        parts = mount.target.split("/")
+        if not mount.target.startswith("/") or mount.target == "/" or {".", ".."} & set(parts) or "\0" in mount.target:
+            raise InvalidArgument(f"{mount.target!r} is no mount target: an absolute path without dots is needed.")
+
+
+def _mounts(spec: RoomSpec) -> Sequence[Mount]:
+    """All mounts, outer ones before those inside them."""
+    mounts = list(spec.mounts)
+    if spec.egress_dir is not None:
+        mounts.append(Mount(source=spec.egress_dir, target="/run/roost", read_only=True))
+    return sorted(mounts, key=lambda mount: mount.target.rstrip("/").count("/"))
+
+
+def _clone(mounts: Sequence[Mount], opened: ExitStack) -> list[int]:
+    trees = []
+    for mount in mounts:
+        try:
+            tree = linux.clone_tree(str(mount.source))
+        except OSError as error:
+            raise Unavailable(f"{mount.target} cannot be mounted: {error.strerror}.") from error
+        opened.callback(os.close, tree)
+        trees.append(tree)
+    return trees
+
+
+def _listen(run_dir: Path, opened: ExitStack, undo: AsyncExitStack) -> list[int]:
+    """Bind the room's sockets. Through a descriptor: a socket's path may have 107 bytes only."""
+    try:
+        directory = os.open(run_dir, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise Unavailable(f"The run directory {run_dir} cannot be used: {error.strerror}.") from error
+    opened.callback(os.close, directory)
+    listeners = []
+    for name in SOCKETS:
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        opened.callback(sock.close)
+        try:
+            sock.bind(f"/proc/self/fd/{directory}/{name}")
+        except OSError as error:
+            raise Unavailable(f"{run_dir / name} cannot be made: {error.strerror}.") from error
+        undo.callback((run_dir / name).unlink, missing_ok=True)
+        sock.listen(_BACKLOG)
+        listeners.append(sock.fileno())
+    return listeners
+
+
+def _message(spec: RoomSpec, base: int, mounts: Sequence[Mount], joins: int) -> dict[str, Any]:
+    return {
+        "hostname": spec.id,
+        "base": base,
+        "binds": [target for _, target in spec.template.binds],
+        "mounts": [{"target": mount.target, "read_only": mount.read_only, "idmap": mount.idmap} for mount in mounts],
+        "open_files": spec.limits.open_files,
+        "shm_mb": max(1, spec.limits.memory_mb // 2),
+        "joins": joins,
+    }
+
+
+async def _entered(status: int) -> None:
+    """Wait until the room's guest runs: its end of the pipe is closed without a word. Raises Unavailable otherwise."""
+    loop = asyncio.get_running_loop()
+    readable = asyncio.Event()
+    said = b""
+    loop.add_reader(status, readable.set)
+    try:
+        async with asyncio.timeout(_READY_TIMEOUT_S):
+            while True:
+                await readable.wait()
+                readable.clear()
+                with contextlib.suppress(BlockingIOError):
+                    while part := os.read(status, _STATUS_LIMIT):
+                        said = (said + part)[-_STATUS_LIMIT:]
+                    break
+    except TimeoutError as error:
+        raise Unavailable(f"The room did not come up in {_READY_TIMEOUT_S:.0f} s.") from error
+    finally:
+        loop.remove_reader(status)
+    if said:
+        raise Unavailable(f"The room could not be made: {said.decode(errors='replace')}.")

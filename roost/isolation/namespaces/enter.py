@@ -1,0 +1,165 @@
+"""What a room's first process does between its fork from the zygote and the guest's entry point.
+
+It starts as root of the host in the zygote's mount namespace and in a new pid namespace, and ends as root of a user
+namespace with no capability, in a root file system of its own. Every mount is attached to a descriptor that was reached
+without following links, since a kept layer may have been prepared by hostile code.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import resource
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+from roost.isolation import linux
+from roost.isolation.namespaces import wire
+from roost.isolation.namespaces.filesystem import make_root
+from roost.isolation.namespaces.policy import RoomPolicy
+from roost.isolation.namespaces.request import Request
+
+ZYGOTE_FILES = 4096  # the zygote's own limit of descriptors, so none is above it
+_OOM_SCORE = 500  # when the whole machine is short of memory, rooms go before the server
+
+
+def enter(request: Request, policy: RoomPolicy, guest: Callable[[int, int], None]) -> None:
+    """Become the room's init and run the guest; does not return. A failed step is written to the status pipe."""
+    step = "standard streams"
+    try:
+        _point_streams(request.status, request.status)
+        for name, action in _steps(request, policy):
+            step = name
+            action()
+        step = "standard streams"
+        null = os.open("/dev/null", os.O_RDWR)
+        _point_streams(null, null)  # ends the status pipe: the server takes that as success
+        os.close(null)
+    except BaseException as error:
+        text = error.strerror if isinstance(error, OSError) else repr(error)
+        os.write(2, f"{step}: {text}".encode()[:2000])
+        os._exit(1)
+    code = 70
+    try:
+        guest(3, 4)
+        code = 0
+    finally:
+        os._exit(code)
+
+
+def _steps(request: Request, policy: RoomPolicy) -> list[tuple[str, Callable[[], None]]]:
+    return [
+        ("joining the cgroups", lambda: _join(request.joins)),
+        ("new namespaces", lambda: _new_namespaces(request)),
+        ("root file system", lambda: make_root(request, policy)),
+        ("resource limits", lambda: _limit(request)),
+        ("changing the root", _pivot),
+        ("user namespace", lambda: _become_room_root(request, policy)),
+        ("process state", lambda: _reset_process(request)),
+        ("privileges", lambda: _drop_privileges(policy)),
+    ]
+
+
+def _point_streams(out: int, err: int) -> None:
+    """0 reads nothing, 1 and 2 go where told; the zygote's own standard streams are left."""
+    null = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
+    os.dup2(null, 0)
+    os.dup2(out, 1)
+    os.dup2(err, 2)
+    os.close(null)
+
+
+def _join(fds: tuple[int, ...]) -> None:
+    for fd in fds:
+        os.write(fd, b"0")
+
+
+def _new_namespaces(request: Request) -> None:
+    """All of them while this process is root of the host, so that the room's root has no power over them."""
+    Path("/proc/self/oom_score_adj").write_text(str(_OOM_SCORE))
+    linux.setns(request.netns, linux.CLONE_NEWNET)
+    linux.unshare(linux.CLONE_NEWNS | linux.CLONE_NEWUTS | linux.CLONE_NEWIPC | linux.CLONE_NEWCGROUP)
+    linux.set_hostname(request.hostname.encode())
+    os.setsid()
+
+
+def _limit(request: Request) -> None:
+    """Before the user namespace is joined: raising a limit takes the host's root."""
+    unlimited = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
+    limits = {
+        resource.RLIMIT_NOFILE: (request.open_files, request.open_files),
+        # 1, not 0: with 1 the kernel starts no core handler of the host either (core_pattern "|...").
+        resource.RLIMIT_CORE: (1, 1),
+        resource.RLIMIT_NPROC: unlimited,  # the cgroup counts processes
+        resource.RLIMIT_FSIZE: unlimited,  # the layer's size bounds files
+        resource.RLIMIT_STACK: (8 << 20, resource.RLIM_INFINITY),
+        resource.RLIMIT_MEMLOCK: (8 << 20, 8 << 20),
+        resource.RLIMIT_NICE: (0, 0),
+        resource.RLIMIT_RTPRIO: (0, 0),
+    }
+    for kind, (soft, hard) in limits.items():
+        try:
+            resource.setrlimit(kind, (soft, hard))
+        except ValueError:  # a host root without CAP_SYS_RESOURCE may not go above what it has itself
+            most = resource.getrlimit(kind)[1]
+            resource.setrlimit(kind, (_lower(soft, most), _lower(hard, most)))
+
+
+def _lower(wanted: int, most: int) -> int:
+    """The lower of two limits; RLIM_INFINITY, a negative number, is the highest."""
+    finite = [value for value in (wanted, most) if value != resource.RLIM_INFINITY]
+    return min(finite, default=resource.RLIM_INFINITY)
+
+
+def _pivot() -> None:
+    """The working directory is the new root; the zygote's root is below it afterwards, and leaves."""
+    linux.pivot_root(b".", b".")
+    linux.unmount(b".")
+    os.chdir("/")
+
+
+def _become_room_root(request: Request, policy: RoomPolicy) -> None:
+    if policy.user_namespace:
+        linux.setns(request.userns, linux.CLONE_NEWUSER)
+    os.setgroups([])
+    os.setresgid(0, 0, 0)
+    os.setresuid(0, 0, 0)
+    linux.new_session_keyring()
+
+
+def _reset_process(request: Request) -> None:
+    """Nothing of the zygote stays: descriptors, signal handlers, mask, timers, random numbers."""
+    # Where the two sockets and the status pipe (1, 2) are wanted may be where one of them is: first move them away.
+    guest, app = (_duplicate(fd) for fd in (request.guest, request.app))
+    os.dup2(guest, 3, inheritable=False)
+    os.dup2(app, 4, inheritable=False)
+    os.closerange(5, ZYGOTE_FILES)
+    for number in (signal.SIGCHLD, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.set_wakeup_fd(-1)
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    random.seed()
+    os.environ.clear()
+    linux.set_process_name(b"roost-init")
+
+
+def _duplicate(fd: int) -> int:
+    """A copy of a descriptor at 5 or above."""
+    copies = [os.dup(fd)]
+    while copies[-1] < 5:
+        copies.append(os.dup(fd))
+    wire.close_all(copies[:-1])
+    return copies[-1]
+
+
+def _drop_privileges(policy: RoomPolicy) -> None:
+    if policy.no_new_privileges:
+        linux.prctl(linux.PR_SET_NO_NEW_PRIVS, 1)
+    linux.drop_capabilities(policy.capabilities)
+    # Readable to the room's own processes, which are one trust domain; memory of the zygote holds no secret.
+    linux.prctl(linux.PR_SET_DUMPABLE, 1)
+    if policy.seccomp:
+        linux.load_seccomp(policy.seccomp)

@@ -1,0 +1,208 @@
+"""A room's file system, put together from its template, its layer and what the host passed in.
+
+Every mount is attached to a descriptor that was reached without following links, since a kept layer may have been
+prepared by hostile code. Runs in the room's first process, as root of the host in the room's own mount namespace.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+from pathlib import Path
+
+from roost.isolation import linux
+from roost.isolation.namespaces.policy import RoomPolicy
+from roost.isolation.namespaces.request import Request
+
+_SAFE = linux.MOUNT_ATTR_NOSUID | linux.MOUNT_ATTR_NODEV
+_DEVICES = {"null": (1, 3), "zero": (1, 5), "full": (1, 7), "random": (1, 8), "urandom": (1, 9), "tty": (5, 0)}
+_DEVICE_LINKS = {
+    "fd": "/proc/self/fd",
+    "stdin": "/proc/self/fd/0",
+    "stdout": "/proc/self/fd/1",
+    "stderr": "/proc/self/fd/2",
+    "ptmx": "pts/ptmx",
+}
+_TTY_GROUP = 5
+_PTYS = 64
+_RUN_MB = 16
+_ANY = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+_DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+def make_root(request: Request, policy: RoomPolicy) -> None:
+    """Put the room's file system together at /.room/root."""
+    userns = request.userns if policy.user_namespace else None
+    owner = request.base if policy.user_namespace else 0
+    # Files made from here on belong to the room's root; capabilities stay, for the overlay works with this
+    # process' credentials as they are when it is mounted.
+    linux.prctl(linux.PR_SET_SECUREBITS, linux.SECBIT_NO_SETUID_FIXUP)
+    linux.set_fs_ids(owner, owner)
+    os.umask(0o022)
+    linux.set_mount_attributes(request.layer, _SAFE, userns)
+    _attach(request.layer, os.open("/.room/layer", _DIRECTORY))
+    root = _overlay("root", "root", userns, os.open("/.room/root", _DIRECTORY))
+    for number, target in enumerate(request.binds):
+        _overlay(str(number), "bind-" + target.encode().hex(), userns, _directory(root, target))
+    _proc(root, policy, _devices(root, request, owner))
+    _tmpfs(root, "run", size=f"{_RUN_MB}m", mode="755", inodes=4096, owner=owner)
+    _sticky(root, "tmp")
+    _bundle(root, userns)
+    for mount_fd, mount in zip(request.mount_fds, request.mounts, strict=True):
+        attributes = _SAFE | (linux.MOUNT_ATTR_RDONLY if mount["read_only"] else 0)
+        linux.set_mount_attributes(mount_fd, attributes, userns if mount["idmap"] else None)
+        _attach(mount_fd, _directory(root, mount["target"]))
+    _network_files(root, request.hostname)
+    os.fchdir(root)
+
+
+def _overlay(lower: str, name: str, userns: int | None, target: int) -> int:
+    """The template's tree `lower` with a writable layer; the root of the result, opened."""
+    tree = linux.clone_tree(f"/.base/{lower}")
+    linux.set_mount_attributes(tree, _SAFE | linux.MOUNT_ATTR_RDONLY, userns)
+    _attach(tree, os.open(f"/.room/lower/{lower}", _DIRECTORY))
+    for part in ("upper", "work"):
+        Path(f"/.room/layer/{name}/{part}").mkdir(parents=True, exist_ok=True)
+    options = {
+        "lowerdir": f"/.room/lower/{lower}",
+        "upperdir": f"/.room/layer/{name}/upper",
+        "workdir": f"/.room/layer/{name}/work",
+        "metacopy": "off",
+        "redirect_dir": "on",  # else renaming a directory of the template fails
+        "index": "off",
+    }
+    merged = linux.new_mount("overlay", {**options}, _SAFE)
+    opened = os.open(".", _DIRECTORY, dir_fd=merged)
+    _attach(merged, target)
+    return opened
+
+
+def _attach(mount_fd: int, target_fd: int) -> None:
+    linux.move_mount(mount_fd, target_fd)
+    os.close(target_fd)
+    os.close(mount_fd)
+
+
+def _directory(root: int, target: str) -> int:
+    """Open a directory of the room, making what is missing and following no link.
+
+    What stands where the last part belongs, and is no directory, is replaced in the room's layer: a kept layer must not
+    be able to prevent its own mounts. In the way there, it is an error.
+    """
+    parts = [part for part in target.split("/") if part]
+    if not parts or any(part in (".", "..") for part in parts):
+        raise OSError(22, f"{target} is no mount target")
+    current = os.dup(root)
+    for number, part in enumerate(parts):
+        try:
+            following = _enter_directory(current, part, replace=number == len(parts) - 1)
+        except NotADirectoryError:
+            raise OSError(20, f"{target}: {part} is a link or a file") from None
+        finally:
+            os.close(current)
+        current = following
+    return current
+
+
+def _enter_directory(parent: int, name: str, *, replace: bool) -> int:
+    try:
+        return os.open(name, _DIRECTORY, dir_fd=parent)
+    except FileNotFoundError:
+        os.mkdir(name, dir_fd=parent)
+    except NotADirectoryError:
+        if not replace:
+            raise
+        os.unlink(name, dir_fd=parent)
+        os.mkdir(name, dir_fd=parent)
+    return os.open(name, _DIRECTORY, dir_fd=parent)
+
+
+def _tmpfs(root: int, target: str, *, size: str, mode: str, inodes: int, owner: int, devices: bool = False) -> int:
+    options = {"size": size, "mode": mode, "nr_inodes": str(inodes), "uid": str(owner), "gid": str(owner)}
+    attributes = linux.MOUNT_ATTR_NOSUID | (0 if devices else linux.MOUNT_ATTR_NODEV)
+    mount = linux.new_mount("tmpfs", {**options}, attributes)
+    opened = os.open(".", _DIRECTORY, dir_fd=mount)
+    _attach(mount, _directory(root, target))
+    return opened
+
+
+def _devices(root: int, request: Request, owner: int) -> int:
+    """A /dev of the room's own; it returns /dev, opened."""
+    dev = _tmpfs(root, "dev", size="64k", mode="755", inodes=64, owner=owner, devices=True)
+    os.umask(0)
+    for name, (major, minor) in _DEVICES.items():
+        os.mknod(name, stat.S_IFCHR | 0o666, os.makedev(major, minor), dir_fd=dev)
+    os.umask(0o022)
+    for name, target in _DEVICE_LINKS.items():
+        os.symlink(target, name, dir_fd=dev)
+    terminals = {"ptmxmode": "666", "mode": "620", "gid": str(owner + _TTY_GROUP), "max": str(_PTYS)}
+    _attach(linux.new_mount("devpts", {**terminals}, linux.MOUNT_ATTR_NOSUID), _directory(dev, "pts"))
+    _tmpfs(dev, "shm", size=f"{request.shm_mb}m", mode="1777", inodes=4096, owner=owner)
+    return dev
+
+
+def _proc(root: int, policy: RoomPolicy, dev: int) -> None:
+    """/proc of the room's pid namespace, without what tells of the host."""
+    attributes = _SAFE | linux.MOUNT_ATTR_NOEXEC | (linux.MOUNT_ATTR_RDONLY if policy.proc_read_only else 0)
+    mount = linux.new_mount("proc", {}, attributes)
+    proc = os.open(".", _DIRECTORY, dir_fd=mount)
+    _attach(mount, _directory(root, "proc"))
+    present = {entry.name for entry in Path(f"/proc/self/fd/{proc}").iterdir()}
+    for name in policy.masked:
+        if name in present:
+            _cover(os.open(name, _ANY, dir_fd=proc), dev)
+    if policy.hide_boot_id:
+        _own_boot_id(proc, dev)
+    os.close(proc)
+    os.close(dev)
+
+
+def _cover(target: int, dev: int) -> None:
+    """Put an empty directory or the null device over an entry of /proc."""
+    if stat.S_ISDIR(os.fstat(target).st_mode):
+        empty = {"size": "4k", "mode": "555", "nr_inodes": "1"}
+        _attach(linux.new_mount("tmpfs", {**empty}, _SAFE | linux.MOUNT_ATTR_RDONLY), target)
+    else:
+        _attach(linux.clone_tree_at(dev, "null"), target)
+
+
+def _own_boot_id(proc: int, dev: int) -> None:
+    """The host's boot id would link rooms of one machine: each room has its own."""
+    raw = os.urandom(16).hex()
+    text = "-".join((raw[:8], raw[8:12], raw[12:16], raw[16:20], raw[20:]))
+    name = ".boot-id"
+    fd = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o444, dir_fd=dev)
+    os.write(fd, f"{text}\n".encode())
+    os.close(fd)
+    cover = linux.clone_tree_at(dev, name)
+    linux.set_mount_attributes(cover, _SAFE | linux.MOUNT_ATTR_NOEXEC | linux.MOUNT_ATTR_RDONLY)
+    _attach(cover, os.open("sys/kernel/random/boot_id", _ANY, dir_fd=proc))
+    os.unlink(name, dir_fd=dev)
+
+
+def _sticky(root: int, name: str) -> None:
+    directory = _directory(root, name)
+    Path(f"/proc/self/fd/{directory}").chmod(0o1777)
+    os.close(directory)
+
+
+def _bundle(root: int, userns: int | None) -> None:
+    bundle = linux.clone_tree("/.roost")
+    linux.set_mount_attributes(bundle, _SAFE | linux.MOUNT_ATTR_RDONLY, userns)
+    _attach(bundle, _directory(root, ".roost"))
+
+
+def _network_files(root: int, hostname: str) -> None:
+    """Files that name resolution reads; the room may change them later. A layer that prevents it hurts itself only."""
+    etc = _directory(root, "etc")
+    hosts = f"127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost\n127.0.0.1\t{hostname}\n"
+    for name, text in (("hosts", hosts), ("resolv.conf", ""), ("hostname", f"{hostname}\n")):
+        with contextlib.suppress(FileNotFoundError, IsADirectoryError):
+            os.unlink(name, dir_fd=etc)
+        with contextlib.suppress(IsADirectoryError, FileExistsError):
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+            fd = os.open(name, flags, 0o644, dir_fd=etc)
+            os.write(fd, text.encode())
+            os.close(fd)
+    os.close(etc)

@@ -1,0 +1,151 @@
+"""A helper process, on the server's side: started with one end of a socket, asked, and gone with the server."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import socket
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from roost.isolation.namespaces import wire
+from roost.model.errors import Unavailable
+
+_IN_FLIGHT = 8  # requests; their messages fit the socket's buffer
+_START_TIMEOUT_S = 60.0
+_REPLY_TIMEOUT_S = 30.0
+_STOP_TIMEOUT_S = 5.0
+_STDERR_LIMIT = 16 << 10
+
+Reply = tuple[dict[str, Any], list[int]]
+
+
+class Helper:
+    """One process of `roost.isolation.namespaces.<module>`, run by this interpreter. Serves requests in order."""
+
+    def __init__(self, module: str, setup: Sequence[dict[str, Any]] = ()) -> None:
+        self._module = module
+        self._setup = setup
+        self._sock: socket.socket | None = None
+        self._process: asyncio.subprocess.Process | None = None
+        self._pending: dict[int, asyncio.Future[Reply]] = {}
+        self._ids = itertools.count(1)
+        self._slots = asyncio.Semaphore(_IN_FLIGHT)
+        self._ready: asyncio.Future[Reply] | None = None
+
+    @property
+    def alive(self) -> bool:
+        return self._sock is not None
+
+    async def start(self) -> None:
+        """Start it and wait until it serves. Raises Unavailable with what it said."""
+        ours, theirs = wire.pair()
+        ours.setblocking(False)
+        loop = asyncio.get_running_loop()
+        try:
+            with theirs:
+                for message in self._setup:
+                    wire.send(ours, message)
+                self._process = await asyncio.create_subprocess_exec(
+                    *(sys.executable, "-P", "-S", "-s", "-B", "-m"),
+                    *(f"roost.isolation.namespaces.{self._module}", str(theirs.fileno())),
+                    stdin=asyncio.subprocess.DEVNULL,
+                    stdout=asyncio.subprocess.DEVNULL,
+                    stderr=asyncio.subprocess.PIPE,
+                    pass_fds=[theirs.fileno()],
+                    env={"PYTHONPATH": str(Path(__file__).parents[3])},
+                    cwd="/",
+                    start_new_session=True,
+                    limit=_STDERR_LIMIT,
+                )
+        except BaseException:
+            ours.close()
+            raise
+        self._sock = ours
+        self._ready = loop.create_future()
+        loop.add_reader(ours, self._receive)
+        try:
+            reply, _ = await asyncio.wait_for(self._ready, _START_TIMEOUT_S)
+        except BaseException as error:
+            said = await self._stop()
+            if isinstance(error, Unavailable | TimeoutError):
+                raise Unavailable(f"The {self._module} did not start: {said or error or 'no answer'}.") from error
+            raise
+        if "error" in reply:
+            await self._stop()
+            raise Unavailable(f"The {self._module} did not start: {reply['error']}.")
+
+    async def request(self, message: dict[str, Any], fds: Sequence[int] = ()) -> Reply:
+        """Send a request and wait for its reply; the descriptors in the reply are the caller's.
+
+        Raises Unavailable with the reason if the helper refuses or has gone.
+        """
+        async with self._slots:
+            if self._sock is None:
+                raise Unavailable(f"The {self._module} has ended.")
+            number = next(self._ids)
+            future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+            self._pending[number] = future
+            try:
+                wire.send(self._sock, {**message, "id": number}, fds)
+                reply, received = await asyncio.wait_for(future, _REPLY_TIMEOUT_S)
+            except (OSError, TimeoutError) as error:
+                raise Unavailable(f"The {self._module} does not answer: {error or 'time is up'}.") from error
+            finally:
+                self._pending.pop(number, None)
+        if "error" in reply:
+            wire.close_all(received)
+            raise Unavailable(str(reply["error"]))
+        return reply, received
+
+    def _receive(self) -> None:
+        sock, ready = self._sock, self._ready
+        if sock is None or ready is None:
+            return
+        try:
+            while (received := wire.receive(sock)) is not None:
+                future = self._pending.get(received[0].get("id", 0), ready)
+                if future.done():  # nobody waits any more
+                    wire.close_all(received[1])
+                else:
+                    future.set_result(received)
+        except BlockingIOError:
+            return
+        except OSError:
+            pass
+        self._lost()
+
+    def _lost(self) -> None:
+        """The connection has ended: fail what waits."""
+        if self._sock is None:
+            return
+        asyncio.get_running_loop().remove_reader(self._sock)
+        self._sock.close()
+        self._sock = None
+        for future in (*self._pending.values(), self._ready):
+            if future is not None and not future.done():
+                future.set_exception(Unavailable(f"The {self._module} has ended."))
+
+    async def close(self) -> None:
+        """End the process. Rooms that it made live on."""
+        await self._stop()
+
+    async def _stop(self) -> str:
+        """End the process; what it wrote to its standard error."""
+        self._lost()
+        if self._ready is not None and self._ready.done():
+            self._ready.exception()  # seen, whether or not anybody waited for it
+        process, self._process = self._process, None
+        if process is None or process.stderr is None:
+            return ""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(process.wait(), _STOP_TIMEOUT_S)
+        if process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            await process.wait()
+        lines = (await process.stderr.read(_STDERR_LIMIT)).decode(errors="replace").strip().splitlines()
+        return lines[-1] if lines else ""

@@ -1,0 +1,70 @@
+"""What a room's processes may do, as data: one value is the product's, weaker ones are the tests' positive controls."""
+
+from __future__ import annotations
+
+import base64
+from dataclasses import dataclass
+from typing import Any
+
+#: Entries of /proc that tell of the host or its kernel rather than of the room. Those that do not exist are skipped.
+MASKED = (
+    "acpi",
+    "asound",
+    "bus",
+    "cmdline",
+    "config.gz",
+    "driver",
+    "fs",
+    "irq",
+    "kallsyms",
+    "kcore",
+    "key-users",
+    "keys",
+    "kmsg",
+    "kpagecgroup",
+    "kpagecount",
+    "kpageflags",
+    "latency_stats",
+    "sched_debug",
+    "scsi",
+    "sysrq-trigger",
+    "timer_list",
+    "timer_stats",
+    "vmallocinfo",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoomPolicy:
+    """`seccomp` is a classic BPF program; empty means no filter."""
+
+    seccomp: bytes
+    masked: tuple[str, ...] = MASKED  # under /proc
+    proc_read_only: bool = True
+    hide_boot_id: bool = True
+    no_new_privileges: bool = True
+    user_namespace: bool = True  # False: root in the room is root of the host
+    capabilities: frozenset[int] = frozenset()  # kept, in the room's user namespace
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "seccomp": base64.b64encode(self.seccomp).decode(),
+            "masked": list(self.masked),
+            "proc_read_only": self.proc_read_only,
+            "hide_boot_id": self.hide_boot_id,
+            "no_new_privileges": self.no_new_privileges,
+            "user_namespace": self.user_namespace,
+            "capabilities": sorted(self.capabilities),
+        }
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> RoomPolicy:
+        return cls(
+            seccomp=base64.b64decode(data["seccomp"]),
+            masked=tuple(data["masked"]),
+            proc_read_only=data["proc_read_only"],
+            hide_boot_id=data["hide_boot_id"],
+            no_new_privileges=data["no_new_privileges"],
+            user_namespace=data["user_namespace"],
+            capabilities=frozenset(data["capabilities"]),
+        )

@@ -1,0 +1,123 @@
+"""A live room, on the server's side."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from roost.isolation.cgroups import Cgroup
+from roost.isolation.disks import Disks
+from roost.isolation.driver import Usage
+from roost.model.errors import Unavailable
+
+SOCKETS = ("guest.sock", "app.sock")
+_KILL_TIMEOUT_S = 10.0
+
+
+class NamespacesRoom:
+    """Made by `NamespacesDriver`. Keeps a pidfd, so a reused process id is never taken for the room."""
+
+    def __init__(
+        self,
+        *,
+        id: str,
+        pid: int,
+        pidfd: int,
+        cgroup: Cgroup,
+        run_dir: Path,
+        layer: Path | None,
+        disks: Disks,
+        on_gone: Callable[[], None],
+    ) -> None:
+        self.id = id
+        self.pid = pid
+        self._pidfd = pidfd
+        self._cgroup = cgroup
+        self._run_dir = run_dir
+        self._layer = layer
+        self._disks = disks
+        self._on_gone = on_gone
+        self._started = start_time(pid)
+        self._last_usage: Usage | None = None
+        self._ended = asyncio.Event()
+        self._destroying = asyncio.Lock()
+        self._gone = False
+        asyncio.get_running_loop().add_reader(pidfd, self._on_exit)
+
+    @property
+    def handle(self) -> Mapping[str, Any]:
+        return {
+            "driver": "namespaces",
+            "id": self.id,
+            "pid": self.pid,
+            "started": self._started,
+            "cgroup": self._cgroup.name,
+            "run_dir": str(self._run_dir),
+            "layer": None if self._layer is None else str(self._layer),
+        }
+
+    def _on_exit(self) -> None:
+        self._close_pidfd()
+        self._ended.set()
+
+    def _close_pidfd(self) -> None:
+        fd, self._pidfd = self._pidfd, -1
+        if fd >= 0:
+            asyncio.get_running_loop().remove_reader(fd)
+            os.close(fd)
+
+    async def wait(self) -> None:
+        await self._ended.wait()
+
+    async def freeze(self) -> None:
+        await self._cgroup.freeze()
+
+    async def thaw(self) -> None:
+        await self._cgroup.thaw()
+
+    def usage(self) -> Usage:
+        """Now; after `destroy`, what it was in the end."""
+        return self._last_usage or self._cgroup.usage()
+
+    async def destroy(self) -> None:
+        """Raises Unavailable if a process of it, in the kernel, does not end in time; then it may be called again."""
+        async with self._destroying:
+            if self._gone:
+                return
+            if not self._ended.is_set():
+                await kill(self._cgroup, self._pidfd)
+                try:
+                    await asyncio.wait_for(self._ended.wait(), _KILL_TIMEOUT_S)
+                except TimeoutError:
+                    raise Unavailable(f"The room {self.id} does not end.") from None
+            self._last_usage = self._cgroup.usage()
+            await self._cgroup.remove()
+            for name in SOCKETS:
+                (self._run_dir / name).unlink(missing_ok=True)
+            if self._layer is not None and not await self._disks.released(self._layer):
+                raise Unavailable(f"The disk of the room {self.id} is still mounted.")
+            self._gone = True
+            self._on_gone()
+
+
+async def kill(cgroup: Cgroup, pidfd: int | None = None) -> None:
+    """Kill every process of a room, frozen or not."""
+    if pidfd is not None and pidfd >= 0:
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)  # its pid namespace ends with it
+    cgroup.kill()
+
+
+def start_time(pid: int) -> int:
+    """When the process started, in clock ticks since boot; 0 if it has ended."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return 0
+    # The name in parentheses may hold anything; the start time is the 20th field after it.
+    return int(text.rpartition(")")[2].split()[19])

@@ -1,0 +1,121 @@
+"""The warm process of a template: it makes a room with one fork for each request of the server.
+
+Runs as root in the root that `launcher` built: python -m roost.isolation.namespaces.zygote SOCKET_FD
+It is single-threaded, holds no secret and runs no user code. The first message names the guest's entry point, the
+modules to import ahead and the policy of rooms. Each request is answered by `{"id", "pid"}` with a pidfd, or by
+`{"id", "error"}`; what happens in the room afterwards, until its guest runs, the server hears by a pipe.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import importlib
+import os
+import resource
+import select
+import signal
+import socket
+import sys
+from collections.abc import Callable
+
+from roost.isolation import linux
+from roost.isolation.namespaces import wire
+from roost.isolation.namespaces.enter import ZYGOTE_FILES, enter
+from roost.isolation.namespaces.policy import RoomPolicy
+from roost.isolation.namespaces.request import Request
+
+
+class Zygote:
+    """Serves one connection. Children are reaped between requests only, so a fresh pid is never another process'."""
+
+    def __init__(self, sock: socket.socket, policy: RoomPolicy, guest: Callable[[int, int], None]) -> None:
+        self._sock = sock
+        self._policy = policy
+        self._guest = guest
+        self._own_pidns = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
+        self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+
+    def serve(self) -> None:
+        """Until the server has gone. Rooms live on."""
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
+        poll = select.poll()
+        poll.register(self._sock, select.POLLIN)
+        poll.register(self._wake_read, select.POLLIN)
+        while True:
+            ready = {fd for fd, _ in poll.poll()}
+            if self._wake_read in ready:
+                self._reap()
+            if self._sock.fileno() in ready and not self._answer():
+                return
+
+    def _reap(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            while os.read(self._wake_read, 512):
+                pass
+        with contextlib.suppress(ChildProcessError):
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
+
+    def _answer(self) -> bool:
+        received = wire.receive(self._sock)
+        if received is None:
+            return False
+        message, fds = received
+        reply = {"id": message["id"]}
+        pidfds: list[int] = []
+        try:
+            pid = self._fork(Request.parse(message, fds))
+            pidfds.append(os.pidfd_open(pid))
+            reply["pid"] = pid
+        except OSError as error:
+            reply["error"] = error.strerror
+        finally:
+            wire.close_all(fds)
+        wire.send(self._sock, reply, pidfds)
+        wire.close_all(pidfds)
+        return True
+
+    def _fork(self, request: Request) -> int:
+        linux.unshare(linux.CLONE_NEWPID)
+        pid = -1
+        try:
+            pid = os.fork()
+            if pid == 0:
+                enter(request, self._policy, self._guest)
+        finally:
+            # The next room needs a new pid namespace of its own, not a second process in this one.
+            linux.setns(self._own_pidns, linux.CLONE_NEWPID)
+        return pid
+
+
+def main() -> None:
+    linux.set_process_name(b"roost-zygote")
+    linux.prctl(linux.PR_SET_DUMPABLE, 0)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (ZYGOTE_FILES, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+    sock = socket.socket(fileno=int(sys.argv[1]))
+    sock.set_inheritable(False)
+    sys.argv = ["roost"]
+    received = wire.receive(sock)
+    if received is None:
+        return
+    setup = received[0]
+    try:
+        for name in setup["preload"]:
+            importlib.import_module(name)
+        guest = importlib.import_module(setup["guest"]).run
+    except Exception as error:
+        wire.send(sock, {"error": f"{type(error).__name__}: {error}"})
+        return
+    zygote = Zygote(sock, RoomPolicy.from_json(setup["policy"]), guest)
+    wire.send(sock, {"ready": True})
+    gc.disable()
+    gc.collect()
+    gc.freeze()
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+        zygote.serve()
+
+
+if __name__ == "__main__":
+    main()
