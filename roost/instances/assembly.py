@@ -182,8 +182,9 @@ def _hook(hook: Hook | None) -> dict[str, Any] | None:
 def _volumes(spec: FunctionSpec, session: Session | None) -> tuple[VolumeMount, ...]:
     """The function's volumes, and the one that every function with sessions has."""
     if session is not None:
+        asked = tuple(VolumeMount(**fields) for fields in session.config.get("mounts", ()))
         own = VolumeMount(volume=SESSION_VOLUME, path=_session_path(spec.name, session), target=SESSION_TARGET)
-        return (*spec.mounts, own)
+        return (*spec.mounts, *asked, own)
     if spec.sessions.affinity == "NONE":
         return spec.mounts
     return (*spec.mounts, VolumeMount(volume=SESSION_VOLUME, path=f"/{spec.name}", target=SHARED_TARGET))

@@ -140,6 +140,10 @@ class SessionBook:
         self._stored_use[session.key] = session.last_used
         return session
 
+    async def change(self, session: Session, fields: Mapping[str, Any]) -> Session:
+        """Replace fields of the session."""
+        return await self.save(replace(session, **fields, modified=self._clock()))
+
     async def move(self, session: Session, state: SessionState) -> Session:
         """A checked change of state. Raises Conflict."""
         check_session_transition(session, state)

@@ -1,0 +1,179 @@
+"""Sessions and instances as an API's caller sees them: create, read, change, pause, end."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from roost.instances.fleet import InstanceFleet
+from roost.instances.instance import Instance
+from roost.instances.sessions import SessionBook
+from roost.model.errors import Conflict
+from roost.model.function import FunctionSpec
+from roost.model.instance import State
+from roost.model.session import Session, SessionState
+from roost.model.usage import InvocationRecord, TransitionRecord
+
+#: Ended instances that are remembered for listings.
+REMEMBERED = 1000
+
+
+class SessionService:
+    """The Session API's verbs over the book and the fleet."""
+
+    def __init__(self, book: SessionBook, fleet: InstanceFleet) -> None:
+        self._book = book
+        self._fleet = fleet
+
+    async def create(
+        self,
+        spec: FunctionSpec,
+        *,
+        qualifier: str,
+        session_id: str | None,
+        user: str,
+        ttl_s: int,
+        idle_timeout_s: int,
+        disable_id_reuse: bool,
+        auto_pause: bool,
+        auto_resume: bool,
+        config: Mapping[str, Any],
+    ) -> Session:
+        """A new session; None lets the server choose the id. Raises Conflict, InvalidArgument."""
+        fields = {
+            "user": user,
+            "ttl_s": ttl_s,
+            "idle_timeout_s": idle_timeout_s,
+            "disable_id_reuse": disable_id_reuse,
+            "auto_pause": auto_pause,
+            "auto_resume": auto_resume,
+            "config": config,
+        }
+        return await self._book.create(spec, qualifier, session_id or "", fields)
+
+    async def get(self, account: str, function: str, session_id: str) -> Session:
+        """Raises NotFound."""
+        return self._book.get(account, function, session_id)
+
+    async def list(
+        self,
+        account: str,
+        function: str,
+        *,
+        qualifier: str | None,
+        session_id: str | None,
+        state: SessionState | None,
+        limit: int,
+        next_token: str,
+    ) -> tuple[Sequence[Session], str]:
+        """A page ordered by id, and the token of the next one."""
+        found = sorted(
+            (
+                s
+                for s in self._book.list(account, function)
+                if s.id >= next_token
+                and qualifier in (None, s.qualifier)
+                and session_id in (None, s.id)
+                and state in (None, s.state)
+            ),
+            key=lambda s: s.id,
+        )
+        return found[:limit], found[limit].id if len(found) > limit else ""
+
+    async def update(
+        self,
+        account: str,
+        function: str,
+        session_id: str,
+        *,
+        ttl_s: int | None,
+        idle_timeout_s: int | None,
+        disable_id_reuse: bool | None,
+        auto_pause: bool | None,
+        auto_resume: bool | None,
+    ) -> Session:
+        """Change what is not None. Raises NotFound, Conflict unless it is Active."""
+        session = self._book.get(account, function, session_id)
+        if session.state is not SessionState.ACTIVE:
+            raise Conflict(
+                f"Session {session_id} is {session.state.value}; only an Active one can be changed.",
+                code="SessionStatusConflict",
+            )
+        wanted = {
+            "ttl_s": ttl_s,
+            "idle_timeout_s": idle_timeout_s,
+            "disable_id_reuse": disable_id_reuse,
+            "auto_pause": auto_pause,
+            "auto_resume": auto_resume,
+        }
+        return await self._book.change(session, {k: v for k, v in wanted.items() if v is not None})
+
+    async def delete(self, account: str, function: str, session_id: str) -> None:
+        """End it and forget it; its volume stays. Raises NotFound."""
+        await self._book.end(self._book.get(account, function, session_id), forget=True)
+
+    async def pause(self, account: str, function: str, session_id: str, *, files_only: bool) -> tuple[Session, bool]:
+        """The paused session, and whether its memory was kept: no driver of this release can."""
+        session = self._book.get(account, function, session_id)
+        return await self._fleet.pause_session(session), False
+
+    async def resume(self, account: str, function: str, session_id: str) -> Session:
+        """Raises NotFound, Conflict unless it is Paused."""
+        return await self._fleet.resume_session(self._book.get(account, function, session_id))
+
+
+@dataclass(frozen=True, kw_only=True)
+class InstanceView:
+    """One instance as its owner sees it. Times: Unix seconds; `destroyed` is None while it lives."""
+
+    instance_id: str
+    state: str
+    version: str
+    qualifier: str
+    created: float
+    destroyed: float | None = None
+
+
+class InstanceHistory:
+    """Instances that live, and those that ended recently. A sink of the observer."""
+
+    def __init__(self, fleet: InstanceFleet) -> None:
+        self._fleet = fleet
+        self._ended: deque[tuple[str, str, InstanceView]] = deque(maxlen=REMEMBERED)
+        self._born: dict[str, float] = {}
+
+    def invocation(self, record: InvocationRecord) -> None:
+        """Not of interest here."""
+
+    def transition(self, record: TransitionRecord) -> None:
+        """Remember instances that end."""
+        self._born.setdefault(record.instance_id, record.at - record.held_s)
+        if record.after is not State.STOPPED:
+            return
+        view = InstanceView(
+            instance_id=record.instance_id,
+            state=State.STOPPED.value,
+            version=record.version,
+            qualifier=record.version,
+            created=self._born.pop(record.instance_id),
+            destroyed=record.at,
+        )
+        self._ended.append((record.account, record.function, view))
+
+    def list_instances(self, account: str, function: str) -> Sequence[InstanceView]:
+        """Newest first."""
+        alive = [_view(i) for i in self._fleet.instances() if (i.spec.account, i.spec.name) == (account, function)]
+        ended = [view for owner, name, view in self._ended if (owner, name) == (account, function)]
+        return sorted([*alive, *ended], key=lambda view: view.created, reverse=True)
+
+
+def _view(instance: Instance) -> InstanceView:
+    return InstanceView(
+        instance_id=instance.id,
+        state=instance.state.value,
+        version=instance.spec.version,
+        qualifier=instance.spec.version,
+        created=instance.created,
+    )
