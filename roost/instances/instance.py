@@ -44,23 +44,14 @@ class Preparer(Protocol):
     async def prepare(self, spec: FunctionSpec, instance_id: str, session: Session | None) -> Prepared: ...
 
 
-class Events(Protocol):
-    """Who listens to an instance."""
-
-    def transition(self, record: TransitionRecord) -> None: ...
-
-    def output(self, spec: FunctionSpec, instance_id: str, session_id: str, stream: str, text: str) -> None: ...
-
-    def worker_ended(self, instance_id: str) -> None: ...
-
-
 @dataclass(frozen=True, kw_only=True)
 class Surroundings:
     """What every instance of a server shares."""
 
     driver: Driver
     preparer: Preparer
-    events: Events
+    on_transition: Callable[[TransitionRecord], None]
+    on_output: Callable[[FunctionSpec, str, str, str], None]  # spec, instance id, stream, whole lines
     clock: Callable[[], float]  # Unix seconds
     start_timeout: float
     stop_grace: float
@@ -186,7 +177,6 @@ class Instance:
         """Kill what runs the function's code and start it anew in the same room. False: it did not come back."""
         if self._link is None:
             return False
-        self._around.events.worker_ended(self.id)
         try:
             await self._link.restart(RESTART_TIMEOUT)
         except RoostError:
@@ -272,10 +262,10 @@ class Instance:
         await link.attach(self._around.start_timeout)
 
     def _new_link(self, room: RoomSpec) -> GuestLink:
-        spec, events, session_id = self.spec, self._around.events, self.session.id if self.session else ""
+        spec, on_output = self.spec, self._around.on_output
         self._link = GuestLink(
             room.run_dir / "guest.sock",
-            on_log=lambda stream, text: events.output(spec, self.id, session_id, stream, text),
+            on_log=lambda stream, text: on_output(spec, self.id, stream, text),
             on_exit=self._worker_exited,
         )
         return self._link
@@ -420,7 +410,7 @@ class Instance:
         self._since = now
         self._leased_s = 0.0
         self._cpu_us = cpu
-        self._around.events.transition(record)
+        self._around.on_transition(record)
         self._settled.set()
         self._on_change(self)
 

@@ -42,7 +42,8 @@ class Bench:
         self.known: dict[str, FunctionSpec] = {"f": SPEC}
         self.book = SessionBook(self.store, clock=time.time, ended=self._ended)
         around = Surroundings(
-            driver=self.driver, preparer=self.preparer, events=self.events, clock=time.time,
+            driver=self.driver, preparer=self.preparer, clock=time.time,
+            on_transition=self.events.transition, on_output=self.events.output,
             start_timeout=1.0, stop_grace=0.5,
         )  # fmt: skip
         self.fleet = InstanceFleet(

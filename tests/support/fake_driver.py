@@ -163,10 +163,8 @@ class Recorder:
     def transition(self, record: TransitionRecord) -> None:
         self.transitions.append(record)
 
-    def output(self, spec: FunctionSpec, instance_id: str, session_id: str, stream: str, text: str) -> None:
+    def output(self, spec: FunctionSpec, instance_id: str, stream: str, text: str) -> None:
         self.lines.append(text)
-
-    def worker_ended(self, instance_id: str) -> None: ...
 
 
 class MemorySessions:
