@@ -31,6 +31,7 @@ from pathlib import Path
 
 import roost
 from roost.isolation import bundle_parts as parts
+from roost.isolation.mounted import mounted
 from roost.model.errors import StorageFull, Unavailable
 
 PREFIX = "/.roost"
@@ -163,18 +164,5 @@ def _remove_unused(guest: Path, *, keep: Path) -> None:
     ]
     if not old:
         return
-    mounted = _mounted_directories()
-    for path in old:
-        if path.name not in mounted:
-            shutil.rmtree(path)
-
-
-def _mounted_directories() -> frozenset[str]:
-    """Last components of the directories that are mounted in any process's view."""
-    names = set()
-    for table in Path("/proc").glob("[0-9]*/mountinfo"):
-        # A process may end while its table is read.
-        with contextlib.suppress(OSError):
-            for line in table.read_text(errors="replace").splitlines():
-                names.add(line.split(" ", 4)[3].rpartition("/")[2])
-    return frozenset(names)
+    for path in set(old) - mounted(old):
+        shutil.rmtree(path)
