@@ -1,7 +1,8 @@
 """Frozen instances: no CPU while idle, and how soon a thawed one replies.
 
-CPU: each of the sessions has an instance whose handler leaves a thread spinning, the worst guest there is. When all are
-frozen, the time that each of their threads has run (from /proc, in nanoseconds) is read twice; any difference is CPU used.
+CPU: each of the sessions has an instance whose handler leaves a thread spinning, the worst guest there is. When all
+are frozen, the time that each of their threads has run (from /proc, in nanoseconds) is read twice; any difference is
+CPU used.
 
 Thaw: as many sessions of a plain handler; when all are frozen, each is asked once (the thaw) and at once a second time
 (warm), one after the other.
