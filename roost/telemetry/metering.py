@@ -159,7 +159,10 @@ class Meter:
         }
 
     def restore(self, snapshot: Mapping[str, Any]) -> None:
-        """Replace the totals by those of a snapshot. Raises ValueError when it is not one."""
+        """Replace the totals by those of a snapshot; an empty one is that of a new meter. Raises ValueError when it is
+        none."""
+        if not snapshot:
+            snapshot = Meter().snapshot()
         try:
             accounts = {str(account): Usage.from_json(usage) for account, usage in snapshot["accounts"]}
             functions = OrderedDict(

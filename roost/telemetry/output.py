@@ -50,6 +50,10 @@ class Output:
                 ends=line.ends,
             )
 
+    def tail(self, request_id: str) -> bytes:
+        """What `x-fc-log-type: Tail` returns: the last 4 KiB that this request printed so far."""
+        return self._logs.tail_for_known_request(request_id)
+
     def invocation(self, record: InvocationRecord) -> None:
         known = self._instances.get(record.instance_id)
         if known is not None and record.outcome not in (Outcome.OK, Outcome.FUNCTION_ERROR):

@@ -116,7 +116,15 @@ def test_a_snapshot_restores_and_goes_on() -> None:
     assert again.usage("default", "f").invocations == 2
 
 
-@pytest.mark.parametrize("bad", [{}, {"accounts": 1}, {"accounts": [], "functions": [["f"]], "sessions": []}])
+def test_an_empty_snapshot_is_a_new_meter() -> None:
+    meter = metered(INVOCATION)
+    meter.restore({})
+    assert meter.snapshot() == Meter().snapshot()
+
+
+@pytest.mark.parametrize(
+    "bad", [{"functions": []}, {"accounts": 1}, {"accounts": [], "functions": [["f"]], "sessions": []}]
+)
 def test_what_is_no_snapshot_is_refused_and_changes_nothing(bad: dict[str, object]) -> None:
     meter = metered(INVOCATION)
     with pytest.raises(ValueError, match="no snapshot"):

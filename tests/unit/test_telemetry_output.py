@@ -53,6 +53,8 @@ async def test_lines_carry_request_instance_version_and_session(logs: FunctionLo
     tail = b"FC Invoke Start RequestId: r1\nworking\nFC Invoke End RequestId: r1\n"
     assert logs.tail_for_request("default", "f", "r1") == tail
     assert logs.tail_for_known_request("r1", 9) == tail[-9:]
+    assert output.tail("r1") == tail
+    assert output.tail("r2") == b""
     assert await logs.tail_for_ended_request("default", "f", "r1", timeout_s=30) == tail
 
 
