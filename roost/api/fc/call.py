@@ -1,0 +1,186 @@
+"""One call of the API: identity first, then a bounded body, then the handler, and every outcome in FC's shape."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+import json
+import logging
+import time
+import uuid
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from roost.functions.definition import Shape
+from roost.functions.parse import parse
+from roost.model.errors import InvalidArgument, PayloadTooLarge, RoostError, Unauthenticated
+from roost.model.signature import Keys, verify
+
+PREFIX = "/2023-03-30"
+#: Bodies that carry no package.
+SMALL_BODY = 1 << 20
+
+logger = logging.getLogger("roost.api.fc")
+S = TypeVar("S", bound=Shape)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Call:
+    """What a handler gets. `account` is proven; `body` is the whole body, within its limit."""
+
+    request: Request
+    request_id: str
+    account: str
+    body: bytes = field(repr=False)
+
+    @property
+    def params(self) -> Mapping[str, str]:
+        """Parts of the path."""
+        return self.request.path_params
+
+    @property
+    def query(self) -> Mapping[str, str]:
+        return self.request.query_params
+
+    @property
+    def qualifier(self) -> str | None:
+        return self.query.get("qualifier") or None
+
+    @property
+    def base_url(self) -> str:
+        return f"{self.request.url.scheme}://{self.request.headers.get('host', 'localhost')}"
+
+    def json(self) -> dict[str, Any]:
+        """The body as an object; an empty body is an empty object. Raises InvalidArgument."""
+        try:
+            value = json.loads(self.body or b"{}")
+        except (ValueError, RecursionError) as error:
+            raise InvalidArgument(f"The body is not valid JSON: {error}.") from error
+        if not isinstance(value, dict):
+            raise InvalidArgument("The body must be a JSON object.")
+        return value
+
+    def parse(self, shape: type[S]) -> S:
+        """The body as a shape. Raises InvalidArgument."""
+        return parse(shape, self.json())
+
+    def query_list(self, name: str) -> list[Any]:
+        """A query parameter that carries a JSON list; empty when it is absent. Raises InvalidArgument."""
+        text = self.query.get(name)
+        if not text:
+            return []
+        try:
+            value = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise InvalidArgument(f"{name}: a JSON list is expected ({error}).") from error
+        if not isinstance(value, list):
+            raise InvalidArgument(f"{name}: a JSON list is expected.")
+        return value
+
+    def query_bool(self, name: str) -> bool | None:
+        """None when absent. Raises InvalidArgument."""
+        text = self.query.get(name)
+        if not text:
+            return None
+        if text.lower() not in {"true", "false"}:
+            raise InvalidArgument(f"{name}: 'true' or 'false' is expected, not {text[:40]!r}.")
+        return text.lower() == "true"
+
+
+#: A handler answers with a JSON object (200), None (204), or a response of its own.
+Answer = Mapping[str, Any] | Response | None
+Handler = Callable[[Call], Awaitable[Answer]]
+
+
+class Endpoints:
+    """Turns handlers into routes that share one way of identifying, limiting and answering."""
+
+    def __init__(self, keys: Keys, *, clock: Callable[[], float] = time.time) -> None:
+        self._keys = keys
+        self._clock = clock
+
+    def route(
+        self, method: str, path: str, handler: Handler, *, body_limit: int = SMALL_BODY, signed: bool = True
+    ) -> Route:
+        """`path` below the API's prefix. `signed=False`: the handler has its own way to know who calls."""
+
+        async def endpoint(request: Request) -> Response:
+            request_id = str(uuid.uuid4())
+            try:
+                call = await self._call(request, request_id, body_limit, signed)
+                response = _respond(await handler(call))
+            except ClientDisconnect:
+                response = Response(status_code=499)
+            except RoostError as error:
+                response = error_response(error, request_id)
+            except Exception:
+                # The message of an unforeseen error may hold anything; the caller gets an id to look it up by.
+                logger.exception("Request %s failed: %s %s", request_id, method, path)
+                response = error_response(RoostError("An internal error occurred; see the server's log."), request_id)
+            response.headers["x-fc-request-id"] = request_id
+            return response
+
+        return Route(PREFIX + path, endpoint, methods=[method])
+
+    async def _call(self, request: Request, request_id: str, body_limit: int, signed: bool) -> Call:
+        account = self._keys.default_account
+        claimed = ""
+        if signed and self._keys:
+            # Before the body is read: a stranger can't make the server hold 100 MB.
+            account = self._identify(request)
+            claimed = request.headers["x-acs-content-sha256"]
+        body = await _read(request, body_limit)
+        if claimed and not hmac.compare_digest(claimed, await _sha256(body)):
+            raise Unauthenticated("x-acs-content-sha256 is not the digest of the body that arrived.")
+        return Call(request=request, request_id=request_id, account=account, body=body)
+
+    def _identify(self, request: Request) -> str:
+        scope = request.scope
+        key = verify(
+            method=request.method,
+            path=scope["raw_path"].decode("ascii", "replace"),
+            query=scope["query_string"].decode("ascii", "replace"),
+            headers=[(name.decode("latin-1"), value.decode("latin-1")) for name, value in scope["headers"]],
+            body_sha256=None,
+            lookup=self._keys.lookup,
+            now=self._clock(),
+        )
+        return key.account
+
+
+def error_response(error: RoostError, request_id: str) -> Response:
+    """`{"Code","Message","RequestId"}` with the error's status."""
+    body = {"Code": error.code, "Message": error.message, "RequestId": request_id}
+    headers = {} if error.retry_after is None else {"retry-after": str(max(1, round(error.retry_after)))}
+    return JSONResponse(body, status_code=error.status, headers=headers)
+
+
+def _respond(answer: Answer) -> Response:
+    if answer is None:
+        return Response(status_code=204)
+    return answer if isinstance(answer, Response) else JSONResponse(dict(answer))
+
+
+async def _sha256(body: bytes) -> str:
+    if len(body) <= SMALL_BODY:
+        return hashlib.sha256(body).hexdigest()
+    return (await asyncio.to_thread(hashlib.sha256, body)).hexdigest()
+
+
+async def _read(request: Request, limit: int) -> bytes:
+    length = request.headers.get("content-length", "0")
+    if length.isdigit() and int(length) > limit:
+        raise PayloadTooLarge(f"The body has {length} bytes; at most {limit} are accepted here.")
+    chunks, size = [], 0
+    async for chunk in request.stream():
+        size += len(chunk)
+        if size > limit:
+            raise PayloadTooLarge(f"The body has more than the {limit} bytes that are accepted here.")
+        chunks.append(chunk)
+    return b"".join(chunks)

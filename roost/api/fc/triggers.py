@@ -1,0 +1,110 @@
+"""Triggers of type http."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any
+
+from pydantic import Field
+from starlette.routing import Route
+
+from roost.api.fc.call import Answer, Call, Endpoints
+from roost.api.fc.paging import limit_of, page, with_token
+from roost.api.fc.render import iso
+from roost.functions.catalog import FunctionCatalog
+from roost.functions.definition import Shape
+from roost.functions.names import function_arn
+from roost.model.function import LATEST
+from roost.store.triggers import TriggerRecord
+
+Text = Annotated[str, Field(max_length=1024)]
+
+
+class _UpdateTrigger(Shape):
+    """`invocationRole` has no meaning here; it is accepted because clients send it."""
+
+    description: Annotated[str, Field(max_length=256)] | None = None
+    qualifier: Text | None = None
+    trigger_config: str | None = None
+    invocation_role: Text | None = None
+
+
+class _CreateTrigger(_UpdateTrigger):
+    trigger_name: str
+    trigger_type: str
+    trigger_config: str = "{}"
+    source_arn: Text | None = None
+
+
+class Triggers:
+    def __init__(self, catalog: FunctionCatalog) -> None:
+        self._catalog = catalog
+        self._triggers = catalog.triggers
+
+    def routes(self, endpoints: Endpoints) -> list[Route]:
+        path = "/functions/{name}/triggers"
+        return [
+            endpoints.route("POST", path, self._create),
+            endpoints.route("GET", path, self._list),
+            endpoints.route("GET", path + "/{trigger}", self._get),
+            endpoints.route("PUT", path + "/{trigger}", self._update),
+            endpoints.route("DELETE", path + "/{trigger}", self._delete),
+        ]
+
+    async def _create(self, call: Call) -> Answer:
+        given = call.parse(_CreateTrigger)
+        record = await self._triggers.create(
+            call.account,
+            call.params["name"],
+            given.trigger_name,
+            type=given.trigger_type,
+            qualifier=given.qualifier,
+            config=given.trigger_config,
+            description=given.description or "",
+        )
+        return self._json(call, record)
+
+    async def _get(self, call: Call) -> Answer:
+        return self._json(call, self._triggers.get(call.account, call.params["name"], call.params["trigger"]))
+
+    async def _list(self, call: Call) -> Answer:
+        found, token = page(
+            self._triggers.list(call.account, call.params["name"]),
+            lambda record: record.name,
+            limit=limit_of(call.query),
+            token=call.query.get("nextToken", ""),
+            prefix=call.query.get("prefix", ""),
+        )
+        return with_token({"triggers": [self._json(call, record) for record in found]}, token)
+
+    async def _update(self, call: Call) -> Answer:
+        given = call.parse(_UpdateTrigger)
+        record = await self._triggers.update(
+            call.account,
+            call.params["name"],
+            call.params["trigger"],
+            qualifier=given.qualifier,
+            config=given.trigger_config,
+            description=given.description,
+        )
+        return self._json(call, record)
+
+    async def _delete(self, call: Call) -> Answer:
+        await self._triggers.delete(call.account, call.params["name"], call.params["trigger"])
+        return None
+
+    def _json(self, call: Call, record: TriggerRecord) -> dict[str, Any]:
+        suffix = "" if record.qualifier == LATEST else f":{record.qualifier}"
+        url = f"{call.base_url}/{record.function}{suffix}/"
+        return {
+            "triggerId": record.id,
+            "triggerName": record.name,
+            "triggerType": record.type,
+            "qualifier": record.qualifier,
+            "description": record.description,
+            "triggerConfig": json.dumps(dict(record.config)),
+            "httpTrigger": {"urlInternet": url, "urlIntranet": url},
+            "targetArn": function_arn(self._catalog.region, record.account, record.function),
+            "createdTime": iso(record.created),
+            "lastModifiedTime": iso(record.modified),
+        }

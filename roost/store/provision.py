@@ -1,0 +1,83 @@
+"""Table `provision`: settings of one qualifier of a function (provisioned instances, scaling, async invocation)."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from roost.store.database import Database
+
+
+class QualifierKind(StrEnum):
+    """Which of a qualifier's settings a record holds."""
+
+    PROVISION = "provision"
+    SCALING = "scaling"
+    ASYNC = "async"
+
+
+@dataclass(frozen=True, kw_only=True)
+class QualifierRecord:
+    account: str
+    function: str
+    qualifier: str
+    kind: QualifierKind
+    config: Mapping[str, Any]
+    created: float
+    modified: float
+
+
+class Provision:
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def put(self, record: QualifierRecord) -> None:
+        def work(connection: sqlite3.Connection) -> None:
+            connection.execute(
+                "INSERT OR REPLACE INTO provision"
+                " (account, function, qualifier, kind, config, created, modified) VALUES (?,?,?,?,?,?,?)",
+                (
+                    record.account,
+                    record.function,
+                    record.qualifier,
+                    record.kind.value,
+                    json.dumps(dict(record.config)),
+                    record.created,
+                    record.modified,
+                ),
+            )
+
+        await self._database.run(work)
+
+    async def delete(self, account: str, function: str, qualifier: str, kind: QualifierKind) -> None:
+        def work(connection: sqlite3.Connection) -> None:
+            connection.execute(
+                "DELETE FROM provision WHERE account=? AND function=? AND qualifier=? AND kind=?",
+                (account, function, qualifier, kind.value),
+            )
+
+        await self._database.run(work)
+
+    async def list_all(self) -> list[QualifierRecord]:
+        def work(connection: sqlite3.Connection) -> list[QualifierRecord]:
+            rows = connection.execute(
+                "SELECT account, function, qualifier, kind, config, created, modified FROM provision"
+            )
+            return [
+                QualifierRecord(
+                    account=row[0],
+                    function=row[1],
+                    qualifier=row[2],
+                    kind=QualifierKind(row[3]),
+                    config=json.loads(row[4]),
+                    created=row[5],
+                    modified=row[6],
+                )
+                for row in rows
+            ]
+
+        return await self._database.run(work, synced=False)

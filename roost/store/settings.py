@@ -1,0 +1,32 @@
+"""Table `settings`: what the server itself has to remember (its id, secrets it made)."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from typing import Any
+
+from roost.store.database import Database
+
+
+class Settings:
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def get(self, name: str) -> Any:
+        """The value, or None."""
+
+        def work(connection: sqlite3.Connection) -> Any:
+            row = connection.execute("SELECT value FROM settings WHERE name=?", (name,)).fetchone()
+            return None if row is None else json.loads(row[0])
+
+        return await self._database.run(work, synced=False)
+
+    async def put(self, name: str, value: Any) -> None:
+        """`value` is anything JSON can hold."""
+        text = json.dumps(value)
+
+        def work(connection: sqlite3.Connection) -> None:
+            connection.execute("INSERT OR REPLACE INTO settings (name, value) VALUES (?,?)", (name, text))
+
+        await self._database.run(work)

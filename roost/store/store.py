@@ -1,0 +1,45 @@
+"""The store: one object, a query module per table behind it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from roost.store.aliases import Aliases
+from roost.store.concurrency import Concurrency
+from roost.store.database import Database
+from roost.store.functions import Functions
+from roost.store.layers import Layers
+from roost.store.provision import Provision
+from roost.store.sessions import Sessions
+from roost.store.settings import Settings
+from roost.store.tags import Tags
+from roost.store.triggers import Triggers
+from roost.store.versions import Versions
+
+
+class Store:
+    """Durable state of one server. `await open()` before use, `await close()` after.
+
+    Every method of a table raises StorageFull, Throttled or Unavailable when the disk can't take the change, and has
+    no effect then.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._database = Database(path)
+        self.functions = Functions(self._database)
+        self.versions = Versions(self._database)
+        self.aliases = Aliases(self._database)
+        self.layers = Layers(self._database)
+        self.tags = Tags(self._database)
+        self.concurrency = Concurrency(self._database)
+        self.provision = Provision(self._database)
+        self.triggers = Triggers(self._database)
+        self.sessions = Sessions(self._database)
+        self.settings = Settings(self._database)
+
+    async def open(self) -> None:
+        """Raises Unavailable when another server uses the data directory or the file can't be used."""
+        await self._database.open()
+
+    async def close(self) -> None:
+        await self._database.close()
