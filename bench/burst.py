@@ -38,8 +38,8 @@ def deploy(server: _servers.Roost, name: str, *, sessions: int, handler: str = H
         sessionAffinity="HEADER_FIELD",
         sessionAffinityConfig=json.dumps(affinity),
         instanceIsolationMode="SESSION_EXCLUSIVE",
+        roost={"maxInstances": sessions + 10},
     )
-    server.call("PUT", f"/functions/{name}/scaling-config", {"maxInstances": sessions + 10})
 
 
 def burst(server: _servers.Roost, name: str, sessions: int) -> dict[str, Any]:
