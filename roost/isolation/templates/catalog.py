@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import functools
 import json
 import os
 import re
@@ -58,24 +59,31 @@ class BuildOptions:
 
 
 class Templates:
-    """The templates below `data_dir`; several processes may use one directory."""
+    """The templates below `data_dir`; several processes may use one directory.
+
+    The host's skeleton is looked at once in the life of this object, as every start of a room asks for its template.
+    """
 
     def __init__(self, data_dir: Path) -> None:
         self._folder = data_dir / "templates"
+        self._host = functools.cache(self._prepare_host)
 
     def get(self, name: str) -> Template:
         """The template to make rooms from. Raises NotFound with the names that exist."""
         if name == host.NAME:
-            try:
-                boot_id = Path("/proc/sys/kernel/random/boot_id").read_text()
-                return host.prepare(self._folder / ".host", boot_id=boot_id)
-            except OSError as error:
-                raise _foreign(error, "The host template can't be made") from error
+            return self._host()
         place = self._folder / name
         if not _NAME.fullmatch(name) or not (place / "template.json").is_file():
             names = ", ".join(info.name for info in self.list())
             raise NotFound(f"There is no template {name[:64]!r}; there are: {names}.", code="TemplateNotFound")
         return Template(name=name, root=(place / "root").resolve())
+
+    def _prepare_host(self) -> Template:
+        try:
+            boot_id = Path("/proc/sys/kernel/random/boot_id").read_text()
+            return host.prepare(self._folder / ".host", boot_id=boot_id)
+        except OSError as error:
+            raise _foreign(error, "The host template can't be made") from error
 
     def list(self) -> tuple[TemplateInfo, ...]:
         """All templates, the built-in one first."""
