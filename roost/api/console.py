@@ -1,9 +1,13 @@
-"""`/healthz`, `/metrics` and `/roost/...`: what the command line and a console show of this server."""
+"""`/healthz`, `/metrics` and `/roost/...`: what the command line and a console show of this server.
+
+With keys configured, all but `/healthz` want an ACS3 signature or `Authorization: Bearer <secret>` (for Prometheus).
+"""
 
 from __future__ import annotations
 
 import json
 import platform
+import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
@@ -13,26 +17,30 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from roost import __version__
+from roost.api.fc.call import error_response
+from roost.api.identity import Identity
 from roost.instances.fleet import InstanceFleet
 from roost.instances.instance import Instance
-from roost.model.errors import InvalidArgument
+from roost.model.errors import InvalidArgument, RoostError
 from roost.telemetry.log_record import LogRecord
 from roost.telemetry.logs import FunctionLogs
 from roost.telemetry.metering import Meter
 from roost.telemetry.metrics import Metrics
+
+Handler = Callable[[Request], Awaitable[Response]]
 
 MAX_LINES = 10_000
 
 
 @dataclass(frozen=True, kw_only=True)
 class Console:
-    """What the routes read. `authorize(request)` returns the account or raises; `exists` raises NotFound."""
+    """What the routes read. `exists(account, function)` raises NotFound."""
 
     fleet: InstanceFleet
     logs: FunctionLogs
     metrics: Metrics
     meter: Meter
-    authorize: Callable[[Request], Awaitable[str]]
+    identity: Identity
     exists: Callable[[str, str], None]
     functions: Callable[[str], int]
     data_dir: str
@@ -47,12 +55,12 @@ def console_routes(console: Console) -> list[Route]:
         return JSONResponse({"status": "ok"})
 
     async def metrics(request: Request) -> Response:
-        await console.authorize(request)
+        console.identity.account(request)
         body, kind = console.metrics.render(request.headers.get("accept", ""))
         return Response(body, media_type=kind)
 
     async def info(request: Request) -> Response:
-        account = await console.authorize(request)
+        account = console.identity.account(request)
         return JSONResponse(
             {
                 "version": __version__,
@@ -66,12 +74,12 @@ def console_routes(console: Console) -> list[Route]:
         )
 
     async def instances(request: Request) -> Response:
-        account = await console.authorize(request)
+        account = console.identity.account(request)
         mine = [i for i in console.fleet.instances() if i.spec.account == account]
         return JSONResponse({"instances": [describe(i, console.drivers[0]) for i in mine]})
 
     async def logs(request: Request) -> Response:
-        account = await console.authorize(request)
+        account = console.identity.account(request)
         name = request.path_params["name"]
         console.exists(account, name)
         lines = _lines(request.query_params.get("lines", "100"))
@@ -83,21 +91,34 @@ def console_routes(console: Console) -> list[Route]:
         return Response(b"".join(_line(r) for r in records), media_type="application/x-ndjson")
 
     async def usage(request: Request) -> Response:
-        account = await console.authorize(request)
+        account = console.identity.account(request)
         function = request.query_params.get("function") or None
         session = request.query_params.get("session") or None
         if session and not function:
             raise InvalidArgument("The usage of a session needs its function too.")
         return JSONResponse(console.meter.usage(account, function, session).to_json())
 
-    return [
-        Route("/healthz", health),
-        Route("/metrics", metrics),
-        Route("/roost/info", info),
-        Route("/roost/instances", instances),
-        Route("/roost/functions/{name}/logs", logs),
-        Route("/roost/usage", usage),
-    ]
+    handlers: dict[str, Handler] = {
+        "/healthz": health,
+        "/metrics": metrics,
+        "/roost/info": info,
+        "/roost/instances": instances,
+        "/roost/functions/{name}/logs": logs,
+        "/roost/usage": usage,
+    }
+    return [Route(path, _with_errors(handler)) for path, handler in handlers.items()]
+
+
+def _with_errors(handler: Handler) -> Handler:
+    """Errors in the shape that the rest of the control plane has."""
+
+    async def endpoint(request: Request) -> Response:
+        try:
+            return await handler(request)
+        except RoostError as error:
+            return error_response(error, str(uuid.uuid4()))
+
+    return endpoint
 
 
 def describe(instance: Instance, driver: str) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import json
 import logging
 import secrets
 import shutil
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -21,6 +21,7 @@ from roost.model.errors import Conflict, NotFound, RoostError, Throttled, Unavai
 from roost.model.function import Affinity, FunctionSpec, IsolationMode, Runtime
 from roost.model.instance import ALIVE, State, StopReason
 from roost.model.session import Session, SessionState
+from roost.telemetry.metrics import FunctionGauges
 
 log = logging.getLogger(__name__)
 
@@ -304,6 +305,29 @@ class InstanceFleet:
             except NotFound:
                 for instance in pool.instances.values():
                     instance.stop(StopReason.DELETED, grace=self._limits.stop_grace)
+
+    async def function_deleted(self, account: str, name: str) -> None:
+        """Its sessions end, and what was remembered of it is forgotten."""
+        await self._book.forget_function(account, name)
+        for key in [key for key in self._pools if key[:2] == (account, name)]:
+            pool = self._pools.pop(key)
+            await asyncio.gather(*(i.stopped.wait() for i in list(pool.instances.values())))
+
+    def gauges(self) -> Iterator[FunctionGauges]:
+        """What is true of each function now."""
+        for (account, name, _), pool in self._pools.items():
+            states: dict[State, int] = {}
+            for instance in pool.instances.values():
+                states[instance.state] = states.get(instance.state, 0) + 1
+            yield FunctionGauges(
+                account=account,
+                function=name,
+                instances=states,
+                leases=sum(i.leases for i in pool.instances.values()),
+                waiting=pool.waiting,
+                memory_bytes=sum(i.memory_bytes() for i in pool.instances.values()),
+                sessions=sum(len(i.sessions) for i in pool.instances.values()),
+            )
 
     def provision(self, spec: FunctionSpec) -> None:
         """Have the provisioned instances of a function running."""

@@ -420,6 +420,13 @@ class Instance:
         except OSError:
             return self._cpu_us
 
+    def memory_bytes(self) -> int:
+        """What the room uses now."""
+        try:
+            return self.room.usage().memory_bytes if self.room else 0
+        except OSError:
+            return 0
+
     def describe(self) -> dict[str, Any]:
         """What a restarted server needs to know to adopt the instance."""
         return {

@@ -1,0 +1,103 @@
+"""What a room may reach of the world: its package indexes and its model, through the host, and nothing else."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from roost.config import ModelConfig
+from roost.isolation.egress.embedded import EmbeddedServer
+from roost.isolation.egress.model_proxy import (
+    DEFAULT_BASE_URL,
+    PREFIX,
+    Message,
+    ModelEndpoint,
+    ModelProxy,
+    Receive,
+    Send,
+    room_environment,
+)
+from roost.model.function import FunctionSpec
+
+SOCKET = "index.sock"
+_MODEL_VARIABLES = ("OPENAI_BASE_URL", "OPENAI_API_KEY", "OPENAI_MODEL")
+
+
+def model_endpoint(environment: Mapping[str, str], default: ModelConfig) -> ModelEndpoint | None:
+    """The model of a function: its own settings, else the server's. None if it doesn't ask for one, or there is none.
+
+    A function asks by declaring one of the `OPENAI_*` variables, even an empty one. Raises InvalidArgument.
+    """
+    if not any(name in environment for name in _MODEL_VARIABLES):
+        return None
+    base_url, api_key = environment.get("OPENAI_BASE_URL", ""), environment.get("OPENAI_API_KEY", "")
+    if not base_url and not api_key:
+        base_url, api_key = default.base_url, default.api_key
+    if not base_url and not api_key:
+        return None
+    return ModelEndpoint(base_url=base_url or DEFAULT_BASE_URL, api_key=api_key)
+
+
+def model_environment(environment: Mapping[str, str], default: ModelConfig) -> dict[str, str]:
+    """The room's `OPENAI_*`: the proxy's address instead of the endpoint's, no key, the model's name."""
+    name = environment.get("OPENAI_MODEL") or default.name
+    return {**room_environment(), **({"OPENAI_MODEL": name} if name else {})}
+
+
+class _Doors:
+    """One room's application: the model at `/openai/`."""
+
+    def __init__(self, model: ModelProxy | None) -> None:
+        self._model = model
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        if self._model is not None and scope["path"].startswith(PREFIX):
+            await self._model(scope, receive, send)
+        else:
+            await send({"type": "http.response.start", "status": 404, "headers": []})
+            await send({"type": "http.response.body", "body": b"This room has no such door.\n"})
+
+
+class RoomEgress:
+    """Implements `assembly.Egress`: a socket per room that needs one, at `<run_dir>/egress/index.sock`."""
+
+    def __init__(self, cache_dir: Path, *, model: ModelConfig, cache_mb: int) -> None:
+        self._model = model
+        self._client = httpx.AsyncClient(
+            trust_env=False,
+            timeout=httpx.Timeout(600, connect=10),
+            limits=httpx.Limits(max_connections=1000, max_keepalive_connections=100),
+        )
+        self._servers: dict[Path, EmbeddedServer] = {}
+        self._closing: set[asyncio.Task[Any]] = set()
+
+    async def attach(self, spec: FunctionSpec, run_dir: Path) -> tuple[Path | None, Mapping[str, str]]:
+        """The folder to mount at /run/roost, if the function may reach anything, and the environment that uses it."""
+        endpoint = model_endpoint(spec.environment, self._model)
+        if endpoint is None:
+            return None, {}
+        directory = run_dir / "egress"
+        directory.mkdir(mode=0o755, exist_ok=True)
+        server = EmbeddedServer(_Doors(ModelProxy(endpoint, self._client)), directory / SOCKET, mode=0o666)
+        await server.start()
+        self._servers[run_dir] = server
+        return directory, model_environment(spec.environment, self._model)
+
+    def detach(self, run_dir: Path) -> None:
+        """The room is gone."""
+        server = self._servers.pop(run_dir, None)
+        if server is not None:
+            task = asyncio.ensure_future(server.close())
+            self._closing.add(task)
+            task.add_done_callback(self._closing.discard)
+
+    async def close(self) -> None:
+        """End all connections."""
+        for run_dir in list(self._servers):
+            self.detach(run_dir)
+        await asyncio.gather(*self._closing, return_exceptions=True)
+        await self._client.aclose()

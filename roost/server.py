@@ -1,0 +1,329 @@
+"""The composition root: every object of a server is made here, top to bottom, and nowhere else.
+
+`python -m roost.server [--host H] [--port P] [--data-dir D] [--config F]`
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import logging
+import os
+import random
+import resource
+import secrets
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator, Iterable
+from pathlib import Path
+
+import uvloop
+from starlette.applications import Starlette
+
+from roost.api.console import Console, console_routes
+from roost.api.fc.app import build_fc_api
+from roost.api.identity import Identity
+from roost.config import Config, load
+from roost.functions.catalog import FunctionCatalog
+from roost.functions.packages import PackageStore
+from roost.gateway.gatekeeper import Gatekeeper
+from roost.gateway.invoke import InvokeLimits
+from roost.gateway.server import Gateway
+from roost.instances.assembly import Assembly, Places
+from roost.instances.egress import RoomEgress
+from roost.instances.fleet import FleetLimits, InstanceFleet
+from roost.instances.instance import Surroundings
+from roost.instances.service import InstanceHistory, SessionService
+from roost.instances.sessions import SessionBook
+from roost.instances.volumes import Volumes
+from roost.isolation.bundle import build_bundle
+from roost.isolation.egress.embedded import EmbeddedServer
+from roost.isolation.namespaces.driver import NamespacesDriver
+from roost.isolation.templates import Templates
+from roost.model.errors import NotFound, RoostError
+from roost.model.session import Session
+from roost.model.signature import Keys
+from roost.model.usage import TransitionRecord
+from roost.store.store import Store
+from roost.telemetry.logs import FunctionLogs
+from roost.telemetry.metering import Meter
+from roost.telemetry.metrics import Drops, FunctionGauges, Metrics
+from roost.telemetry.observer import Observer, Sink
+from roost.telemetry.output import Output
+from roost.telemetry.tracing import Tracing
+from roost.telemetry.usage_saver import UsageSaver
+
+log = logging.getLogger("roost")
+
+CONTROL_SOCKET = "control.sock"
+COLLECT_EVERY_S = 600.0
+
+
+class Server:
+    """One server, wired. `run` serves until it is told to stop."""
+
+    def __init__(self, config: Config) -> None:
+        data = config.data_dir
+        self.config = config
+        self._forgetting: set[asyncio.Task[None]] = set()
+        self.keys = Keys.of(config.keys, config.account)
+        # What is stored.
+        self.store = Store(data / "roost.db")
+        self.packages = PackageStore(data / "code")
+        self.catalog = FunctionCatalog(self.store, self.packages, keys=self.keys, region=config.region)
+        # What is observed.
+        self.logs = FunctionLogs(data / "logs", max_bytes_per_file=config.log_file_mb << 20)
+        self.meter = Meter()
+        self.metrics = Metrics(gauges=self._gauges, drops=self._drops)
+        self.output = Output(self.logs)
+        self.tracing = Tracing(config.otlp_endpoint) if config.otlp_endpoint else None
+        sinks: list[Sink] = [self.meter, self.metrics, self.output]
+        if self.tracing is not None:
+            sinks.append(self.tracing)
+        self.saver = UsageSaver(self.meter, lambda snapshot: self.store.settings.put("usage", snapshot))
+        # What runs.
+        self.driver = NamespacesDriver(data, build_bundle(data))
+        self.templates = Templates(data)
+        self.egress = RoomEgress(data / "index-cache", model=config.model, cache_mb=config.package_cache_mb)
+        self.assembly = Assembly(
+            places=Places(code=data / "code", sessions=data / "sessions", run=config.run_dir),
+            templates=self.templates,
+            volumes=Volumes(data / "volumes"),
+            images=self.driver.disks,
+            egress=self.egress,
+            region=config.region,
+            time_zone=os.environ.get("TZ", "UTC"),
+        )
+        self.book = SessionBook(self.store.sessions, clock=time.time, ended=self._session_ended)
+        self.observer = Observer(sinks)
+        self.fleet = InstanceFleet(
+            specs=self.catalog,
+            around=Surroundings(
+                driver=self.driver,
+                preparer=self.assembly,
+                on_transition=self._transition,
+                on_output=self.output.output,
+                clock=time.time,
+                start_timeout=config.start_timeout,
+                stop_grace=config.stop_grace,
+            ),
+            book=self.book,
+            limits=FleetLimits(
+                max_instances=config.max_instances, max_waiting=config.max_waiting, stop_grace=config.stop_grace
+            ),
+            run_dir=config.run_dir,
+            session_dir=self.assembly.session_dir,
+        )
+        self.history = InstanceHistory(self.fleet)
+        # What is reached.
+        self.gateway = Gateway(
+            account=config.account,
+            region=config.region,
+            control_socket=config.run_dir / CONTROL_SOCKET,
+            catalog=self.catalog,
+            access=Gatekeeper(self.keys, self.catalog),
+            fleet=self.fleet,
+            observer=self.observer,
+            directory=self.fleet,
+            logs=_Tails(self.logs),
+            invoke_limits=InvokeLimits(lease_timeout_s=config.queue_timeout),
+        )
+        console = Console(
+            fleet=self.fleet,
+            logs=self.logs,
+            metrics=self.metrics,
+            meter=self.meter,
+            exists=lambda account, name: _ignore(self.catalog.get(account, name)),
+            functions=lambda account: len(self.catalog.list(account)),
+            data_dir=str(data),
+            drivers=(self.driver.name,),
+            keys_configured=bool(self.keys),
+            identity=Identity(self.keys),
+        )
+        fc = build_fc_api(
+            catalog=self.catalog,
+            keys=self.keys,
+            sessions=SessionService(self.book, self.fleet),
+            instances=self.history,
+            link_secret=secrets.token_bytes(32),
+        )
+        self.control = Starlette(routes=[*console_routes(console), *fc])
+
+    # --- life --------------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Start, say so in one line, serve until SIGTERM or SIGINT, stop. Raises RoostError when it can't start."""
+        stop = asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, stop.set)
+        async with contextlib.AsyncExitStack() as stack:
+            await self._start(stack)
+            host, port = await self.gateway.start(self.config.host, self.config.port)
+            stack.push_async_callback(self.gateway.close, drain_s=self.config.stop_grace)
+            print(self._ready_line(host, port), flush=True)
+            await stop.wait()
+            log.info("stopping")
+
+    async def _start(self, stack: contextlib.AsyncExitStack) -> None:
+        await self.store.open()
+        stack.push_async_callback(self.store.close)
+        self.packages.open()
+        await self.catalog.load()
+        await self.book.load()
+        self.meter.restore(await self.store.settings.get("usage") or {})
+        for part in (self.logs, self.observer, self.saver):
+            await part.start()
+            stack.push_async_callback(part.close)
+        if self.tracing is not None:
+            stack.push_async_callback(self.tracing.close)
+        await self.driver.start()
+        stack.push_async_callback(self.driver.close)
+        stack.push_async_callback(self.egress.close)
+        adopted = await self.fleet.adopt()
+        stack.push_async_callback(self.fleet.close)
+        if adopted:
+            log.info("adopted %d instances of the server before", adopted)
+        await stack.enter_async_context(self._control_plane())
+        await self.driver.warm(self.templates.get("host"))
+        self.catalog.subscribe(self._function_changed)
+        for account, name in self.catalog.names():
+            for spec in self.catalog.specs(account, name):
+                self.fleet.provision(spec)
+        for task in (self.book.run(), self._collect()):
+            stack.push_async_callback(_cancel, asyncio.create_task(task))
+
+    @contextlib.asynccontextmanager
+    async def _control_plane(self) -> AsyncIterator[None]:
+        """uvicorn on a unix socket of its own; the gateway is its only client."""
+        server = EmbeddedServer(self.control, self.config.run_dir / CONTROL_SOCKET, grace_s=int(self.config.stop_grace))
+        await server.start()
+        try:
+            yield
+        finally:
+            await server.close()
+
+    async def _collect(self) -> None:
+        """Now and then, remove packages that no function has any more."""
+        while True:
+            await asyncio.sleep(COLLECT_EVERY_S * random.uniform(0.9, 1.1))  # noqa: S311
+            try:
+                await self.catalog.collect_garbage(self._code_in_use())
+            except RoostError as error:
+                log.warning("packages can't be removed: %s", error.message)
+
+    def _ready_line(self, host: str, port: int) -> str:
+        keys = "signed requests only" if self.keys else f"no keys configured: everyone here is '{self.config.account}'"
+        return f"Roost is ready on http://{host}:{port} ({keys}; data in {self.config.data_dir})"
+
+    # --- events ------------------------------------------------------------------------------------------------
+
+    def _transition(self, record: TransitionRecord) -> None:
+        self.history.transition(record)
+        self.observer.transition(record)
+
+    def _function_changed(self, account: str, name: str) -> None:
+        self.fleet.function_changed(account, name)
+        specs = self.catalog.specs(account, name)
+        for spec in specs:
+            self.fleet.provision(spec)
+        if (account, name) not in self.catalog.names():
+            self._forgetting.add(task := asyncio.create_task(self._forget(account, name)))
+            task.add_done_callback(self._forgetting.discard)
+
+    async def _forget(self, account: str, name: str) -> None:
+        await self.fleet.function_deleted(account, name)
+        await self.logs.delete(account, name)
+        self.assembly.forget_function(account, name)
+        self.metrics.forget(account, name)
+
+    def _code_in_use(self) -> frozenset[str]:
+        """Packages that an instance still runs from, though its function has moved on."""
+        specs = [instance.spec for instance in self.fleet.instances()]
+        return frozenset(digest for spec in specs for digest in (spec.code, spec.layers) if digest)
+
+    async def _session_ended(self, session: Session) -> None:
+        await self.fleet.session_ended(session)
+        self.assembly.forget(session)
+
+    def _gauges(self) -> Iterable[FunctionGauges]:
+        return self.fleet.gauges()  # the fleet is made after the metrics
+
+    def _drops(self) -> Drops:
+        return Drops(log_lines=self.logs.dropped, records=self.observer.dropped)
+
+
+class _Tails:
+    """The gateway's view of the logs."""
+
+    def __init__(self, logs: FunctionLogs) -> None:
+        self._logs = logs
+
+    def tail(self, request_id: str) -> bytes:
+        return self._logs.tail_for_known_request(request_id)
+
+
+def _ignore(_: object) -> None:
+    """For callbacks that return nothing."""
+
+
+async def _cancel(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
+
+
+def _parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="roost serve", description="Run the Roost server in the foreground.")
+    parser.add_argument("--host", help="address to listen on (default 127.0.0.1)")
+    parser.add_argument("--port", type=int, help="port to listen on (default 8700; 0: a free one)")
+    parser.add_argument("--data-dir", type=Path, help="where everything is kept (default ~/.local/share/roost)")
+    parser.add_argument("--config", type=Path, help="TOML file with settings")
+    return parser.parse_args(arguments)
+
+
+def _need_root() -> None:
+    if os.geteuid() != 0:
+        raise NotFound(
+            "Roost needs root to make rooms (namespaces, cgroups, mounts): run it with sudo. "
+            "A later release will run without root, in user namespaces and with fewer limits."
+        )
+
+
+def _raise_file_limit() -> None:
+    """Every instance and every connection is a descriptor."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit codes: 0 stopped as asked, 1 it could not start or run, 2 wrong arguments or settings."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    for name in ("httpx", "uvicorn"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    options = {k: v for k, v in vars(_parse(arguments)).items() if v is not None}
+    file = options.pop("config", None)
+    try:
+        config = load(file, options)
+    except RoostError as error:
+        print(f"roost: {error.message}", file=sys.stderr)
+        return 2
+    try:
+        _need_root()
+        _raise_file_limit()
+        config.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        config.run_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        server = Server(config)
+        uvloop.run(server.run())
+    except RoostError as error:
+        print(f"roost: {error.message}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(f"roost: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
