@@ -11,7 +11,7 @@ AS_ROOT := $(shell [ "$$(id -u)" = 0 ] || echo sudo --preserve-env=$(KEEP))
 EXAMPLES := $(dir $(wildcard examples/*/roost.toml))
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
 
-.PHONY: install up down local-model test soak bench lock clean
+.PHONY: install up down local-model root test soak bench lock clean
 .DEFAULT_GOAL := install
 
 install: .venv/.installed
@@ -49,9 +49,11 @@ local-model: install
 	@scripts/system-packages $(BIN)/python compiler
 	@$(BIN)/python -m pip install --disable-pip-version-check -e '.[local]'
 
+root:
+	@[ "$$(id -u)" = 0 ] || { echo "This makes rooms, which takes root: run it with sudo." >&2; exit 1; }
+
 # Every check runs, also after one that failed; pytest's summary comes last.
-test: .venv/.installed-dev
-	@[ "$$(id -u)" = 0 ] || { echo "The tests make rooms, which takes root: sudo make test" >&2; exit 1; }
+test: root .venv/.installed-dev
 	@failed=""; \
 	$(BIN)/ruff check . || failed="$$failed ruff-check"; \
 	$(BIN)/ruff format --check -q . || failed="$$failed ruff-format"; \
@@ -60,10 +62,10 @@ test: .venv/.installed-dev
 	[ -z "$$failed" ] || echo "Failed before the tests:$$failed"; \
 	$(PYTEST) -m "not soak" tests && [ -z "$$failed" ]
 
-soak: .venv/.installed-dev
+soak: root .venv/.installed-dev
 	@$(BIN)/python -m pytest -m soak tests
 
-bench: .venv/.installed-dev
+bench: root .venv/.installed-dev
 	@$(BIN)/python -m bench
 
 # New pins: what the ranges in pyproject.toml resolve to today, in an environment of its own.

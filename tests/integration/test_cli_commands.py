@@ -15,6 +15,7 @@ import pytest
 
 from roost.sdk import cli
 from tests.support.fake_roost import FakeRoost
+from tests.support.wheels import write_wheel
 
 HEADER_SESSIONS = {
     "functionName": "agent",
@@ -107,14 +108,7 @@ def test_deploy_of_several_goes_on_after_a_failure(run: Run, server: FakeRoost, 
 
 
 def test_requirements_are_installed_into_the_package(run: Run, server: FakeRoost, agent: Path, tmp_path: Path) -> None:
-    wheel = tmp_path / "greeting-1.0-py3-none-any.whl"
-    with zipfile.ZipFile(wheel, "w") as archive:
-        archive.writestr("greeting.py", "WORD = 'hello'\n")
-        archive.writestr("greeting-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: greeting\nVersion: 1.0\n")
-        archive.writestr(
-            "greeting-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
-        )
-        archive.writestr("greeting-1.0.dist-info/RECORD", "")
+    wheel = write_wheel(tmp_path, "greeting", "WORD = 'hello'\n")
     (agent / "requirements.txt").write_text(f"{wheel}\n")
     server.python = f"{sys.version_info.major}.{sys.version_info.minor}.9"
     for _ in range(2):  # the second from the cache: the wheel is gone
