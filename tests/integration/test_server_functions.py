@@ -174,7 +174,8 @@ def test_the_caller_gets_the_functions_fault_and_others_are_untouched(server: Se
     with server.client() as client:
         http = client.get(f"/{name}/")
     assert http.status_code in (502, 504)
-    assert http.json()["RequestId"]
+    assert http.headers["x-fc-request-id"]
+    assert http.json()
     server.deploy("echo", {"index.py": ECHO})
     assert server.invoke("echo", b"fine").content == b"echo fine"
     # The mended function works at once.
