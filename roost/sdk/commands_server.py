@@ -67,7 +67,8 @@ def up(
         typer.echo(f"Roost is running already at {daemon.url}.")
         return
     pid = daemon.start(options)
-    typer.echo(f"Roost is running at {daemon.url} (pid {pid}); log: {daemon.log}; `roost down` stops it.")
+    stop = f"roost down --data-dir {data_dir}" if data_dir else "roost down"
+    typer.echo(f"Roost is running at {daemon.url} (pid {pid}); log: {daemon.log}; `{stop}` stops it.")
 
 
 def down(data_dir: DataDir = None) -> None:

@@ -30,7 +30,7 @@ def vendor(
 
     Each line that pip prints goes to `progress`. Raises Failed with pip's last lines when it can't be installed.
     """
-    requirements = directory / FILE
+    requirements = directory.absolute() / FILE
     if not requirements.is_file():
         return None
     digest = hashlib.sha256()

@@ -112,7 +112,7 @@ def test_requirements_are_installed_into_the_package(run: Run, server: FakeRoost
     (agent / "requirements.txt").write_text(f"{wheel}\n")
     server.python = f"{sys.version_info.major}.{sys.version_info.minor}.9"
     for _ in range(2):  # the second from the cache: the wheel is gone
-        assert run("deploy", str(agent)).code == 0
+        assert run("deploy", os.path.relpath(agent)).code == 0
         sent = server.functions["agent"]["code"]["zipFile"]
         archive = zipfile.ZipFile(io.BytesIO(base64.b64decode(sent)))
         assert archive.read("greeting.py") == b"WORD = 'hello'\n"
