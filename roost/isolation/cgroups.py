@@ -112,19 +112,37 @@ class Cgroup:
         self._hierarchies = hierarchies
         self._path = f"{parent}/{name}"
 
+    def write(self, setting: Setting) -> None:
+        """Write one value; plain calls, since a room's start waits for it."""
+        path = f"{self._hierarchies.v1.get(setting.controller, self._hierarchies.unified)}/{self._path}/{setting.file}"
+        try:
+            fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            if setting.optional:
+                return
+            raise
+        try:
+            os.write(fd, setting.value.encode())
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, path) from None
+        finally:
+            os.close(fd)
+
     def directory(self, controller: str = "") -> Path:
         """The room's directory in the tree that has this controller; the v2 tree without one."""
         return self._hierarchies.v1.get(controller, self._hierarchies.unified) / self._path
 
     @contextlib.contextmanager
     def join_fds(self) -> Iterator[list[int]]:
-        """Descriptors; a process that writes `0` to each has joined."""
+        """Descriptors: first the v2 directory, to be forked into; a process that writes `0` to each other has joined.
+
+        Those are the `tasks` files of v1: they move one thread, and spare the wait that moving a thread group takes.
+        """
         fds: list[int] = []
         try:
-            for tree in self._hierarchies.trees:
-                # In v1, `tasks` moves one thread, and spares the wait that moving a thread group takes.
-                file = "cgroup.procs" if tree == self._hierarchies.unified else "tasks"
-                fds.append(os.open(tree / self._path / file, os.O_WRONLY | os.O_CLOEXEC))
+            fds.append(os.open(self.directory(), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+            for tree in set(self._hierarchies.v1.values()):
+                fds.append(os.open(tree / self._path / "tasks", os.O_WRONLY | os.O_CLOEXEC))  # noqa: PERF401
             yield fds
         finally:
             for fd in fds:
@@ -203,10 +221,11 @@ class Cgroup:
         return parse_flat(self._read(controller, file))
 
     async def remove(self, *, timeout_s: float = _REMOVE_TIMEOUT_S) -> None:
-        """Remove the directories; processes killed just before may take a moment to leave. Raises Unavailable."""
+        """Kill what is left in the room and remove its directories. Raises Unavailable if that takes too long."""
         deadline = time.monotonic() + timeout_s
         for tree in self._hierarchies.trees:
             while not _remove(tree / self._path):
+                self.kill()  # each time: one that was being forked may have come late
                 if time.monotonic() > deadline:
                     raise Unavailable(f"The cgroup {tree / self._path} is still in use.")
                 await asyncio.sleep(0.001)
@@ -261,9 +280,7 @@ class Cgroups:
                 directory.mkdir()
                 made.append(directory)
             for setting in settings(limits, self._hierarchies):
-                file = cgroup.directory(setting.controller) / setting.file
-                if not (setting.optional and not file.exists()):
-                    file.write_text(setting.value)
+                cgroup.write(setting)
         except OSError as error:
             for directory in made:
                 directory.rmdir()

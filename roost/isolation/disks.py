@@ -13,6 +13,7 @@ import fcntl
 import os
 import struct
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from roost.isolation import linux
@@ -154,7 +155,7 @@ def _mkfs_options() -> list[str]:
 
 
 @contextlib.contextmanager
-def _storage(path: Path):  # type: ignore[no-untyped-def]
+def _storage(path: Path) -> Iterator[None]:
     """Errors of the host's own disk, in Roost's terms."""
     try:
         yield

@@ -8,9 +8,9 @@ import hashlib
 import os
 import re
 import socket
-from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack, ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,7 +20,8 @@ from roost.isolation.disks import Disk, Disks
 from roost.isolation.driver import Capability, Mount, RoomSpec, Template
 from roost.isolation.namespaces.helper import Helper
 from roost.isolation.namespaces.policy import RoomPolicy
-from roost.isolation.namespaces.room import SOCKETS, NamespacesRoom, kill, start_time
+from roost.isolation.namespaces.pool import Pool, Quiet
+from roost.isolation.namespaces.room import SOCKETS, NamespacesRoom, start_time
 from roost.isolation.usernamespaces import IDS, Identity, Ranges, first_id
 from roost.model.errors import InvalidArgument, Unavailable
 
@@ -28,6 +29,8 @@ _ID = re.compile(r"[a-z0-9-]{1,40}")
 _CGROUP = re.compile(r"(?P<id>[a-z0-9-]{1,40})\.(?P<range>[0-9]{1,4})")
 _BACKLOG = 512  # connections that wait for the guest
 _IDENTITIES_AHEAD = 8
+_DISKS_AHEAD = 2  # of each size in use
+_SIZES_AHEAD = 4
 _READY_TIMEOUT_S = 30.0
 _STATUS_LIMIT = 4096
 
@@ -64,8 +67,9 @@ class NamespacesDriver:
         self._cgroups: Cgroups | None = None
         self._ranges = Ranges()
         self._maker = Helper("maker")
-        self._ahead: deque[Identity] = deque()
-        self._refilling: asyncio.Task[None] | None = None
+        self._quiet = Quiet()
+        self._identities = Pool(self._make_identity, self._release_identity, ahead=_IDENTITIES_AHEAD, quiet=self._quiet)
+        self._scratch: dict[int, Pool[Disk]] = {}
         self._zygotes: dict[Template, Helper] = {}
         self._starting: dict[Template, asyncio.Lock] = {}
 
@@ -82,19 +86,16 @@ class NamespacesDriver:
                 self._ranges.reserve(int(match["range"]))
         self._cgroups = cgroups
         await self._maker.start()
-        await self._refill()
+        self._identities.refill()
 
     async def close(self) -> None:
-        if self._refilling is not None:
-            self._refilling.cancel()
-            await asyncio.gather(self._refilling, return_exceptions=True)
+        await self._identities.close()
+        for pool in self._scratch.values():
+            await pool.close()
+        self._scratch.clear()
         for helper in (*self._zygotes.values(), self._maker):
             await helper.close()
         self._zygotes.clear()
-        while self._ahead:
-            identity = self._ahead.popleft()
-            identity.close()
-            self._ranges.give_back(identity.index)
         if self._cgroups is not None:
             self._cgroups.remove_parents()
 
@@ -131,19 +132,6 @@ class NamespacesDriver:
 
     # -- identities
 
-    async def _identity(self) -> Identity:
-        """A pooled one, or a new one when the pool is empty."""
-        identity = self._ahead.popleft() if self._ahead else await self._make_identity()
-        if len(self._ahead) < _IDENTITIES_AHEAD and (self._refilling is None or self._refilling.done()):
-            self._refilling = asyncio.create_task(self._refill())
-        return identity
-
-    async def _refill(self) -> None:
-        # A failure is reported to the room that then has to make its own.
-        with contextlib.suppress(Unavailable):
-            while len(self._ahead) < _IDENTITIES_AHEAD:
-                self._ahead.append(await self._make_identity())
-
     async def _make_identity(self) -> Identity:
         if not self._maker.alive:
             await self._maker.close()
@@ -158,6 +146,10 @@ class NamespacesDriver:
             raise
         return Identity(index=index, base=base, userns=userns, netns=netns)
 
+    def _release_identity(self, identity: Identity) -> None:
+        identity.close()
+        self._ranges.give_back(identity.index)
+
     # -- rooms
 
     async def create(self, spec: RoomSpec) -> NamespacesRoom:
@@ -165,7 +157,11 @@ class NamespacesDriver:
             raise Unavailable("The namespaces driver was not started.")
         _check(spec)
         zygote = await self._zygote(spec.template)
-        identity = await self._identity()
+        with self._quiet:
+            return await self._create(spec, zygote, self._cgroups)
+
+    async def _create(self, spec: RoomSpec, zygote: Helper, cgroups: Cgroups) -> NamespacesRoom:
+        identity = await self._identities.take()
         async with AsyncExitStack() as undo:
             undo.callback(self._ranges.give_back, identity.index)
             with ExitStack() as opened:
@@ -175,15 +171,23 @@ class NamespacesDriver:
                 listeners = _listen(spec.run_dir, opened, undo)
                 mounts = _mounts(spec)
                 trees = _clone(mounts, opened)
-                cgroup = self._cgroups.create(f"{spec.id}.{identity.index}", spec.limits)
+                cgroup = cgroups.create(f"{spec.id}.{identity.index}", spec.limits)
                 undo.push_async_callback(cgroup.remove)
-                undo.push_async_callback(kill, cgroup)
                 status_read, status_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
                 opened.callback(os.close, status_read)
                 with ExitStack() as passed:
                     passed.callback(os.close, status_write)
-                    joins = passed.enter_context(cgroup.join_fds())
-                    fds = [identity.userns, identity.netns, disk.mount_fd, *listeners, status_write, *joins, *trees]
+                    unified, *joins = passed.enter_context(cgroup.join_fds())
+                    fds = [
+                        unified,
+                        identity.userns,
+                        identity.netns,
+                        disk.mount_fd,
+                        *listeners,
+                        status_write,
+                        *joins,
+                        *trees,
+                    ]
                     message = _message(spec, identity.base, mounts, len(joins))
                     reply, (pidfd,) = await zygote.request(message, fds)
                 undo_pidfd = undo.enter_context(ExitStack())
@@ -203,9 +207,16 @@ class NamespacesDriver:
         )
 
     async def _disk(self, spec: RoomSpec) -> Disk:
-        if spec.layer is None:
-            return await self.disks.scratch(spec.limits.disk_mb)
-        return await self.disks.attach(spec.layer)
+        if spec.layer is not None:
+            return await self.disks.attach(spec.layer)
+        size_mb = spec.limits.disk_mb
+        pool = self._scratch.get(size_mb)
+        if pool is None:
+            if len(self._scratch) >= _SIZES_AHEAD:
+                await self._scratch.pop(next(iter(self._scratch))).close()
+            make = partial(self.disks.scratch, size_mb)
+            pool = self._scratch[size_mb] = Pool(make, Disk.close, ahead=_DISKS_AHEAD, quiet=self._quiet)
+        return await pool.take()
 
     async def recover(self, handle: Mapping[str, Any]) -> NamespacesRoom | None:
         """Raises InvalidArgument if the handle is not one of this driver."""
@@ -250,7 +261,6 @@ class NamespacesDriver:
             if match is not None and match["id"] in keep:
                 continue
             cgroup = self._cgroups.get(name)
-            await kill(cgroup)
             await cgroup.remove()
             if match is not None:
                 with contextlib.suppress(ValueError):

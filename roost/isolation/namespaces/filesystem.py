@@ -14,6 +14,7 @@ from pathlib import Path
 from roost.isolation import linux
 from roost.isolation.namespaces.policy import RoomPolicy
 from roost.isolation.namespaces.request import Request
+from roost.isolation.namespaces.targets import DIRECTORY, attach, open_directory
 
 _SAFE = linux.MOUNT_ATTR_NOSUID | linux.MOUNT_ATTR_NODEV
 _DEVICES = {"null": (1, 3), "zero": (1, 5), "full": (1, 7), "random": (1, 8), "urandom": (1, 9), "tty": (5, 0)}
@@ -24,11 +25,11 @@ _DEVICE_LINKS = {
     "stderr": "/proc/self/fd/2",
     "ptmx": "pts/ptmx",
 }
+_OTHERS = 0o007  # permission bits for everyone else
 _TTY_GROUP = 5
 _PTYS = 64
 _RUN_MB = 16
 _ANY = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
-_DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def make_root(request: Request, policy: RoomPolicy) -> None:
@@ -41,10 +42,10 @@ def make_root(request: Request, policy: RoomPolicy) -> None:
     linux.set_fs_ids(owner, owner)
     os.umask(0o022)
     linux.set_mount_attributes(request.layer, _SAFE, userns)
-    _attach(request.layer, os.open("/.room/layer", _DIRECTORY))
-    root = _overlay("root", "root", userns, os.open("/.room/root", _DIRECTORY))
+    attach(request.layer, os.open("/.room/layer", DIRECTORY))
+    root = _overlay("root", "root", userns, os.open("/.room/root", DIRECTORY))
     for number, target in enumerate(request.binds):
-        _overlay(str(number), "bind-" + target.encode().hex(), userns, _directory(root, target))
+        _overlay(str(number), "bind-" + target.encode().hex(), userns, open_directory(root, target))
     _proc(root, policy, _devices(root, request, owner))
     _tmpfs(root, "run", size=f"{_RUN_MB}m", mode="755", inodes=4096, owner=owner)
     _sticky(root, "tmp")
@@ -52,7 +53,7 @@ def make_root(request: Request, policy: RoomPolicy) -> None:
     for mount_fd, mount in zip(request.mount_fds, request.mounts, strict=True):
         attributes = _SAFE | (linux.MOUNT_ATTR_RDONLY if mount["read_only"] else 0)
         linux.set_mount_attributes(mount_fd, attributes, userns if mount["idmap"] else None)
-        _attach(mount_fd, _directory(root, mount["target"]))
+        attach(mount_fd, open_directory(root, mount["target"]))
     _network_files(root, request.hostname)
     os.fchdir(root)
 
@@ -61,7 +62,7 @@ def _overlay(lower: str, name: str, userns: int | None, target: int) -> int:
     """The template's tree `lower` with a writable layer; the root of the result, opened."""
     tree = linux.clone_tree(f"/.base/{lower}")
     linux.set_mount_attributes(tree, _SAFE | linux.MOUNT_ATTR_RDONLY, userns)
-    _attach(tree, os.open(f"/.room/lower/{lower}", _DIRECTORY))
+    attach(tree, os.open(f"/.room/lower/{lower}", DIRECTORY))
     for part in ("upper", "work"):
         Path(f"/.room/layer/{name}/{part}").mkdir(parents=True, exist_ok=True)
     options = {
@@ -73,57 +74,17 @@ def _overlay(lower: str, name: str, userns: int | None, target: int) -> int:
         "index": "off",
     }
     merged = linux.new_mount("overlay", {**options}, _SAFE)
-    opened = os.open(".", _DIRECTORY, dir_fd=merged)
-    _attach(merged, target)
+    opened = os.open(".", DIRECTORY, dir_fd=merged)
+    attach(merged, target)
     return opened
-
-
-def _attach(mount_fd: int, target_fd: int) -> None:
-    linux.move_mount(mount_fd, target_fd)
-    os.close(target_fd)
-    os.close(mount_fd)
-
-
-def _directory(root: int, target: str) -> int:
-    """Open a directory of the room, making what is missing and following no link.
-
-    What stands where the last part belongs, and is no directory, is replaced in the room's layer: a kept layer must not
-    be able to prevent its own mounts. In the way there, it is an error.
-    """
-    parts = [part for part in target.split("/") if part]
-    if not parts or any(part in (".", "..") for part in parts):
-        raise OSError(22, f"{target} is no mount target")
-    current = os.dup(root)
-    for number, part in enumerate(parts):
-        try:
-            following = _enter_directory(current, part, replace=number == len(parts) - 1)
-        except NotADirectoryError:
-            raise OSError(20, f"{target}: {part} is a link or a file") from None
-        finally:
-            os.close(current)
-        current = following
-    return current
-
-
-def _enter_directory(parent: int, name: str, *, replace: bool) -> int:
-    try:
-        return os.open(name, _DIRECTORY, dir_fd=parent)
-    except FileNotFoundError:
-        os.mkdir(name, dir_fd=parent)
-    except NotADirectoryError:
-        if not replace:
-            raise
-        os.unlink(name, dir_fd=parent)
-        os.mkdir(name, dir_fd=parent)
-    return os.open(name, _DIRECTORY, dir_fd=parent)
 
 
 def _tmpfs(root: int, target: str, *, size: str, mode: str, inodes: int, owner: int, devices: bool = False) -> int:
     options = {"size": size, "mode": mode, "nr_inodes": str(inodes), "uid": str(owner), "gid": str(owner)}
     attributes = linux.MOUNT_ATTR_NOSUID | (0 if devices else linux.MOUNT_ATTR_NODEV)
     mount = linux.new_mount("tmpfs", {**options}, attributes)
-    opened = os.open(".", _DIRECTORY, dir_fd=mount)
-    _attach(mount, _directory(root, target))
+    opened = os.open(".", DIRECTORY, dir_fd=mount)
+    attach(mount, open_directory(root, target))
     return opened
 
 
@@ -137,7 +98,7 @@ def _devices(root: int, request: Request, owner: int) -> int:
     for name, target in _DEVICE_LINKS.items():
         os.symlink(target, name, dir_fd=dev)
     terminals = {"ptmxmode": "666", "mode": "620", "gid": str(owner + _TTY_GROUP), "max": str(_PTYS)}
-    _attach(linux.new_mount("devpts", {**terminals}, linux.MOUNT_ATTR_NOSUID), _directory(dev, "pts"))
+    attach(linux.new_mount("devpts", {**terminals}, linux.MOUNT_ATTR_NOSUID), open_directory(dev, "pts"))
     _tmpfs(dev, "shm", size=f"{request.shm_mb}m", mode="1777", inodes=4096, owner=owner)
     return dev
 
@@ -146,25 +107,26 @@ def _proc(root: int, policy: RoomPolicy, dev: int) -> None:
     """/proc of the room's pid namespace, without what tells of the host."""
     attributes = _SAFE | linux.MOUNT_ATTR_NOEXEC | (linux.MOUNT_ATTR_RDONLY if policy.proc_read_only else 0)
     mount = linux.new_mount("proc", {}, attributes)
-    proc = os.open(".", _DIRECTORY, dir_fd=mount)
-    _attach(mount, _directory(root, "proc"))
-    present = {entry.name for entry in Path(f"/proc/self/fd/{proc}").iterdir()}
+    proc = os.open(".", DIRECTORY, dir_fd=mount)
+    attach(mount, open_directory(root, "proc"))
     for name in policy.masked:
-        if name in present:
-            _cover(os.open(name, _ANY, dir_fd=proc), dev)
+        with contextlib.suppress(FileNotFoundError):
+            _cover(os.open(name, _ANY, dir_fd=proc), dev, only_open=policy.user_namespace)
     if policy.hide_boot_id:
         _own_boot_id(proc, dev)
     os.close(proc)
     os.close(dev)
 
 
-def _cover(target: int, dev: int) -> None:
+def _cover(target: int, dev: int, *, only_open: bool) -> None:
     """Put an empty directory or the null device over an entry of /proc."""
-    if stat.S_ISDIR(os.fstat(target).st_mode):
-        empty = {"size": "4k", "mode": "555", "nr_inodes": "1"}
-        _attach(linux.new_mount("tmpfs", {**empty}, _SAFE | linux.MOUNT_ATTR_RDONLY), target)
+    mode = os.fstat(target).st_mode
+    if only_open and not mode & _OTHERS:
+        os.close(target)
+    elif stat.S_ISDIR(mode):
+        attach(linux.clone_tree("/.base/empty"), target)
     else:
-        _attach(linux.clone_tree_at(dev, "null"), target)
+        attach(linux.clone_tree_at(dev, "null"), target)
 
 
 def _own_boot_id(proc: int, dev: int) -> None:
@@ -177,12 +139,12 @@ def _own_boot_id(proc: int, dev: int) -> None:
     os.close(fd)
     cover = linux.clone_tree_at(dev, name)
     linux.set_mount_attributes(cover, _SAFE | linux.MOUNT_ATTR_NOEXEC | linux.MOUNT_ATTR_RDONLY)
-    _attach(cover, os.open("sys/kernel/random/boot_id", _ANY, dir_fd=proc))
+    attach(cover, os.open("sys/kernel/random/boot_id", _ANY, dir_fd=proc))
     os.unlink(name, dir_fd=dev)
 
 
 def _sticky(root: int, name: str) -> None:
-    directory = _directory(root, name)
+    directory = open_directory(root, name)
     Path(f"/proc/self/fd/{directory}").chmod(0o1777)
     os.close(directory)
 
@@ -190,12 +152,12 @@ def _sticky(root: int, name: str) -> None:
 def _bundle(root: int, userns: int | None) -> None:
     bundle = linux.clone_tree("/.roost")
     linux.set_mount_attributes(bundle, _SAFE | linux.MOUNT_ATTR_RDONLY, userns)
-    _attach(bundle, _directory(root, ".roost"))
+    attach(bundle, open_directory(root, ".roost"))
 
 
 def _network_files(root: int, hostname: str) -> None:
     """Files that name resolution reads; the room may change them later. A layer that prevents it hurts itself only."""
-    etc = _directory(root, "etc")
+    etc = open_directory(root, "etc")
     hosts = f"127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost\n127.0.0.1\t{hostname}\n"
     for name, text in (("hosts", hosts), ("resolv.conf", ""), ("hostname", f"{hostname}\n")):
         with contextlib.suppress(FileNotFoundError, IsADirectoryError):

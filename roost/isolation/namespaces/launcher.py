@@ -15,12 +15,14 @@ import contextlib
 import os
 import signal
 import socket
+import stat
 import sys
 from pathlib import Path
 from typing import Any
 
 from roost.isolation import linux
 from roost.isolation.namespaces import wire
+from roost.isolation.namespaces.targets import DIRECTORY, attach, open_directory
 
 READ_ONLY = linux.MOUNT_ATTR_RDONLY | linux.MOUNT_ATTR_NOSUID | linux.MOUNT_ATTR_NODEV
 
@@ -36,54 +38,51 @@ def build_root(root: str, binds: list[list[str]], bundle: str) -> None:
     for fd in (template, *sources, bundle_fd):
         linux.set_mount_attributes(fd, READ_ONLY)
     stage = Path(bundle)  # any directory would do: it is covered in this namespace only
-    _attach(linux.new_mount("tmpfs", {"size": "1m", "mode": "755"}, linux.MOUNT_ATTR_NODEV), stage)
-    for name in ("base/root", *(f"base/{number}" for number in range(len(sources))), "upper", "work", "merged"):
+    attach(linux.new_mount("tmpfs", {"size": "1m", "mode": "755"}, linux.MOUNT_ATTR_NODEV), _open(stage))
+    bases = ["root", *map(str, range(len(sources)))]
+    for name in (*(f"base/{base}" for base in bases), "upper", "work", "merged", "empty"):
         (stage / name).mkdir(parents=True)
-    _attach(template, stage / "base/root")
-    for number, source in enumerate(sources):
-        _attach(source, stage / "base" / str(number))
-    merged = stage / "merged"
-    layers: dict[str, str | None] = {
-        "lowerdir": f"{stage}/base/root",
-        "upperdir": f"{stage}/upper",
-        "workdir": f"{stage}/work",
-    }
-    _attach(linux.new_mount("overlay", layers), merged)
-    for number, (_, target) in enumerate(binds):
-        _attach(linux.clone_tree(f"{stage}/base/{number}"), _directory(merged, target), READ_ONLY)
-    for name in ("root", *map(str, range(len(sources)))):
-        _attach(linux.clone_tree(f"{stage}/base/{name}"), _directory(merged, f".base/{name}"), READ_ONLY)
-        _directory(merged, f".room/lower/{name}")
-    _attach(bundle_fd, _directory(merged, ".roost"))
-    for name in (".room/layer", ".room/root"):
-        _directory(merged, name)
-    _attach(linux.new_mount("proc", {}), _directory(merged, "proc"))
-    _attach(linux.clone_tree("/dev/null"), _null(merged))
-    os.chdir(merged)
+    for base, tree in zip(bases, (template, *sources), strict=True):
+        attach(tree, _open(stage / "base" / base))
+    layers = {"lowerdir": f"{stage}/base/root", "upperdir": f"{stage}/upper", "workdir": f"{stage}/work"}
+    overlay = linux.new_mount("overlay", {**layers})
+    merged = os.open(".", DIRECTORY, dir_fd=overlay)
+    attach(overlay, _open(stage / "merged"))
+    for base, (_, target) in zip(bases[1:], binds, strict=True):
+        _clone(stage / "base" / base, merged, target)
+    for base in bases:
+        _clone(stage / "base" / base, merged, f".base/{base}")
+        os.close(open_directory(merged, f".room/lower/{base}"))
+    _clone(stage / "empty", merged, ".base/empty")
+    for name in ("layer", "root"):
+        os.close(open_directory(merged, f".room/{name}"))
+    attach(bundle_fd, open_directory(merged, ".roost"))
+    attach(linux.new_mount("proc", {}), open_directory(merged, "proc"))
+    _null_device(merged)
+    os.fchdir(merged)
     linux.pivot_root(b".", b".")
     linux.unmount(b".")
     os.chdir("/")
+    os.close(merged)
 
 
-def _directory(root: Path, target: str) -> Path:
-    path = root / target.lstrip("/")
-    path.mkdir(parents=True, exist_ok=True)
-    return path
+def _open(path: Path) -> int:
+    return os.open(path, DIRECTORY)
 
 
-def _null(root: Path) -> Path:
-    path = _directory(root, "dev") / "null"
-    path.touch()
-    return path
+def _clone(source: Path, root: int, target: str) -> None:
+    tree = linux.clone_tree(str(source))
+    linux.set_mount_attributes(tree, READ_ONLY)
+    attach(tree, open_directory(root, target))
 
 
-def _attach(mount_fd: int, target: Path, attributes: int = 0) -> None:
-    if attributes:
-        linux.set_mount_attributes(mount_fd, attributes)
-    target_fd = os.open(target, os.O_PATH | os.O_CLOEXEC | os.O_NOFOLLOW)
-    linux.move_mount(mount_fd, target_fd)
-    os.close(target_fd)
-    os.close(mount_fd)
+def _null_device(root: int) -> None:
+    """The one device that the zygote needs, on a file system of its own: the template's /dev may be anything."""
+    device = linux.new_mount("tmpfs", {"size": "4k", "mode": "755"}, linux.MOUNT_ATTR_NOSUID)
+    opened = os.open(".", DIRECTORY, dir_fd=device)
+    attach(device, open_directory(root, "dev"))
+    os.mknod("null", stat.S_IFCHR | 0o666, os.makedev(1, 3), dir_fd=opened)
+    os.close(opened)
 
 
 def main() -> None:

@@ -6,7 +6,8 @@ import base64
 from dataclasses import dataclass
 from typing import Any
 
-#: Entries of /proc that tell of the host or its kernel rather than of the room. Those that do not exist are skipped.
+#: Entries of /proc that tell of the host or its kernel rather than of the room. Skipped are those that do not exist,
+#: and with a user namespace those that only the host's root may open: to a room's root they are another's.
 MASKED = (
     "acpi",
     "asound",

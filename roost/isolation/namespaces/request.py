@@ -16,6 +16,7 @@ class Request:
     mounts: tuple[dict[str, Any], ...]  # target, read_only, idmap; in the order of `mount_fds`
     open_files: int
     shm_mb: int
+    cgroup: int  # of the v2 tree
     userns: int
     netns: int
     layer: int
@@ -25,7 +26,7 @@ class Request:
     joins: tuple[int, ...]
     mount_fds: tuple[int, ...]
 
-    FDS = ("userns", "netns", "layer", "guest", "app", "status")
+    FDS = ("cgroup", "userns", "netns", "layer", "guest", "app", "status")
 
     @classmethod
     def parse(cls, message: dict[str, Any], fds: list[int]) -> Request:

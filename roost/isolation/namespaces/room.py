@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
-import signal
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -90,7 +88,7 @@ class NamespacesRoom:
             if self._gone:
                 return
             if not self._ended.is_set():
-                await kill(self._cgroup, self._pidfd)
+                self._cgroup.kill()
                 try:
                     await asyncio.wait_for(self._ended.wait(), _KILL_TIMEOUT_S)
                 except TimeoutError:
@@ -103,14 +101,6 @@ class NamespacesRoom:
                 raise Unavailable(f"The disk of the room {self.id} is still mounted.")
             self._gone = True
             self._on_gone()
-
-
-async def kill(cgroup: Cgroup, pidfd: int | None = None) -> None:
-    """Kill every process of a room, frozen or not."""
-    if pidfd is not None and pidfd >= 0:
-        with contextlib.suppress(ProcessLookupError):
-            signal.pidfd_send_signal(pidfd, signal.SIGKILL)  # its pid namespace ends with it
-    cgroup.kill()
 
 
 def start_time(pid: int) -> int:

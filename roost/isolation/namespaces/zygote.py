@@ -27,13 +27,12 @@ from roost.isolation.namespaces.request import Request
 
 
 class Zygote:
-    """Serves one connection. Children are reaped between requests only, so a fresh pid is never another process'."""
+    """Serves one connection."""
 
     def __init__(self, sock: socket.socket, policy: RoomPolicy, guest: Callable[[int, int], None]) -> None:
         self._sock = sock
         self._policy = policy
         self._guest = guest
-        self._own_pidns = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
         self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
 
     def serve(self) -> None:
@@ -66,8 +65,11 @@ class Zygote:
         reply = {"id": message["id"]}
         pidfds: list[int] = []
         try:
-            pid = self._fork(Request.parse(message, fds))
-            pidfds.append(os.pidfd_open(pid))
+            request = Request.parse(message, fds)
+            pid, pidfd = linux.fork_into(request.cgroup, linux.CLONE_NEWPID)
+            if pid == 0:
+                enter(request, self._policy, self._guest)
+            pidfds.append(pidfd)
             reply["pid"] = pid
         except OSError as error:
             reply["error"] = error.strerror
@@ -76,18 +78,6 @@ class Zygote:
         wire.send(self._sock, reply, pidfds)
         wire.close_all(pidfds)
         return True
-
-    def _fork(self, request: Request) -> int:
-        linux.unshare(linux.CLONE_NEWPID)
-        pid = -1
-        try:
-            pid = os.fork()
-            if pid == 0:
-                enter(request, self._policy, self._guest)
-        finally:
-            # The next room needs a new pid namespace of its own, not a second process in this one.
-            linux.setns(self._own_pidns, linux.CLONE_NEWPID)
-        return pid
 
 
 def main() -> None:

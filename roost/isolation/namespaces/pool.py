@@ -1,0 +1,77 @@
+"""Things made ahead, so that making a room does not wait for them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import deque
+from collections.abc import Awaitable, Callable
+from typing import Generic, TypeVar
+
+from roost.model.errors import RoostError
+
+T = TypeVar("T")
+_PAUSE_S = 0.002
+
+
+class Quiet:
+    """Whether rooms are being made at the moment. Refilling waits until none is: it would take their time."""
+
+    def __init__(self) -> None:
+        self._busy = 0
+        self._free = asyncio.Event()
+        self._free.set()
+
+    def __enter__(self) -> None:
+        self._busy += 1
+        self._free.clear()
+
+    def __exit__(self, *_: object) -> None:
+        self._busy -= 1
+        if not self._busy:
+            self._free.set()
+
+    async def wait(self) -> None:
+        await self._free.wait()
+
+
+class Pool(Generic[T]):
+    """Keeps `ahead` things ready. An empty pool makes one on demand."""
+
+    def __init__(
+        self, make: Callable[[], Awaitable[T]], release: Callable[[T], None], *, ahead: int, quiet: Quiet
+    ) -> None:
+        self._make = make
+        self._release = release
+        self._ahead = ahead
+        self._quiet = quiet
+        self._ready: deque[T] = deque()
+        self._refilling: asyncio.Task[None] | None = None
+
+    async def take(self) -> T:
+        """One of them, the caller's from now on. Raises what making one raises."""
+        thing = self._ready.popleft() if self._ready else await self._make()
+        self.refill()
+        return thing
+
+    def refill(self) -> None:
+        """Fill up in the background."""
+        if len(self._ready) < self._ahead and (self._refilling is None or self._refilling.done()):
+            self._refilling = asyncio.create_task(self._refill())
+
+    async def _refill(self) -> None:
+        # A failure is told to the next one who finds the pool empty.
+        with contextlib.suppress(RoostError):
+            while len(self._ready) < self._ahead:
+                await asyncio.sleep(_PAUSE_S)
+                await self._quiet.wait()
+                self._ready.append(await self._make())
+
+    async def close(self) -> None:
+        """Release what is ready."""
+        self._ahead = 0
+        if self._refilling is not None:
+            self._refilling.cancel()
+            await asyncio.gather(self._refilling, return_exceptions=True)
+        while self._ready:
+            self._release(self._ready.popleft())
