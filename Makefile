@@ -56,7 +56,7 @@ root:
 test: root .venv/.installed-dev
 	@failed=""; \
 	$(BIN)/ruff check . || failed="$$failed ruff-check"; \
-	$(BIN)/ruff format --check -q . || failed="$$failed ruff-format"; \
+	$(BIN)/ruff format --check . || failed="$$failed ruff-format"; \
 	$(BIN)/mypy || failed="$$failed mypy"; \
 	$(BIN)/lint-imports || failed="$$failed lint-imports"; \
 	[ -z "$$failed" ] || echo "Failed before the tests:$$failed"; \
