@@ -220,7 +220,7 @@ def delete(
     name: Name,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
 ) -> None:
-    """Delete a function, its versions and aliases; volumes stay."""
+    """Delete a function with its versions, aliases and sessions; named volumes stay."""
     if not yes and sys.stdin.isatty():
         typer.confirm(f"Delete {name}?", abort=True)
     with connect() as client:
