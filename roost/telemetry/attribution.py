@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections import OrderedDict
-from dataclasses import dataclass
+from typing import NamedTuple
 
 #: More than the highest instance concurrency (200); a guest that opens more loses its oldest.
 MAX_OPEN = 256
@@ -27,13 +27,12 @@ _TOKEN = re.compile(r"[A-Za-z0-9_-]{1,128}")
 _LEVEL = re.compile(r"\[(DEBUG|INFO|WARN|WARNING|ERROR|CRITICAL|FATAL)\]")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Line:
+class Line(NamedTuple):
     """One attributed line. `ends` is true for the request's end marker: no line of it between markers follows."""
 
     text: str
     request_id: str
-    level: str
+    level: str = ""
     ends: bool = False
 
 
@@ -61,7 +60,7 @@ class Attributor:
             count = rest.count("\n") + 1 - len(marks)
             found += marks
             if count:
-                found.append(Line(text=f"[{count} lines dropped: too many at once]", request_id="", level="WARNING"))
+                found.append(Line(f"[{count} lines dropped: too many at once]", "", "WARNING"))
         return found
 
     def abandon(self, request_id: str) -> None:
@@ -74,8 +73,8 @@ class Attributor:
         if marker is not None:
             return self._mark(text, marker[1], marker[2])
         prefix = text[:PREFIX]
-        level = _LEVEL.search(prefix)
-        return Line(text=text, request_id=self._owner(prefix), level=level[1] if level else "")
+        level = _LEVEL.search(prefix) if "[" in prefix else None
+        return Line(text, self._owner(prefix), level[1] if level else "")
 
     def _mark(self, text: str, kind: str, request_id: str) -> Line:
         if kind == "Start":
@@ -84,10 +83,10 @@ class Attributor:
             self._open[request_id] = None
             if len(self._open) > MAX_OPEN:
                 self._open.popitem(last=False)
-            return Line(text=text, request_id=request_id, level="")
+            return Line(text, request_id)
         known = request_id in self._open
         self._close(request_id)
-        return Line(text=text, request_id=request_id, level="", ends=known)
+        return Line(text, request_id, ends=known)
 
     def _close(self, request_id: str) -> None:
         self._open.pop(request_id, None)

@@ -36,8 +36,8 @@ class LogFiles:
                 raise InvalidArgument(f"{name!r} can't name a log directory.")
         return self._root / account / function
 
-    def write(self, account: str, function: str, lines: Sequence[bytes]) -> tuple[int, Exception | None]:
-        """Append whole lines, rotating where a file is full: how many were written, and what stopped the others.
+    def write(self, account: str, function: str, lines: Sequence[str]) -> tuple[int, Exception | None]:
+        """Append whole lines of ASCII, rotating where a file is full: how many were written, what stopped the others.
 
         Whatever happens, the files end with whole lines.
         """
@@ -51,18 +51,18 @@ class LogFiles:
             return written, error
         return written, None
 
-    def _fill(self, directory: Path, lines: Sequence[bytes]) -> int:
+    def _fill(self, directory: Path, lines: Sequence[str]) -> int:
         """Write as many lines as the newest file takes, at least one; how many."""
         descriptor = os.open(directory / "0.jsonl", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             size = _whole_lines(descriptor)
-            batch, taken = bytearray(), 0
+            full, taken = size, 0
             for line in lines:
-                if size + len(batch) + len(line) > self._max_bytes and size + len(batch) > 0:
+                if full + len(line) > self._max_bytes and full > 0:
                     break
-                batch += line
+                full += len(line)
                 taken += 1
-            _write_all(descriptor, batch, size)
+            _write_all(descriptor, "".join(lines[:taken]).encode("ascii"), size)
         finally:
             os.close(descriptor)
         if taken < len(lines):
@@ -125,7 +125,7 @@ def _whole_lines(descriptor: int) -> int:
     return end
 
 
-def _write_all(descriptor: int, data: bytearray, offset: int) -> None:
+def _write_all(descriptor: int, data: bytes, offset: int) -> None:
     view = memoryview(data)
     written = 0
     try:

@@ -11,14 +11,15 @@ import contextlib
 import logging
 import time
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from roost.model.errors import Throttled
+from roost.telemetry.attribution import Line
 from roost.telemetry.log_files import LogFiles
-from roost.telemetry.log_record import LogRecord, clip, encode, notice, visible
+from roost.telemetry.log_record import Clock, LogRecord, Source, clip, encode_notice, notice, visible
 from roost.telemetry.request_tails import TAIL_BYTES, RequestTails
 
 _log = logging.getLogger(__name__)
@@ -33,9 +34,6 @@ FOLLOWER_QUEUE = 1000
 #: Most records that one `tail` returns.
 MAX_TAIL_LINES = 10_000
 
-#: About what a record takes beside its text.
-_FIELDS_BYTES = 192
-
 _Key = tuple[str, str]  # account, function
 #: Per function that could not be written: its lines lost, drops still to be announced, and why.
 _Written = list[tuple[_Key, int, int, Exception]]
@@ -45,7 +43,7 @@ _Written = list[tuple[_Key, int, int, Exception]]
 class _Pending:
     """One function's lines that wait for the writer."""
 
-    lines: list[bytes] = field(default_factory=list)
+    lines: list[str] = field(default_factory=list)
     size: int = 0
     dropped: int = 0
 
@@ -90,6 +88,7 @@ class FunctionLogs:
     def __init__(self, directory: Path, *, max_bytes_per_file: int = 8 * MIB, files: int = 4) -> None:
         self._files = LogFiles(directory, max_bytes_per_file=max_bytes_per_file, files=files)
         self._tails = RequestTails()
+        self._clock = Clock()
         self._pending: dict[_Key, _Pending] = {}
         self._buffered = 0
         self._followers: dict[_Key, set[_Follower]] = {}
@@ -138,24 +137,25 @@ class FunctionLogs:
 
         `ends` marks the request's last line (its end marker); see `tail_for_ended_request`.
         """
+        source = Source(account=account, function=function, instance=instance, version=version, session_id=session_id)
+        lines = visible(text).removesuffix("\n").split("\n")
+        self.write(source, stream, [Line(line, request_id, level, ends) for line in lines])
+
+    def write(self, source: Source, stream: str, lines: Sequence[Line]) -> None:
+        """Add lines that `visible` has made harmless already; the fast way for an instance's output."""
         now = time.time()
-        for raw in text.removesuffix("\n").split("\n"):
-            line = visible(clip(raw.removesuffix("\r")))
-            self._add(
-                (account, function),
-                LogRecord(
-                    time=now,
-                    instance=instance,
-                    version=version,
-                    request_id=request_id,
-                    session_id=session_id,
-                    stream=stream,
-                    text=line,
-                    level=level,
-                ),
-            )
-            if request_id:
-                self._tails.add((account, function, request_id), line, ends=ends)
+        text = self._clock.text(now)
+        key = (source.account, source.function)
+        followers = self._followers.get(key, ())
+        for line in lines:
+            clipped = clip(line.text)
+            encoded = source.encode(text, stream, clipped, line.request_id, line.level)
+            if self._add(key, encoded):
+                for follower in followers:
+                    follower.offer(source.record(now, stream, clipped, line.request_id, line.level))
+            if line.request_id:
+                self._tails.add((source.account, source.function, line.request_id), clipped, ends=line.ends)
+        self._wake.set()
 
     async def tail(self, account: str, function: str, lines: int, request_id: str | None = None) -> list[LogRecord]:
         """The newest `lines` records (at most MAX_TAIL_LINES), oldest first; with `request_id` only that request's.
@@ -216,24 +216,21 @@ class FunctionLogs:
         """Write what is buffered now; return when it is on the disk, or dropped and counted."""
         await asyncio.shield(self._submit())
 
-    def _add(self, key: _Key, record: LogRecord) -> None:
+    def _add(self, key: _Key, line: str) -> bool:
+        """Buffer one encoded line, or count it as dropped."""
         pending = self._pending.get(key)
         if pending is None:
             pending = self._pending[key] = _Pending()
-        self._wake.set()
-        # Before the encoding, which is what costs: a flood is dropped cheaply.
-        size = len(record.text) + _FIELDS_BYTES
+        size = len(line)
         over = pending.size + size > FUNCTION_BUFFER_BYTES
         if over or self._buffered + self._writing + size > BUFFER_BYTES:
             pending.dropped += 1
             self.dropped += 1
-            return
-        encoded = encode(record)
-        pending.lines.append(encoded)
-        pending.size += len(encoded)
-        self._buffered += len(encoded)
-        for follower in self._followers.get(key, ()):
-            follower.offer(record)
+            return False
+        pending.lines.append(line)
+        pending.size += size
+        self._buffered += size
+        return True
 
     def _submit(self) -> asyncio.Future[_Written]:
         """Hand what is buffered to the writer, in this very step of the loop."""
@@ -250,7 +247,7 @@ class FunctionLogs:
         for (account, function), pending in batches:
             lines = pending.lines
             if pending.dropped:
-                lines = [*lines, encode(notice(f"{pending.dropped} lines of output were dropped"))]
+                lines = [*lines, encode_notice(f"{pending.dropped} lines of output were dropped")]
             written, error = self._files.write(account, function, lines)
             if error is not None:
                 lost.append(((account, function), len(pending.lines) - written, pending.dropped, error))

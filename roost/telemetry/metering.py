@@ -31,10 +31,11 @@ FROZEN_WEIGHT = 0.1
 MAX_SESSIONS = 20_000
 MAX_FUNCTIONS = 10_000
 
+_SUCCESS = frozenset({Outcome.OK, Outcome.CANCELLED})
 _FULL_WEIGHT = frozenset(State) - {State.FROZEN, State.PAUSED, State.STOPPED}
 
 
-@dataclass(kw_only=True)
+@dataclass(kw_only=True, slots=True)
 class Usage:
     """Totals; see the rules above. Times in milliseconds."""
 
@@ -70,34 +71,36 @@ class Usage:
         return usage
 
 
-def usage_of_transition(record: TransitionRecord) -> Usage:
-    """What the instance used in the state it has left."""
+def add_transition(usage: Usage, record: TransitionRecord) -> None:
+    """Add what the instance used in the state it has left."""
     held = _seconds(record.held_s)
     leased = min(_seconds(record.leased_s), held)
     gib_seconds = max(record.memory_mb, 0) / 1024 * held
     state = record.before
-    return Usage(
-        busy_ms=leased * 1000,
-        idle_ms=(held - leased) * 1000 if state is State.READY else 0.0,
-        starting_ms=held * 1000 if state in (State.STARTING, State.RESUMING) else 0.0,
-        frozen_ms=held * 1000 if state is State.FROZEN else 0.0,
-        paused_ms=held * 1000 if state is State.PAUSED else 0.0,
-        cpu_ms=max(record.cpu_us, 0) / 1000,
-        gb_seconds=gib_seconds if state in _FULL_WEIGHT else 0.0,
-        frozen_gb_seconds=gib_seconds * FROZEN_WEIGHT if state is State.FROZEN else 0.0,
-    )
+    usage.busy_ms += leased * 1000
+    usage.cpu_ms += max(record.cpu_us, 0) / 1000
+    if state is State.READY:
+        usage.idle_ms += (held - leased) * 1000
+    elif state in (State.STARTING, State.RESUMING):
+        usage.starting_ms += held * 1000
+    elif state is State.FROZEN:
+        usage.frozen_ms += held * 1000
+        usage.frozen_gb_seconds += gib_seconds * FROZEN_WEIGHT
+    elif state is State.PAUSED:
+        usage.paused_ms += held * 1000
+    if state in _FULL_WEIGHT:
+        usage.gb_seconds += gib_seconds
 
 
-def usage_of_invocation(record: InvocationRecord) -> Usage:
-    """What one invocation adds. Its memory is metered by the instance's transitions, once, whatever ran at a time."""
+def add_invocation(usage: Usage, record: InvocationRecord) -> None:
+    """Add one invocation. Its memory is metered by the instance's transitions, once, whatever ran at a time."""
     if not record.instance_id:
-        return Usage(rejected=1)
-    return Usage(
-        invocation_ms=_seconds(record.duration_s) * 1000,
-        invocations=1,
-        failed=0 if record.outcome in (Outcome.OK, Outcome.CANCELLED) else 1,
-        cold_starts=1 if record.cold else 0,
-    )
+        usage.rejected += 1
+        return
+    usage.invocation_ms += _seconds(record.duration_s) * 1000
+    usage.invocations += 1
+    usage.failed += record.outcome not in _SUCCESS
+    usage.cold_starts += record.cold
 
 
 def gb_seconds_of_invocation(record: InvocationRecord) -> float:
@@ -117,21 +120,26 @@ class Meter:
         #: Grows with every record; tells whether there is something new to persist.
         self.revision = 0
 
-    def apply(self, record: InvocationRecord | TransitionRecord) -> None:
-        """Count a record, once."""
-        usage = usage_of_invocation(record) if isinstance(record, InvocationRecord) else usage_of_transition(record)
-        self._accounts.setdefault(record.account, Usage()).add(usage)
-        _add(self._functions, (record.account, record.function), usage, self._max_functions)
-        if record.session_id:
-            key = (record.account, record.function, record.session_id)
-            _add(self._sessions, key, usage, self._max_sessions)
-        self.revision += 1
-
     def invocation(self, record: InvocationRecord) -> None:
-        self.apply(record)
+        """Count a record, once."""
+        for usage in self._totals(record.account, record.function, record.session_id):
+            add_invocation(usage, record)
 
     def transition(self, record: TransitionRecord) -> None:
-        self.apply(record)
+        """Count a record, once."""
+        for usage in self._totals(record.account, record.function, record.session_id):
+            add_transition(usage, record)
+
+    def _totals(self, account: str, function: str, session: str) -> list[Usage]:
+        """Every total that a record belongs to."""
+        self.revision += 1
+        whole = self._accounts.get(account)
+        if whole is None:
+            whole = self._accounts[account] = Usage()
+        totals = [whole, _entry(self._functions, (account, function), self._max_functions)]
+        if session:
+            totals.append(_entry(self._sessions, (account, function, session), self._max_sessions))
+        return totals
 
     def usage(self, account: str, function: str | None = None, session: str | None = None) -> Usage:
         """A copy of the totals of an account, of one function, or of one of its sessions; zeros where nothing is known.
@@ -186,7 +194,7 @@ def _seconds(value: float) -> float:
 _K = TypeVar("_K")
 
 
-def _add(totals: OrderedDict[_K, Usage], key: _K, usage: Usage, limit: int) -> None:
+def _entry(totals: OrderedDict[_K, Usage], key: _K, limit: int) -> Usage:
     entry = totals.get(key)
     if entry is None:
         entry = totals[key] = Usage()
@@ -194,4 +202,4 @@ def _add(totals: OrderedDict[_K, Usage], key: _K, usage: Usage, limit: int) -> N
             totals.popitem(last=False)
     else:
         totals.move_to_end(key)
-    entry.add(usage)
+    return entry

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import accumulate
 
-from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
-from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from roost.model.instance import State
@@ -43,6 +45,42 @@ class Drops:
     records: int = 0
 
 
+class _Histogram:
+    """Counts by bucket; the last is for what is over all bounds."""
+
+    __slots__ = ("bounds", "counts", "total")
+
+    def __init__(self, bounds: tuple[float, ...]) -> None:
+        self.bounds = bounds
+        self.counts = [0] * (len(bounds) + 1)
+        self.total = 0.0
+
+    def observe(self, value: float) -> None:
+        value = max(value, 0.0)
+        self.counts[bisect_left(self.bounds, value)] += 1
+        self.total += value
+
+    def buckets(self) -> list[tuple[str, float]]:
+        """Cumulative, as the exposition format has them."""
+        names = [*(str(float(bound)) for bound in self.bounds), "+Inf"]
+        return list(zip(names, accumulate(self.counts), strict=True))
+
+
+class _Function:
+    """One function's counts. Plain attributes: each request adds to them, on the event loop."""
+
+    def __init__(self) -> None:
+        # A series that is there from the start lets a rate see its first increase.
+        self.outcomes = dict.fromkeys(Outcome, 0)
+        self.duration = _Histogram(_DURATION)
+        self.waits = {False: _Histogram(_START), True: _Histogram(_START)}
+        self.cold_starts = 0
+        self.transitions: dict[tuple[State, State], int] = {}
+        self.start = _Histogram(_START)
+        self.cpu_us = 0
+        self.egress_bytes = 0
+
+
 class Metrics:
     """One server's metrics, in a registry of its own. A sink of the Observer.
 
@@ -57,95 +95,91 @@ class Metrics:
         max_functions: int = MAX_FUNCTIONS,
     ) -> None:
         self._registry = CollectorRegistry()
-        self._functions: set[tuple[str, str]] = set()
+        self._functions: dict[tuple[str, str], _Function] = {}
         self._max_functions = max_functions
-        registry = self._registry
-        self._invocations = Counter(
-            "roost_invocations", "Invocations by how they ended.", (*_LABELS, "outcome"), registry=registry
-        )
-        self._duration = Histogram(
-            "roost_invocation_duration_seconds",
-            "From the lease to its end.",
-            _LABELS,
-            buckets=_DURATION,
-            registry=registry,
-        )
-        self._wait = Histogram(
-            "roost_invocation_wait_seconds",
-            "Until an instance took the invocation.",
-            (*_LABELS, "cold"),
-            buckets=_START,
-            registry=registry,
-        )
-        self._cold_starts = Counter(
-            "roost_cold_starts", "Invocations that waited for an instance to start.", _LABELS, registry=registry
-        )
-        self._transitions = Counter(
-            "roost_transitions",
-            "Transitions of instances.",
-            (*_LABELS, "before", "after"),
-            registry=registry,
-        )
-        self._start = Histogram(
-            "roost_instance_start_seconds",
-            "From the start of the room to ready.",
-            _LABELS,
-            buckets=_START,
-            registry=registry,
-        )
-        self._cpu = Counter("roost_cpu_seconds", "CPU time of instances.", _LABELS, registry=registry)
-        self._egress = Counter(
-            "roost_egress_bytes", "Bytes between rooms and package indexes.", _LABELS, registry=registry
-        )
-        registry.register(_Now(gauges, drops))
+        self._registry.register(_Counts(self._functions))
+        self._registry.register(_Now(gauges, drops))
 
     def invocation(self, record: InvocationRecord) -> None:
-        labels = self._labels(record.account, record.function)
-        self._invocations.labels(*labels, record.outcome.value).inc()
-        self._wait.labels(*labels, "true" if record.cold else "false").observe(max(record.wait_s, 0.0))
+        counts = self._of(record.account, record.function)
+        counts.outcomes[record.outcome] += 1
+        counts.waits[record.cold].observe(record.wait_s)
         if record.instance_id:
-            self._duration.labels(*labels).observe(max(record.duration_s, 0.0))
+            counts.duration.observe(record.duration_s)
         if record.cold:
-            self._cold_starts.labels(*labels).inc()
+            counts.cold_starts += 1
 
     def transition(self, record: TransitionRecord) -> None:
-        labels = self._labels(record.account, record.function)
-        self._transitions.labels(*labels, record.before.value, record.after.value).inc()
-        self._cpu.labels(*labels).inc(max(record.cpu_us, 0) / 1e6)
-        if record.before is State.STARTING and record.after is State.READY:
-            self._start.labels(*labels).observe(max(record.held_s, 0.0))
+        counts = self._of(record.account, record.function)
+        change = (record.before, record.after)
+        counts.transitions[change] = counts.transitions.get(change, 0) + 1
+        counts.cpu_us += max(record.cpu_us, 0)
+        if change == (State.STARTING, State.READY):
+            counts.start.observe(record.held_s)
 
     def egress(self, account: str, function: str, count: int) -> None:
         """Count `count` bytes through the package proxy."""
-        self._egress.labels(*self._labels(account, function)).inc(max(count, 0))
+        self._of(account, function).egress_bytes += max(count, 0)
 
     def forget(self, account: str, function: str) -> None:
         """Drop a deleted function's series."""
-        if (account, function) not in self._functions:
-            return
-        self._functions.discard((account, function))
-        where = {"account": account, "function": function}
-        for metric in (self._invocations, self._wait, self._transitions):
-            metric.remove_by_labels(where)
-        for metric in (self._duration, self._cold_starts, self._start, self._cpu, self._egress):
-            metric.remove_by_labels(where)
+        self._functions.pop((account, function), None)
 
     def render(self, accept: str = "") -> tuple[bytes, str]:
         """The page for `/metrics` and its content type: OpenMetrics if `accept` asks for it, else Prometheus text."""
         encode, content_type = choose_encoder(accept)
         return encode(self._registry), content_type
 
-    def _labels(self, account: str, function: str) -> tuple[str, str]:
-        key = (account, function)
-        if key in self._functions:
-            return key
-        if len(self._functions) >= self._max_functions:
-            return (OTHER, OTHER)
-        self._functions.add(key)
-        for outcome in Outcome:
-            # A series that is there from the start lets a rate see its first increase.
-            self._invocations.labels(*key, outcome.value)
-        return key
+    def _of(self, account: str, function: str) -> _Function:
+        counts = self._functions.get((account, function))
+        if counts is None:
+            key = (account, function)
+            if len(self._functions) >= self._max_functions:
+                key = (OTHER, OTHER)
+            counts = self._functions.setdefault(key, _Function())
+        return counts
+
+
+class _Counts(Collector):
+    """What has been counted, in the exposition's terms."""
+
+    def __init__(self, functions: Mapping[tuple[str, str], _Function]) -> None:
+        self._functions = functions
+
+    def describe(self) -> Iterable[Metric]:
+        """Nothing: names are known from `collect`."""
+        return ()
+
+    def collect(self) -> Iterator[Metric]:
+        invocations = _counter("invocations", "Invocations by how they ended.", "outcome")
+        duration = _histogram("invocation_duration_seconds", "From the lease to its end.")
+        wait = _histogram("invocation_wait_seconds", "Until an instance took the invocation.", "cold")
+        cold = _counter("cold_starts", "Invocations that waited for an instance to start.")
+        transitions = _counter("transitions", "Transitions of instances.", "before", "after")
+        start = _histogram("instance_start_seconds", "From the start of the room to ready.")
+        cpu = _counter("cpu_seconds", "CPU time of instances.")
+        egress = _counter("egress_bytes", "Bytes between rooms and package indexes.")
+        for labels, counts in self._functions.items():
+            for outcome, count in counts.outcomes.items():
+                invocations.add_metric((*labels, outcome.value), count)
+            duration.add_metric(labels, counts.duration.buckets(), counts.duration.total)
+            for was_cold, waits in counts.waits.items():
+                wait.add_metric((*labels, "true" if was_cold else "false"), waits.buckets(), waits.total)
+            cold.add_metric(labels, counts.cold_starts)
+            for (before, after), count in counts.transitions.items():
+                transitions.add_metric((*labels, before.value, after.value), count)
+            start.add_metric(labels, counts.start.buckets(), counts.start.total)
+            cpu.add_metric(labels, counts.cpu_us / 1e6)
+            egress.add_metric(labels, counts.egress_bytes)
+        yield from (invocations, duration, wait, cold, transitions, start, cpu, egress)
+
+
+def _counter(name: str, text: str, *labels: str) -> CounterMetricFamily:
+    return CounterMetricFamily(f"roost_{name}", text, labels=(*_LABELS, *labels))
+
+
+def _histogram(name: str, text: str, *labels: str) -> HistogramMetricFamily:
+    return HistogramMetricFamily(f"roost_{name}", text, labels=(*_LABELS, *labels))
 
 
 class _Now(Collector):

@@ -8,6 +8,7 @@ from roost.model.function import FunctionSpec
 from roost.model.instance import State
 from roost.model.usage import InvocationRecord, Outcome, TransitionRecord
 from roost.telemetry.attribution import Attributor
+from roost.telemetry.log_record import Source, visible
 from roost.telemetry.logs import FunctionLogs
 
 #: Instances remembered at most; one more than that starts anew with its attribution.
@@ -15,11 +16,11 @@ MAX_INSTANCES = 10_000
 
 
 class _Known:
-    __slots__ = ("attributor", "session_id")
+    __slots__ = ("attributor", "source")
 
-    def __init__(self, attributor: Attributor) -> None:
+    def __init__(self, attributor: Attributor, source: Source) -> None:
         self.attributor = attributor
-        self.session_id = ""
+        self.source = source
 
 
 class Output:
@@ -33,22 +34,13 @@ class Output:
         """Whole lines of one instance, in order. Never blocks."""
         known = self._instances.get(instance_id)
         if known is None:
-            known = self._instances[instance_id] = _Known(Attributor(exclusive=spec.concurrency == 1))
+            known = self._instances[instance_id] = _Known(
+                Attributor(exclusive=spec.concurrency == 1),
+                Source(account=spec.account, function=spec.name, instance=instance_id, version=spec.version),
+            )
             if len(self._instances) > MAX_INSTANCES:
                 self._instances.popitem(last=False)
-        for line in known.attributor.attribute(text):
-            self._logs.append(
-                spec.account,
-                spec.name,
-                instance_id,
-                stream,
-                line.text,
-                request_id=line.request_id,
-                version=spec.version,
-                session_id=known.session_id,
-                level=line.level,
-                ends=line.ends,
-            )
+        self._logs.write(known.source, stream, known.attributor.attribute(visible(text)))
 
     def tail(self, request_id: str) -> bytes:
         """What `x-fc-log-type: Tail` returns: the last 4 KiB that this request printed so far."""
@@ -64,5 +56,11 @@ class Output:
             self._instances.pop(record.instance_id, None)
             return
         known = self._instances.get(record.instance_id)
-        if known is not None:
-            known.session_id = record.session_id
+        if known is not None and known.source.session_id != record.session_id:
+            known.source = Source(
+                account=record.account,
+                function=record.function,
+                instance=record.instance_id,
+                version=record.version,
+                session_id=record.session_id,
+            )

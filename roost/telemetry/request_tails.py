@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections import OrderedDict
+from collections import OrderedDict, deque
 
 #: Function Compute returns at most this much of a request's log with the reply.
 TAIL_BYTES = 4096
@@ -14,12 +14,18 @@ _Function = tuple[str, str]
 
 
 class _Tail:
-    __slots__ = ("data", "done", "waiting")
+    __slots__ = ("done", "lines", "size", "waiting")
 
     def __init__(self) -> None:
-        self.data = bytearray()
+        self.lines: deque[str] = deque()
+        self.size = 0  # characters; at least as many bytes
         self.done = False
         self.waiting: asyncio.Event | None = None
+
+    def read(self, limit_bytes: int) -> bytes:
+        """The last bytes, in UTF-8."""
+        data = "".join(f"{line}\n" for line in self.lines).encode("utf-8", "replace")
+        return data[-limit_bytes:] if limit_bytes > 0 else b""
 
 
 class RequestTails:
@@ -38,9 +44,10 @@ class RequestTails:
     def add(self, key: Key, line: str, *, ends: bool = False) -> None:
         """Append a line to the request's tail; `ends` tells that it is the last one between its markers."""
         tail = self._touch(key)
-        tail.data += line[-self._limit :].encode("utf-8", "replace") + b"\n"
-        if len(tail.data) > self._limit:
-            del tail.data[: len(tail.data) - self._limit]
+        tail.lines.append(line if len(line) < self._limit else line[-self._limit :])
+        tail.size += len(tail.lines[-1]) + 1
+        while tail.size - len(tail.lines[0]) - 1 >= self._limit:
+            tail.size -= len(tail.lines.popleft()) + 1
         if ends:
             tail.done = True
             if tail.waiting is not None:
@@ -50,7 +57,7 @@ class RequestTails:
         """The last `limit_bytes` of the request's output so far; empty if nothing is known of it."""
         tails = self._functions.get(key[:2])
         tail = tails.get(key[2]) if tails is not None else None
-        return bytes(tail.data[-limit_bytes:]) if tail is not None and limit_bytes > 0 else b""
+        return tail.read(min(limit_bytes, self._limit)) if tail is not None else b""
 
     def find(self, request_id: str, limit_bytes: int = TAIL_BYTES) -> bytes:
         """The tail of the one function that printed this id. A guest that forges another's id gets nothing by it."""
@@ -67,7 +74,7 @@ class RequestTails:
             tail.waiting = tail.waiting or asyncio.Event()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(tail.waiting.wait(), timeout_s)
-        return bytes(tail.data[-limit_bytes:]) if limit_bytes > 0 else b""
+        return tail.read(min(limit_bytes, self._limit))
 
     def forget(self, account: str, function: str) -> None:
         """Drop all tails of one function."""

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from roost.model.errors import InvalidArgument, Throttled
 from roost.telemetry import logs as logs_module
-from roost.telemetry.log_record import MAX_TEXT, LogRecord, decode, encode, visible
+from roost.telemetry.log_record import MAX_TEXT, Clock, LogRecord, Source, decode, encode_notice, visible
 from roost.telemetry.logs import FunctionLogs
 
 
@@ -79,16 +79,24 @@ async def test_text_cannot_forge_a_record_or_move_a_terminal(logs: FunctionLogs,
     assert (tmp_path / "default" / "f" / "0.jsonl").read_bytes().count(b"\n") == 1
 
 
-@given(st.text(alphabet=st.characters(codec=None), max_size=80))
-def test_any_text_becomes_one_ascii_line_and_comes_back(text: str) -> None:
-    record = LogRecord(
-        time=1.5, instance="", version="", request_id="", session_id="", stream="stdout", text=visible(text), level=""
-    )
-    line = encode(record)
-    assert line.count(b"\n") == 1
-    assert line.endswith(b"\n")
-    assert decode(line) == record
-    assert not any(ord(char) < 32 and char != "\t" for char in record.text)
+@given(st.text(alphabet=st.characters(codec=None), max_size=80), st.floats(0, 4e9))
+def test_any_text_becomes_one_ascii_line_and_comes_back(text: str, at: float) -> None:
+    source = Source(account="default", function="f", instance='i"1', version="\n", session_id="s")
+    for safe in visible(text).split("\n"):
+        line = source.encode(Clock().text(at), "stdout", safe, "r", "INFO")
+        assert line.count("\n") == 1
+        assert line.endswith("\n")
+        record = decode(line.encode("ascii"))
+        assert record == source.record(pytest.approx(at, abs=0.0011), "stdout", safe, "r", "INFO")
+        assert not any(ord(char) < 32 and char != "\t" for char in record.text)
+
+
+def test_a_clock_goes_on_over_the_seconds() -> None:
+    clock = Clock()
+    assert [clock.text(at) for at in (0.0, 0.9999, 1.0, 86399.5, 0.25)] == [
+        "1970-01-01T00:00:00.000Z", "1970-01-01T00:00:00.999Z", "1970-01-01T00:00:01.000Z",
+        "1970-01-01T23:59:59.500Z", "1970-01-01T00:00:00.250Z",
+    ]  # fmt: skip
 
 
 async def test_every_line_of_a_text_is_a_record_and_long_ones_are_cut(logs: FunctionLogs) -> None:
@@ -146,7 +154,7 @@ async def test_a_full_disk_drops_counts_and_heals(
 async def test_a_line_torn_by_a_crash_is_cut_off(tmp_path: Path) -> None:
     directory = tmp_path / "default" / "f"
     directory.mkdir(parents=True)
-    whole = encode(logs_module.notice("whole"))
+    whole = encode_notice("whole").encode()
     (directory / "0.jsonl").write_bytes(whole + b'{"time":"20' + b"x" * 70_000)
     logs = FunctionLogs(tmp_path)
     await logs.start()

@@ -26,7 +26,10 @@ INVOCATION = InvocationRecord(
 def metered(*records: InvocationRecord | TransitionRecord) -> Meter:
     meter = Meter()
     for record in records:
-        meter.apply(record)
+        if isinstance(record, InvocationRecord):
+            meter.invocation(record)
+        else:
+            meter.transition(record)
     return meter
 
 
@@ -99,10 +102,10 @@ def test_usage_is_a_copy() -> None:
 def test_an_evicted_session_stays_in_its_function() -> None:
     meter = Meter(max_sessions=2, max_functions=1)
     for session in ("a", "b", "a", "c"):
-        meter.apply(replace(INVOCATION, session_id=session))
+        meter.invocation(replace(INVOCATION, session_id=session))
     assert [meter.usage("default", "f", session).invocations for session in "abc"] == [2, 0, 1]
     assert meter.usage("default", "f").invocations == 4
-    meter.apply(replace(INVOCATION, function="g"))
+    meter.invocation(replace(INVOCATION, function="g"))
     assert meter.usage("default", "f") == Usage()
     assert meter.usage("default").invocations == 5
 
@@ -112,7 +115,7 @@ def test_a_snapshot_restores_and_goes_on() -> None:
     again = Meter()
     again.restore(json.loads(json.dumps(meter.snapshot())))
     assert again.snapshot() == meter.snapshot()
-    again.apply(INVOCATION)
+    again.invocation(INVOCATION)
     assert again.usage("default", "f").invocations == 2
 
 

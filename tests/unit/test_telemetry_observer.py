@@ -103,12 +103,12 @@ async def test_usage_is_saved_when_it_changed_and_at_the_end() -> None:
     meter = Meter()
     saver = UsageSaver(meter, save, every_s=0.001)
     await saver.start()
-    meter.apply(INVOCATION)
+    meter.invocation(INVOCATION)
     async with asyncio.timeout(20):
         while not saved:
             await asyncio.sleep(0.001)
     await asyncio.sleep(0.02)
-    meter.apply(INVOCATION)
+    meter.invocation(INVOCATION)
     await saver.close()
     await saver.close()
     assert len(saved) == 2
@@ -127,7 +127,7 @@ async def test_a_failed_save_is_tried_again() -> None:
 
     meter = Meter()
     saver = UsageSaver(meter, save)
-    meter.apply(INVOCATION)
+    meter.invocation(INVOCATION)
     await saver.close()
     await saver.close()
     await saver.close()
