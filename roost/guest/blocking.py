@@ -132,6 +132,6 @@ def _refuse(connection: Connection, error: BadMessage) -> None:
     text = str(error).encode()
     fields = [("content-type", "text/plain"), ("content-length", str(len(text))), ("connection", "close")]
     try:
-        connection.send(reply_head(error.status, fields), text)
+        connection.send(reply_head(error.status, fields) + text)
     except Cancelled:
         return

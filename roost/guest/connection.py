@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import select
 import socket
-from collections.abc import Iterable
 
 from roost.guest.faults import Cancelled
-from roost.guest.http1 import LAST_CHUNK, MAX_HEAD, BadMessage, Body, Head, chunk, has_body, parse_head, reply_head
+from roost.guest.framing import Fields, Framer
+from roost.guest.http1 import MAX_HEAD, BadMessage, Body, Head, parse_head
 from roost.guest.watch import Interruptible
 
 READ_SIZE = 64 << 10
@@ -79,9 +79,8 @@ class Connection:
                 return False
         return True
 
-    def send(self, *parts: bytes) -> None:
-        """All of `parts`, in one packet if it fits. Raises Cancelled when the host has gone."""
-        data: bytes | memoryview = parts[0] if len(parts) == 1 else b"".join(parts)
+    def send(self, data: bytes | memoryview) -> None:
+        """All of it, in one packet if it fits. Raises Cancelled when the host has gone."""
         while data:
             try:
                 sent = self.sock.send(data, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
@@ -118,65 +117,25 @@ class Connection:
 
 
 class ReplyWriter:
-    """Writes one reply: the head goes out together with the first bytes of the body."""
+    """Sends one reply on a connection; see Framer."""
 
-    __slots__ = ("_chunked", "_connection", "_head", "_keep_alive", "_left", "_silent", "_started", "keep_alive")
+    __slots__ = ("_connection", "framer")
 
     def __init__(self, connection: Connection, head: Head) -> None:
         self._connection = connection
-        self._head = head
-        self._chunked = False
-        self._left: int | None = None
-        self._silent = False
-        self._started = b""
-        self.keep_alive = head.keep_alive
+        self.framer = Framer(head)
 
-    def whole(self, status: int, fields: list[tuple[str, str]], body: bytes) -> None:
-        """A reply whose body is known."""
-        head = self._head_bytes(status, fields, len(body))
-        if body and has_body(self._head.method, status):
-            self._connection.send(head, body)
-        else:
-            self._connection.send(head)
+    def whole(self, status: int, fields: Fields, body: bytes) -> None:
+        self._connection.send(self.framer.whole(status, fields, body))
 
-    def start(self, status: int, fields: list[tuple[str, str]], length: int | None) -> None:
-        """A streamed reply. Nothing is sent before the first `write` or `end`."""
-        self._silent = not has_body(self._head.method, status)
-        self._chunked = length is None and not self._silent
-        self._left = length
-        self._started = self._head_bytes(status, fields, length)
+    def start(self, status: int, fields: Fields) -> None:
+        self.framer.start(status, fields)
 
     def write(self, data: bytes) -> None:
-        """Raises BadMessage for more than the announced length."""
-        if not data or self._silent:
-            return
-        if self._chunked:
-            data = chunk(data)
-        elif self._left is not None:
-            if len(data) > self._left:
-                raise BadMessage("the reply's body is longer than its content-length", 502)
-            self._left -= len(data)
-        head, self._started = self._started, b""
-        self._connection.send(head, data)
+        self._connection.send(self.framer.write(data))
 
     def flush_head(self) -> None:
-        if self._started:
-            head, self._started = self._started, b""
-            self._connection.send(head)
+        self._connection.send(self.framer.take_head())
 
     def end(self) -> None:
-        """A body shorter than announced ends the connection: the caller must see that it is cut off."""
-        last = LAST_CHUNK if self._chunked else b""
-        head, self._started = self._started, b""
-        if head or last:
-            self._connection.send(head, last)
-        if self._left and not self._silent:
-            self.keep_alive = False
-
-    def _head_bytes(self, status: int, fields: Iterable[tuple[str, str]], length: int | None) -> bytes:
-        framing: list[tuple[str, str]] = []
-        if status >= 200 and status not in (204, 304):
-            framing.append(("transfer-encoding", "chunked") if length is None else ("content-length", str(length)))
-        if not self.keep_alive:
-            framing.append(("connection", "close"))
-        return reply_head(status, [*fields, *framing])
+        self._connection.send(self.framer.end())

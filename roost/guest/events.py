@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import parse_qsl, unquote
 
+from roost.guest.framing import FRAMING
 from roost.guest.http1 import Head
 
 BINARY = "application/octet-stream"
@@ -94,10 +95,6 @@ def head_of(parts: Mapping[str, Any]) -> Reply:
         for value in (values if isinstance(values, list | tuple) else (values,))
     ]
     return Reply(status=status, headers=[item for item in fields if item[0] not in FRAMING])
-
-
-#: The guest frames replies itself.
-FRAMING = frozenset({"content-length", "transfer-encoding", "connection", "keep-alive"})
 
 
 def http_event(head: Head, body: bytes, account: str) -> bytes:

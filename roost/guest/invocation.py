@@ -6,7 +6,7 @@ import io
 import os
 import sys
 
-from roost.guest.events import BadReply, Reply, head_of, http_event, http_reply, invoke_reply, reply_parts, to_bytes
+from roost.guest.events import Reply, head_of, http_event, http_reply, invoke_reply, reply_parts, to_bytes
 from roost.guest.faults import print_fault, to_json
 from roost.guest.http1 import Head
 
@@ -97,17 +97,3 @@ class Output:
 def _line_buffered(fd: int) -> io.TextIOWrapper:
     raw = io.FileIO(fd, "w", closefd=False)
     return io.TextIOWrapper(io.BufferedWriter(raw), encoding="utf-8", errors="backslashreplace", line_buffering=True)
-
-
-__all__ = [
-    "FAULT",
-    "MAX_EVENT",
-    "BadReply",
-    "Output",
-    "event_of",
-    "fault_reply",
-    "is_http",
-    "reply_of",
-    "stream_head",
-    "to_piece",
-]

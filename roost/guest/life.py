@@ -20,6 +20,7 @@ Message = dict[str, Any]
 #: How long an import of the user's code may take; the initializer has a limit of its own.
 IMPORT_LIMIT_S = 120.0
 HOOK_GRACE_S = 0.5
+STOP_LIMIT_S = 3.0  # of a worker that has no hook, but an end of its own (lifespan)
 
 
 def failure(kind: str, message: str, stack: list[str] | None = None) -> Message:
@@ -136,6 +137,7 @@ class Life:
         self._present: Message = failure("NotStarted", "The worker has not been started.")
         self._child: Child | None = None
         self._hook: Child | None = None
+        self._stops = False  # the worker wants to hear of its end
         self._limit: Timer | None = None
         self._hook_limit: Timer | None = None
 
@@ -174,10 +176,12 @@ class Life:
     def pre_stop(self) -> None:
         """Run the hook; `pre_stopped` follows in any case, at the latest after the hook's time limit."""
         hook = self._config.pre_stop
-        if hook is None or self._state is not State.READY or self._child is None or self._hook_limit is not None:
+        wanted = hook is not None or self._stops
+        if not wanted or self._state is not State.READY or self._child is None or self._hook_limit is not None:
             self._pre_stopped()
             return
-        self._hook_limit = self._reactor.call_later(hook.timeout + HOOK_GRACE_S, self._pre_stopped)
+        limit = hook.timeout if hook is not None else STOP_LIMIT_S
+        self._hook_limit = self._reactor.call_later(limit + HOOK_GRACE_S, self._pre_stopped)
         if self._pre_stop is None:
             if not self._child.send({"op": "pre_stop"}):
                 self._pre_stopped()
@@ -240,6 +244,7 @@ class Life:
                     self._set_limit(seconds, what)
             case "ready" if self._state is State.STARTING:
                 self._serving(True)
+                self._stops = message.get("stops") is True
                 self._settle(State.READY, {"event": "ready", "init_ms": message.get("init_ms")})
             case "failed" if self._state is State.STARTING:
                 self._settle(State.FAILED, {"event": "failed", "error": message.get("error")})

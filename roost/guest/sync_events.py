@@ -35,7 +35,7 @@ class EventRunner:
         try:
             body = connection.read_all(MAX_EVENT)
         except BadMessage as error:
-            writer.keep_alive = False
+            writer.framer.keep_alive = False
             writer.whole(error.status, [("content-type", "text/plain")], str(error).encode())
             return False
         context = self._contexts.make(head.headers)
@@ -48,7 +48,7 @@ class EventRunner:
         finally:
             self._output.mark(f"FC Invoke End RequestId: {context.request_id}")
         writer.whole(outcome.status, outcome.headers, outcome.body)
-        return writer.keep_alive
+        return writer.framer.keep_alive
 
     def _call(self, head: Head, body: bytes, context: Any) -> Reply | Generator[Any, None, None]:
         try:
@@ -73,13 +73,13 @@ class EventRunner:
                     writer.write(to_piece(item))
                     continue
                 reply, data, head_first = stream_head(head, item)
-                writer.start(reply.status, reply.headers, None)
+                writer.start(reply.status, reply.headers)
                 started = True
                 if head_first:
                     writer.flush_head()
                 writer.write(data)
             if not started:
-                writer.start(200, [("content-type", "application/octet-stream")], None)
+                writer.start(200, [("content-type", "application/octet-stream")])
             writer.end()
         except Cancelled:
             raise
@@ -90,7 +90,7 @@ class EventRunner:
             writer.whole(reply.status, reply.headers, reply.body)
         finally:
             self._close(items)
-        return writer.keep_alive
+        return writer.framer.keep_alive
 
     def _close(self, items: Generator[Any, None, None]) -> None:
         try:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import ctypes
 import select
 import signal
-import socket
 import threading
 from collections.abc import Callable
 from types import FrameType
 
 from roost.guest.faults import Cancelled
+from roost.guest.reactor import HasFileno
 
 #: Interrupts the main thread. A real-time signal near the end of the range: the usual ones belong to the user.
 INTERRUPT = signal.SIGRTMAX - 2
@@ -21,24 +21,24 @@ class Watcher:
 
     def __init__(self) -> None:
         self._epoll = select.epoll()
-        self._callbacks: dict[int, tuple[socket.socket, Callable[[], None], bool]] = {}
+        self._callbacks: dict[int, tuple[HasFileno, Callable[[], object], bool]] = {}
         self._lock = threading.Lock()
         threading.Thread(target=self._run, name="guest-watcher", daemon=True).start()
 
-    def add(self, sock: socket.socket, on_hangup: Callable[[], None]) -> None:
+    def add(self, sock: HasFileno, on_hangup: Callable[[], object]) -> None:
         """Call `on_hangup` (in the watcher's thread) once the peer has half-closed."""
         self._add(sock, on_hangup, select.EPOLLRDHUP | select.EPOLLET, readable=False)
 
-    def add_reader(self, sock: socket.socket, on_readable: Callable[[], None]) -> None:
+    def add_reader(self, sock: HasFileno, on_readable: Callable[[], None]) -> None:
         self._add(sock, on_readable, select.EPOLLIN, readable=True)
 
-    def remove(self, sock: socket.socket) -> None:
+    def remove(self, sock: HasFileno) -> None:
         """Before `sock` is closed. No callback of it runs afterwards."""
         with self._lock:
             if self._callbacks.pop(sock.fileno(), None) is not None:
                 self._epoll.unregister(sock)
 
-    def _add(self, sock: socket.socket, callback: Callable[[], None], events: int, *, readable: bool) -> None:
+    def _add(self, sock: HasFileno, callback: Callable[[], object], events: int, *, readable: bool) -> None:
         with self._lock:
             self._callbacks[sock.fileno()] = (sock, callback, readable)
         self._epoll.register(sock, events)
@@ -53,7 +53,7 @@ class Watcher:
                         entry[1]()
 
 
-def hung_up(sock: socket.socket) -> bool:
+def hung_up(sock: HasFileno) -> bool:
     """Whether the peer has half-closed or closed, even behind bytes not yet read."""
     poll = select.poll()
     poll.register(sock, select.POLLRDHUP)

@@ -3,28 +3,32 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
 import json
 import os
 import socket
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from roost.guest.asgi import AsgiRunner, Lifespan
+from roost.guest.async_events import AsyncEventRunner
+from roost.guest.async_server import DISCONNECT_GRACE_S, AsyncHandler, AsyncServer
 from roost.guest.blocking import BlockingServer, Handler
-from roost.guest.config import Hook, StartConfig
-from roost.guest.context import Context, ContextFactory, set_up_logging
+from roost.guest.config import StartConfig
+from roost.guest.context import ContextFactory, set_up_logging
 from roost.guest.control import MAX_MESSAGE, LineReader, parse_message
 from roost.guest.environment import worker_environment
-from roost.guest.faults import StartFailed, describe, stack_of
+from roost.guest.faults import StartFailed
+from roost.guest.hooks import Hooks, run_in
 from roost.guest.invocation import Output
 from roost.guest.kinds import Kind, classify
 from roost.guest.loading import load, prepare_path, reseed
 from roost.guest.sync_events import EventRunner
 from roost.guest.watch import MainThread, Watcher
 from roost.guest.wsgi import WsgiRunner
+
+LIFESPAN_LIMIT_S = 60.0
 
 
 def run_worker(config: StartConfig, app: socket.socket, status: socket.socket) -> None:
@@ -42,19 +46,33 @@ def run_worker(config: StartConfig, app: socket.socket, status: socket.socket) -
 
 
 class Reporter:
-    """The worker's end of the status socket."""
+    """The worker's end of the status socket: what it tells the supervisor, and what that asks."""
 
     def __init__(self, sock: socket.socket) -> None:
-        self.sock = sock
+        self._sock = sock
         self._lock = threading.Lock()
+        self._lines = LineReader(MAX_MESSAGE)
 
     def send(self, message: Mapping[str, Any]) -> None:
         with self._lock:
-            self.sock.sendall(json.dumps(message).encode() + b"\n")
+            self._sock.sendall(json.dumps(message).encode() + b"\n")
+
+    def serve(self, watcher: Watcher, on_pre_stop: Callable[[], None]) -> None:
+        """From now on call `on_pre_stop` (in the watcher's thread) when the supervisor asks for it."""
+
+        def on_readable() -> None:
+            data = self._sock.recv(4096)
+            if not data:  # the supervisor is gone
+                os._exit(0)
+            for line in self._lines.feed(data):
+                if parse_message(line).get("op") == "pre_stop":
+                    on_pre_stop()
+
+        watcher.add_reader(self._sock, on_readable)
 
 
 class Worker:
-    """One process of user code. `run` in its main thread."""
+    """One process of user code. `run` in its main thread. Raises StartFailed."""
 
     def __init__(self, config: StartConfig, app: socket.socket, report: Reporter) -> None:
         self._config = config
@@ -62,31 +80,79 @@ class Worker:
         self._report = report
         self._started = time.monotonic()
         self._output = Output()
-        self._commands = LineReader(MAX_MESSAGE)
+        self._contexts = ContextFactory(config, set_up_logging(self._output.stream))
 
     def run(self) -> None:
-        config = self._config
         self._set_up_process()
-        contexts = ContextFactory(config, set_up_logging(self._output.stream))
         main = MainThread()
-        handler = load(config.handler)
-        initializer = self._load_hook(config.initializer)
+        handler = load(self._config.handler)
         kind = classify(handler)
-        self._initialize(config.initializer, initializer, contexts)
-        watcher = Watcher()
-        self._watch_commands(watcher, self._load_hook(config.pre_stop), contexts)
+        hooks = Hooks(self._config, self._contexts, self._output)
+        if self._config.initializer is not None:
+            self._phase("the initializer", self._config.initializer.timeout)
+        if not kind.on_loop:
+            hooks.initialize(asyncio.run)
+            self._serve_blocking(kind, handler, hooks, main)
+            return
+        with asyncio.Runner() as runner:
+            hooks.initialize(runner.run)
+            runner.run(self._serve_on_loop(kind, handler, hooks))
+
+    def _serve_blocking(self, kind: Kind, handler: Callable[..., Any], hooks: Hooks, main: MainThread) -> None:
         runner: Handler
         if kind is Kind.WSGI:
-            runner = WsgiRunner(handler, self._output, threads=config.concurrency > 1)
+            runner = WsgiRunner(handler, self._output, threads=self._config.concurrency > 1)
         else:
-            runner = EventRunner(handler, contexts, self._output)
-        server = BlockingServer(self._app, runner, concurrency=config.concurrency, watcher=watcher, main=main)
-        self._ready()
+            runner = EventRunner(handler, self._contexts, self._output)
+        watcher = Watcher()
+        concurrency = self._config.concurrency
+        server = BlockingServer(self._app, runner, concurrency=concurrency, watcher=watcher, main=main)
+        self._report.serve(watcher, lambda: hooks.pre_stop(asyncio.run, self._pre_stopped))
+        self._ready(stops=False)
         server.run()
 
-    def _ready(self) -> None:
+    async def _serve_on_loop(self, kind: Kind, handler: Callable[..., Any], hooks: Hooks) -> None:
+        loop = asyncio.get_running_loop()
+        lifespan: Lifespan | None = None
+        runner: AsyncHandler
+        if kind is Kind.ASGI:
+            lifespan = Lifespan(handler, self._output)
+            self._phase("the application's start-up", LIFESPAN_LIMIT_S)
+            await lifespan.start()
+            runner = AsgiRunner(handler, self._output, lifespan.state)
+        else:
+            runner = AsyncEventRunner(handler, self._contexts, self._output)
+        watcher = Watcher()
+        server = AsyncServer(
+            self._app,
+            runner,
+            concurrency=self._config.concurrency,
+            watcher=watcher,
+            grace_s=DISCONNECT_GRACE_S if kind is Kind.ASGI else 0.0,
+        )
+        await server.serve()
+
+        def stop_lifespan() -> None:
+            if lifespan is not None:
+                run_in(loop)(lifespan.stop())
+            self._pre_stopped()
+
+        self._report.serve(watcher, lambda: hooks.pre_stop(run_in(loop), stop_lifespan))
+        self._ready(stops=lifespan is not None and lifespan.supported)
+        await loop.create_future()  # until killed
+
+    def _phase(self, what: str, limit_s: float) -> None:
+        self._report.send({"event": "phase", "what": what, "limit_s": limit_s})
+
+    def _ready(self, *, stops: bool) -> None:
+        """`stops`: it has an end of its own to go through before it is killed."""
         self._output.flush()
-        self._report.send({"event": "ready", "init_ms": round((time.monotonic() - self._started) * 1000, 3)})
+        init_ms = round((time.monotonic() - self._started) * 1000, 3)
+        self._report.send({"event": "ready", "init_ms": init_ms, "stops": stops})
+
+    def _pre_stopped(self) -> None:
+        self._output.flush()
+        self._report.send({"event": "pre_stopped"})
 
     def _set_up_process(self) -> None:
         env = worker_environment(self._config)
@@ -99,56 +165,3 @@ class Worker:
             raise StartFailed("CodeNotFound", f"{self._config.code}: {error.strerror}") from error
         prepare_path(self._config.code, env["PYTHONUSERBASE"])
         reseed(self._config.entropy)
-
-    def _load_hook(self, hook: Hook | None) -> Callable[..., Any] | None:
-        return load(hook.handler) if hook is not None and hook.handler else None
-
-    def _initialize(self, hook: Hook | None, function: Callable[..., Any] | None, contexts: ContextFactory) -> None:
-        if hook is None:
-            return
-        self._report.send({"event": "phase", "what": "the initializer", "limit_s": hook.timeout})
-        self._output.mark("FC Initialize Start")
-        try:
-            run_hook(hook, function, contexts.make({}))
-        except BaseException as error:
-            self._output.fault(error)
-            text = f"{type(error).__name__}: {describe(error)['errorMessage']}"
-            raise StartFailed(type(error).__name__, f"The initializer failed: {text}", stack_of(error)) from error
-        finally:
-            self._output.mark("FC Initialize End")
-
-    def _watch_commands(self, watcher: Watcher, pre_stop: Callable[..., Any] | None, contexts: ContextFactory) -> None:
-        sock = self._report.sock
-
-        def on_readable() -> None:
-            data = sock.recv(4096)
-            if not data:  # the supervisor is gone
-                os._exit(0)
-            for line in self._commands.feed(data):
-                if parse_message(line).get("op") == "pre_stop":
-                    context = contexts.make({})
-                    threading.Thread(target=self._pre_stop, args=(pre_stop, context), daemon=True).start()
-
-        watcher.add_reader(sock, on_readable)
-
-    def _pre_stop(self, function: Callable[..., Any] | None, context: Context) -> None:
-        hook = self._config.pre_stop
-        self._output.mark("FC PreStop Start")
-        try:
-            if hook is not None:
-                run_hook(hook, function, context)
-        except BaseException as error:
-            self._output.fault(error)
-        finally:
-            self._output.mark("FC PreStop End")
-            self._report.send({"event": "pre_stopped"})
-
-
-def run_hook(hook: Hook, function: Callable[..., Any] | None, context: Context) -> None:
-    """Call the hook's function with the context, or run its command. Raises what it raises."""
-    if function is not None:
-        result = function(context)
-        if inspect.iscoroutine(result):
-            asyncio.run(result)
-    if hook.command:
-        subprocess.run(hook.command, check=True, timeout=hook.timeout)

@@ -18,7 +18,6 @@ from roost.guest.invocation import Output, fault_reply
 Headers = list[tuple[str, str]]
 ExcInfo = tuple[type[BaseException], BaseException, TracebackType]
 Application = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
-_FRAMING = frozenset({"connection", "keep-alive", "transfer-encoding", "content-length"})
 
 
 class WsgiRunner:
@@ -63,7 +62,7 @@ class WsgiRunner:
                 return False
             reply = fault_reply(head, error)
             response.writer.whole(reply.status, reply.headers, reply.body)
-        return response.writer.keep_alive
+        return response.writer.framer.keep_alive
 
     def _environ(self, connection: Connection, head: Head) -> dict[str, Any]:
         path, _, query = head.target.partition("?")
@@ -175,7 +174,5 @@ class _Response:
         self.writer.end()
 
     def _begin(self) -> None:
-        length = next((value for name, value in self._headers if name.lower() == "content-length"), None)
-        fields = [(name, value) for name, value in self._headers if name.lower() not in _FRAMING]
-        self.writer.start(self._status, fields, int(length) if length is not None else None)
+        self.writer.start(self._status, self._headers)
         self.started = True
