@@ -17,9 +17,10 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from roost.api.fc.body import Body
 from roost.functions.definition import Shape
 from roost.functions.parse import parse
-from roost.model.errors import InvalidArgument, PayloadTooLarge, RoostError, Unauthenticated
+from roost.model.errors import InvalidArgument, RoostError, Unauthenticated
 from roost.model.signature import Keys, verify
 
 PREFIX = "/2023-03-30"
@@ -112,8 +113,9 @@ class Endpoints:
 
         async def endpoint(request: Request) -> Response:
             request_id = str(uuid.uuid4())
+            body = Body(request)
             try:
-                call = await self._call(request, request_id, body_limit, signed)
+                call = await self._call(request, request_id, body, body_limit, signed)
                 response = _respond(await handler(call))
             except ClientDisconnect:
                 response = Response(status_code=499)
@@ -123,19 +125,20 @@ class Endpoints:
                 # The message of an unforeseen error may hold anything; the caller gets an id to look it up by.
                 logger.exception("Request %s failed: %s %s", request_id, method, path)
                 response = error_response(RoostError("An internal error occurred; see the server's log."), request_id)
+            await body.discard()
             response.headers["x-fc-request-id"] = request_id
             return response
 
         return Route(PREFIX + path, endpoint, methods=[method])
 
-    async def _call(self, request: Request, request_id: str, body_limit: int, signed: bool) -> Call:
+    async def _call(self, request: Request, request_id: str, incoming: Body, body_limit: int, signed: bool) -> Call:
         account = self._keys.default_account
         claimed = ""
         if signed and self._keys:
             # Before the body is read: a stranger can't make the server hold 100 MB.
             account = self._identify(request)
             claimed = request.headers["x-acs-content-sha256"]
-        body = await _read(request, body_limit)
+        body = await incoming.read(body_limit)
         if claimed and not hmac.compare_digest(claimed, await _sha256(body)):
             raise Unauthenticated("x-acs-content-sha256 is not the digest of the body that arrived.")
         return Call(request=request, request_id=request_id, account=account, body=body)
@@ -171,16 +174,3 @@ async def _sha256(body: bytes) -> str:
     if len(body) <= SMALL_BODY:
         return hashlib.sha256(body).hexdigest()
     return (await asyncio.to_thread(hashlib.sha256, body)).hexdigest()
-
-
-async def _read(request: Request, limit: int) -> bytes:
-    length = request.headers.get("content-length", "0")
-    if length.isdigit() and int(length) > limit:
-        raise PayloadTooLarge(f"The body has {length} bytes; at most {limit} are accepted here.")
-    chunks, size = [], 0
-    async for chunk in request.stream():
-        size += len(chunk)
-        if size > limit:
-            raise PayloadTooLarge(f"The body has more than the {limit} bytes that are accepted here.")
-        chunks.append(chunk)
-    return b"".join(chunks)

@@ -197,14 +197,16 @@ def signing_keys() -> Keys:
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[Running]:
     """With keys, and small limits so that tests of them are fast."""
-    with running(tmp_path, keys=signing_keys(), limits=PackageLimits(compressed=1 << 20, unpacked=4 << 20)) as found:
+    with running(
+        tmp_path / "signed", keys=signing_keys(), limits=PackageLimits(compressed=1 << 20, unpacked=4 << 20)
+    ) as found:
         yield found
 
 
 @pytest.fixture
 def open_server(tmp_path: Path) -> Iterator[Running]:
     """Without keys."""
-    with running(tmp_path, keys=Keys()) as found:
+    with running(tmp_path / "open", keys=Keys()) as found:
         yield found
 
 
