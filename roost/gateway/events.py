@@ -51,7 +51,7 @@ class EventBody:
         if self._refused:
             return
         if self._claimed and self._digest.hexdigest() != self._claimed:
-            self._stop(Unauthenticated("The body is not the one that was signed (x-acs-content-sha256 differs)."))
+            self._stop(_not_signed())
             return
         if self._held:
             self._sink.body(self._held)
@@ -62,6 +62,16 @@ class EventBody:
         self._refused = True
         self._held = b""
         self._refuse(error)
+
+
+def check_bodiless(claimed_sha256: str) -> None:
+    """A message without a body ends with its head, so its digest is compared ahead. Raises Unauthenticated."""
+    if _SHA256.fullmatch(claimed_sha256.lower()) and claimed_sha256.lower() != hashlib.sha256().hexdigest():
+        raise _not_signed()
+
+
+def _not_signed() -> Unauthenticated:
+    return Unauthenticated("The body is not the one that was signed (x-acs-content-sha256 differs).")
 
 
 def too_large(limit: int) -> PayloadTooLarge:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from roost.gateway.head import RequestHead, ResponseHead, connection_options
+from roost.gateway.head import RequestHead, ResponseHead
 from roost.model.function import FunctionSpec
 
 _HOP = frozenset({
@@ -23,7 +23,7 @@ def _is_ours(lower: bytes) -> bool:
 
 
 def _copy(head: RequestHead, out: list[bytes], dropped: frozenset[bytes], *, strip_ours: bool) -> None:
-    options = connection_options(head)
+    options = head.options
     for lower, name, value in head.fields:
         if lower in dropped or lower in options or (strip_ours and _is_ours(lower)):
             continue
@@ -114,7 +114,7 @@ def response_head(
 ) -> bytes:
     """The reply as the client gets it, framed as said. `extra` are whole lines."""
     out = [b"HTTP/1.1 %d %b\r\n" % (head.status, head.reason)]
-    options = connection_options(head)
+    options = head.options
     for lower, name, value in head.fields:
         if lower in _HOP or lower in options or lower == b"x-fc-request-id":
             continue

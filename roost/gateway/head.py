@@ -14,6 +14,7 @@ import httptools
 MAX_HEAD = 64 * 1024
 MAX_FIELDS = 100
 END = b"\r\n\r\n"
+_NO_OPTIONS: frozenset[bytes] = frozenset()
 
 
 class BadMessage(Exception):
@@ -38,6 +39,7 @@ class RequestHead:
     fields: list[Field]
     values: Mapping[bytes, bytes]  # by lower-case name; repeated fields joined with ", "
     http11: bool
+    options: frozenset[bytes]  # of Connection, lower case: each names a field that ends at this hop
     keep_alive: bool
     length: int | None  # of the body by Content-Length
     chunked: bool
@@ -60,6 +62,7 @@ class ResponseHead:
     reason: bytes
     fields: list[Field]
     values: Mapping[bytes, bytes]
+    options: frozenset[bytes]
     keep_alive: bool
     length: int | None
     chunked: bool
@@ -149,7 +152,7 @@ def parse_request(head: bytes) -> RequestHead:
     version = parser.get_http_version()
     method = parser.get_method().decode("ascii")
     if version not in ("1.0", "1.1") or b" HTTP/1." not in head[: head.index(b"\r\n", 2)]:
-        raise BadMessage("Only HTTP/1.0 and HTTP/1.1 are spoken here.", 505)
+        raise BadMessage("Only HTTP/1.0 and 1.1 are spoken here.", 505)
     if method == "CONNECT":
         raise BadMessage("CONNECT is not offered here.", 405)
     values = _index(got.fields)
@@ -161,7 +164,8 @@ def parse_request(head: bytes) -> RequestHead:
     if chunked and not http11:
         raise BadMessage("HTTP/1.0 has no transfer codings.")
     upgrade = values.get(b"upgrade", b"")
-    if upgrade and (chunked or length or not http11 or b"upgrade" not in _tokens(values)):
+    options = _options(values)
+    if upgrade and (chunked or length or not http11 or b"upgrade" not in options):
         upgrade = b""
     return RequestHead(
         method=method,
@@ -169,7 +173,8 @@ def parse_request(head: bytes) -> RequestHead:
         fields=got.fields,
         values=values,
         http11=http11,
-        keep_alive=parser.should_keep_alive() if not upgrade else True,
+        options=options,
+        keep_alive=b"close" not in options if http11 else b"keep-alive" in options,
         length=length,
         chunked=chunked,
         upgrade=upgrade,
@@ -185,25 +190,21 @@ def parse_response(head: bytes) -> ResponseHead:
         raise BadMessage("Not an HTTP/1 response.")
     values = _index(got.fields)
     length, chunked = _framing(values)
+    options = _options(values)
     return ResponseHead(
         status=parser.get_status_code(),
         reason=got.reason,
         fields=got.fields,
         values=values,
-        keep_alive=b"close" not in _tokens(values) and head.startswith(b"HTTP/1.1"),
+        options=options,
+        keep_alive=b"close" not in options and head.startswith(b"HTTP/1.1"),
         length=length,
         chunked=chunked,
     )
 
 
-def _tokens(values: Mapping[bytes, bytes]) -> frozenset[bytes]:
-    """The options of the Connection field."""
+def _options(values: Mapping[bytes, bytes]) -> frozenset[bytes]:
     connection = values.get(b"connection")
     if not connection:
-        return frozenset()
-    return frozenset(token.strip() for token in connection.lower().split(b","))
-
-
-def connection_options(head: RequestHead | ResponseHead) -> frozenset[bytes]:
-    """Lower-case options of the Connection field: each names a field that ends at this hop."""
-    return _tokens(head.values)
+        return _NO_OPTIONS
+    return frozenset(option.strip() for option in connection.lower().split(b","))

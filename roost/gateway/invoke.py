@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 
 from roost.gateway import sessions
 from roost.gateway.connection import ClientGone, Request
-from roost.gateway.events import CLAIM, EventBody, collect, too_large
+from roost.gateway.events import CLAIM, EventBody, check_bodiless, collect, too_large
 from roost.gateway.faults import Answer, NotOffered, Style, render, timed_out, wrap
 from roost.gateway.fields import function_fields, guest_head, line
 from roost.gateway.ports import Access, AsyncSink, Catalog, Logs, Observer, SessionDirectory
@@ -159,7 +159,10 @@ class Invoker:
         route, head = call.route, call.request.head
         if isinstance(route, Event):
             path, _, query = head.target.decode("latin-1").partition("?")
-            account = self._access.check_signed(head.method, path, query, call.headers, call.headers.get(CLAIM, ""))
+            claimed = call.headers.get(CLAIM, "")
+            account = self._access.check_signed(head.method, path, query, call.headers, claimed)
+            if not head.has_body:
+                check_bodiless(claimed)
             return self._catalog.resolve(account, route.name, route.qualifier)
         spec = self._catalog.resolve(self._account, route.name, route.qualifier)
         self._access.check_http(self._account, spec, route.qualifier, call.headers, head.method)

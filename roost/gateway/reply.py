@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import logging
 
 from roost.gateway import sessions
 from roost.gateway.head import ResponseHead
 from roost.gateway.ports import Logs, SessionDirectory
 from roost.instances.lease import Lease
+from roost.model.errors import RoostError
 from roost.model.function import FunctionSpec
 from roost.model.usage import Outcome
 
+_log = logging.getLogger(__name__)
 _TAIL_BYTES = 4096
 
 
@@ -75,9 +78,14 @@ class FunctionReply:
         return self._endpoint
 
     def _bind(self, session_id: str) -> None:
-        if session_id and self._directory is not None:
-            self.session_id = session_id
+        if not session_id or self._directory is None:
+            return
+        try:
             self._directory.bind(self._spec, session_id, self._lease.instance_id)
+        except RoostError as error:  # the id is the function's own making: it may be unusable, or taken
+            _log.warning("request %s: its session can't be kept: %s", self._request_id, error.message)
+        else:
+            self.session_id = session_id
 
     def _end(self) -> None:
         if self.session_id and self._directory is not None:

@@ -47,7 +47,9 @@ def route(method: str, target: bytes) -> Route:
     """What `method target` means. Raises NotFound for a path that can't name a function, InvalidArgument for a bad
     name or qualifier. `target` is in origin form."""
     end = _segment_end(target)
-    first = unquote(target[1:end].decode("latin-1"))
+    first = target[1:end].decode("latin-1")
+    if "%" in first:
+        first = unquote(first)
     if first in RESERVED:
         match = _EVENT.fullmatch(target) if method == "POST" else None
         return _event(match[1], match[2] or b"") if match else Control()
@@ -66,10 +68,10 @@ def route(method: str, target: bytes) -> Route:
 
 
 def _segment_end(target: bytes) -> int:
-    for at in range(1, len(target)):
-        if target[at] in b"/?":
-            return at
-    return len(target)
+    query = target.find(b"?")
+    end = len(target) if query < 0 else query
+    slash = target.find(b"/", 1, end)
+    return end if slash < 0 else slash
 
 
 def _event(segment: bytes, query: bytes) -> Event:
@@ -78,7 +80,7 @@ def _event(segment: bytes, query: bytes) -> Event:
         raise InvalidArgument(
             "A function name has 1 to 128 letters, digits, '_' or '-' and begins with a letter or '_'."
         )
-    given = parse_qs(query.decode("latin-1")).get("qualifier")
+    given = parse_qs(query.decode("latin-1")).get("qualifier") if query else None
     return Event(name=name, qualifier=_check_qualifier(given[0]) if given else LATEST)
 
 

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+import functools
+import inspect
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+
+import pytest
+import uvloop
 
 from roost.gateway.connection import ClientLimits
 from roost.gateway.invoke import InvokeLimits
@@ -43,6 +49,7 @@ class PlayedLease:
     restored: bool = False
     request_headers: Mapping[str, str] = field(default_factory=dict)
     fault: Exception | None = None
+    failures: int = 0
     released: int = 0
     abandoned: list[str] = field(default_factory=list)
 
@@ -53,20 +60,35 @@ class PlayedLease:
         self.abandoned.append(reason)
 
     async def failure(self) -> Exception:
+        self.failures += 1
         return self.fault or RuntimeError("nothing is known")
 
 
+def _session(spec: FunctionSpec, id: str) -> Session:
+    return Session(
+        account=spec.account,
+        function=spec.name,
+        id=id,
+        affinity=spec.sessions.affinity,
+        created=0,
+        modified=0,
+        last_used=0,
+        ttl_s=60,
+        idle_timeout_s=60,
+    )
+
+
 class PlayedFleet:
-    """Leases on one socket; `session` decides what a session reference becomes, `gate` holds every lease back."""
+    """Leases on one socket; `gate` holds every lease back."""
 
     def __init__(self, app_socket: Path) -> None:
         self.app_socket = app_socket
         self.leases: list[PlayedLease] = []
         self.refs: list[SessionRef | None] = []
-        self.session: Callable[[FunctionSpec, SessionRef], Session] | None = None
         self.error: Exception | None = None
         self.fault: Exception | None = None
         self.restored = False
+        self.known: set[str] | None = None  # ids of sessions; None: every id is good
         self.headers: dict[str, str] = {}
         self.gate: asyncio.Event | None = None
         self.waiting = 0
@@ -87,13 +109,16 @@ class PlayedFleet:
                 self.waiting -= 1
         if self.error is not None:
             raise self.error
+        minted = session.id if session is not None and session.generated else ""
+        if minted and self.known is not None and minted not in self.known:
+            raise NotFound(f"Session {minted} does not exist.", code="SessionNotFound")
         lease = PlayedLease(
             spec=spec,
             app_socket=self.app_socket,
             fault=self.fault,
             restored=self.restored,
             request_headers=self.headers,
-            session=self.session(spec, session) if self.session and session else None,
+            session=_session(spec, session.id or "generated-1") if session else None,
         )
         self.leases.append(lease)
         return lease
@@ -128,7 +153,6 @@ class OpenAccess:
 class Records:
     def __init__(self) -> None:
         self.seen: list[InvocationRecord] = []
-        self.arrived = asyncio.Condition()
 
     def invocation(self, record: InvocationRecord) -> None:
         self.seen.append(record)
@@ -211,6 +235,94 @@ async def world(
         await gateway.close(drain_s=1)
         for server in servers:
             server.close()
+
+
+@dataclass
+class Answer:
+    """A parsed reply."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+
+async def read_head(reader: asyncio.StreamReader) -> tuple[int, dict[str, str]]:
+    """(status, fields) of a reply."""
+    head = (await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 10)).decode("latin-1")
+    first, *lines = head[:-4].split("\r\n")
+    fields = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    return int(first.split()[1]), fields
+
+
+async def read_answer(reader: asyncio.StreamReader, *, bodiless: bool = False) -> Answer:
+    status, headers = await read_head(reader)
+    if bodiless or status in (204, 304):
+        body = b""
+    elif "content-length" in headers:
+        body = await asyncio.wait_for(reader.readexactly(int(headers["content-length"])), 10)
+    elif headers.get("transfer-encoding") == "chunked":
+        body = b"".join([piece async for piece in read_chunks(reader)])
+    else:
+        body = await asyncio.wait_for(reader.read(), 10)
+    return Answer(status, headers, body)
+
+
+async def read_chunks(reader: asyncio.StreamReader) -> AsyncIterator[bytes]:
+    while True:
+        size = int(await asyncio.wait_for(reader.readuntil(b"\r\n"), 10), 16)
+        data = await asyncio.wait_for(reader.readexactly(size + 2), 10)
+        if not size:
+            return
+        yield data[:-2]
+
+
+async def read_request(reader: asyncio.StreamReader) -> tuple[bytes, bytes]:
+    """(head, body) of one request as a server sees it."""
+    head = await reader.readuntil(b"\r\n\r\n")
+    length = 0
+    for line in head.lower().split(b"\r\n"):
+        if line.startswith(b"content-length:"):
+            length = int(line.split(b":")[1])
+        elif line == b"transfer-encoding: chunked":
+            return head, b"".join([piece async for piece in read_chunks(reader)])
+    return head, await reader.readexactly(length)
+
+
+def reply(body: bytes, *lines: bytes, status: bytes = b"200 OK") -> bytes:
+    head = b"".join(line + b"\r\n" for line in (b"HTTP/1.1 " + status, *lines, b"content-length: %d" % len(body)))
+    return head + b"\r\n" + body
+
+
+def server(answer: Callable[[bytes, bytes], bytes]) -> Handler:
+    """A server that keeps its connections and answers `answer(head, body)`; b"" closes without an answer."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+            while data := answer(*await read_request(reader)):
+                writer.write(data)
+                await writer.drain()
+        writer.close()
+
+    return serve
+
+
+#: Answers every request with its own head and body.
+mirror = server(lambda head, body: reply(head + body, b"x-kept: yes", b"x-fc-secret: no", b"x-fc-status: 200"))
+
+
+def on_both_loops(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
+    """Run a test on asyncio's own loop and on uvloop."""
+
+    def run(new_loop: Callable[[], asyncio.AbstractEventLoop], **given: Any) -> None:
+        with asyncio.Runner(loop_factory=new_loop) as runner:
+            runner.run(test(**given))
+
+    functools.update_wrapper(run, test)
+    signature = inspect.signature(test)
+    own = inspect.Parameter("new_loop", inspect.Parameter.KEYWORD_ONLY)
+    run.__signature__ = signature.replace(parameters=[*signature.parameters.values(), own])  # type: ignore[attr-defined]
+    loops = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
+    return pytest.mark.parametrize("new_loop", loops.values(), ids=loops.keys())(run)
 
 
 async def eventually(condition: Callable[[], bool]) -> None:
