@@ -53,9 +53,11 @@ def bwrap_python(directory: Path) -> Callable[[], float]:
         started = time.perf_counter()
         with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
             assert process.stdout is not None
-            if process.stdout.read(1) != b"h":
-                raise RuntimeError("bwrap's python3 printed nothing")
-            return (time.perf_counter() - started) * 1000
+            first = process.stdout.read(1)
+            seconds = time.perf_counter() - started
+            if first + process.stdout.read() != b"hello\n":
+                raise RuntimeError("bwrap's python3 did not run the handler")
+            return seconds * 1000
 
     return once
 
