@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Iterator
 from typing import Annotated, Any
@@ -19,11 +20,18 @@ from roost.sdk.commands_functions import Name, Qualifier, connect
 from roost.sdk.errors import Failed
 from roost.sdk.terminal import clean, clock
 
+_PIPE_WIDTH = 1000
+
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 
 
 def _function_names(client: Client) -> list[str]:
     return [str(one.get("functionName", "")) for one in client.list_all(f"{API}/functions", "functions")]
+
+
+def _console() -> Console:
+    """A pipe has no width: what reads it wants whole lines."""
+    return Console() if sys.stdout.isatty() else Console(width=_PIPE_WIDTH)
 
 
 def ps(as_json: AsJson = False) -> None:
@@ -36,14 +44,14 @@ def ps(as_json: AsJson = False) -> None:
     elif not rows and not names:
         typer.echo("No functions yet; `roost deploy DIR` makes one.", err=True)
     else:
-        Console().print(tables.instances(rows, names, time.time()))
+        _console().print(tables.instances(rows, names, time.time()))
 
 
 def top(
     interval: Annotated[float, typer.Option("--interval", min=0.2, max=60, help="Seconds between two looks.")] = 1.0,
 ) -> None:
     """Watch instances: memory, leases, state. Ctrl-C ends; in a pipe, one look."""
-    console = Console()
+    console = _console()
     with connect() as client:
 
         def look() -> Table:
@@ -72,7 +80,7 @@ def sessions(name: Name, qualifier: Qualifier = None, as_json: AsJson = False) -
     elif not rows:
         typer.echo(f"{name} has no sessions.", err=True)
     else:
-        Console().print(tables.sessions(rows))
+        _console().print(tables.sessions(rows, time.time()))
 
 
 def logs(

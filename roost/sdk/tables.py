@@ -8,16 +8,19 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from roost.sdk.terminal import clean, clock, duration, size
+from roost.sdk.terminal import age, clean, duration, size
 
 Row = Mapping[str, Any]
+_SHORT = {"STATE", "STATUS", "LEASES", "MEMORY", "CPU", "AGE", "CHANGED", "TTL", "IDLE TIMEOUT"}
 _STATE_STYLES = {"ready": "green", "frozen": "cyan", "starting": "yellow", "resuming": "yellow", "paused": "blue"}
 
 
 def _table(*columns: str) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
-        table.add_column(column, no_wrap=True, justify="right" if column in {"LEASES", "MEMORY", "CPU"} else "left")
+        # Names and ids are folded where the line is too short, never cut: people copy them.
+        right = column in {"LEASES", "MEMORY", "CPU"}
+        table.add_column(column, overflow="fold", no_wrap=column in _SHORT, justify="right" if right else "left")
     return table
 
 
@@ -41,27 +44,23 @@ def instances(rows: Iterable[Row], functions: Iterable[str], now: float) -> Tabl
             Text(", ".join(sessions[:3]) + (f" +{len(sessions) - 3}" if len(sessions) > 3 else "")),
             size(float(row.get("memoryBytes") or 0)),
             f"{float(row.get('cpuMs') or 0) / 1000:.2f}s",
-            _age(row.get("created"), now),
+            age(row.get("created"), now),
         )
     for name in sorted(set(functions) - seen):
         table.add_row(_text(name), Text("none running", style="dim"), *[""] * 6)
     return table
 
 
-def _age(created: object, now: float) -> str:
-    return duration(now - created) if isinstance(created, int | float) else ""
-
-
-def sessions(rows: Iterable[Row]) -> Table:
-    """Sessions of one function."""
-    table = _table("SESSION", "STATUS", "INSTANCE", "CREATED", "CHANGED", "TTL", "IDLE TIMEOUT")
+def sessions(rows: Iterable[Row], now: float) -> Table:
+    """Sessions of one function. `now` is Unix seconds."""
+    table = _table("SESSION", "STATUS", "INSTANCE", "AGE", "CHANGED", "TTL", "IDLE TIMEOUT")
     for row in rows:
         table.add_row(
             _text(row.get("sessionId", "")),
             _text(row.get("sessionStatus", "")),
             _text(row.get("containerId") or ""),
-            clock(row.get("createdTime")),
-            clock(row.get("lastModifiedTime")),
+            age(row.get("createdTime"), now),
+            age(row.get("lastModifiedTime"), now),
             duration(float(row.get("sessionTTLInSeconds") or 0)),
             duration(float(row.get("sessionIdleTimeoutInSeconds") or 0)),
         )

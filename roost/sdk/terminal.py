@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from datetime import datetime
 
 #: Control characters but newline and tab. An agent's text must not move the cursor, set titles or write the clipboard.
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
@@ -31,8 +32,25 @@ def duration(seconds: float) -> str:
     return f"{seconds / 86400:.0f}d"
 
 
-def clock(at: object) -> str:
-    """A time of the server (Unix seconds, or already text) as local time."""
+def seconds(at: object) -> float | None:
+    """A time that the server told, Unix seconds or ISO 8601, as Unix seconds; None when it is neither."""
     if isinstance(at, int | float):
-        return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(at))
-    return clean(str(at or ""))
+        return float(at)
+    try:
+        return datetime.fromisoformat(str(at)).timestamp()
+    except ValueError:
+        return None
+
+
+def clock(at: object) -> str:
+    """A time that the server told, as local time; what is none stays as it is."""
+    moment = seconds(at)
+    if moment is None:
+        return clean(str(at or ""))
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(moment))
+
+
+def age(at: object, now: float) -> str:
+    """How long ago a time was that the server told; "" for what is none."""
+    moment = seconds(at)
+    return "" if moment is None else duration(now - moment)

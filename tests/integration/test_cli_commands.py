@@ -46,7 +46,6 @@ def run(
 ) -> Run:
     monkeypatch.setenv("ROOST_URL", server.url)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.delenv("ROOST_ACCESS_KEY_ID", raising=False)
     monkeypatch.delenv("ROOST_ACCESS_KEY_SECRET", raising=False)
     monkeypatch.delenv("ROOST_FUNCTION_KEY", raising=False)

@@ -24,7 +24,7 @@ def blocks(document: str) -> list[str]:
 def environment(server: Server, tmp_path: Path) -> dict[str, str]:
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("ROOST_", "OPENAI_"))}
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    return kept | {"ROOST_URL": server.url, "PATH": path, "XDG_CACHE_HOME": str(tmp_path / "cache"), "COLUMNS": "200"}
+    return kept | {"ROOST_URL": server.url, "PATH": path, "XDG_CACHE_HOME": str(tmp_path / "cache")}
 
 
 def shell(script: str, environment: dict[str, str], cwd: Path, stdin: str = "") -> str:

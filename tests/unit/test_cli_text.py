@@ -42,6 +42,12 @@ def test_numbers_for_people() -> None:
     assert [terminal.duration(s) for s in (-1, 59, 60, 7200, 86400 * 3)] == ["0s", "59s", "1m", "2h", "3d"]
 
 
+def test_times_of_the_server() -> None:
+    assert terminal.age("2026-01-02T03:04:05Z", terminal.seconds("2026-01-02T03:05:05+00:00") or 0) == "1m"
+    assert terminal.age(100.5, 103) == "2s"
+    assert (terminal.age("soon", 0), terminal.age(None, 0), terminal.clock("so\x1bon")) == ("", "", "soon")
+
+
 def test_chat_events() -> None:
     assert parse('{"type":"text","text":"a\\u001bb"}').text == "ab"
     tool = parse('{"type":"tool","id":"1","name":"run_python","arguments":{"code":"6 *\\n 7"}}')
