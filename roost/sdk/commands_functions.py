@@ -184,6 +184,8 @@ def _ask(terminal: bool) -> str | None:
         try:
             return input("> " if terminal else "")
         except EOFError:
+            if terminal:
+                typer.echo(err=True)
             return None
         except KeyboardInterrupt:
             typer.echo(err=True)

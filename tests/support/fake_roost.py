@@ -37,6 +37,8 @@ class FakeRoost:
     logs: list[dict[str, Any]] = field(default_factory=list)
     chat_events: list[Any] = field(default_factory=list)  # str: sent as it is; else as JSON
     refusals: dict[str, tuple[int, str, str]] = field(default_factory=dict)  # "METHOD path" -> status, Code, Message
+    chat_hangs: bool = False  # the first chat sends its events and then nothing, until the client leaves
+    chat_left: threading.Event = field(default_factory=threading.Event)  # a client has left a chat that hung
     python: str = "3.11.2"
     requests: list[Seen] = field(default_factory=list)
     page_size: int = 100
@@ -142,11 +144,24 @@ class _Handler(BaseHTTPRequestHandler):
             self._json({"version": "0.1.0", "python": self.fake.python})
         elif seen.path.endswith("/logs"):
             self._send("".join(json.dumps(one) + "\n" for one in self.fake.logs).encode())
+        elif seen.path.endswith("/chat") and self.fake.chat_hangs:
+            self.fake.chat_hangs = False
+            self._hang()
         elif seen.path.endswith("/chat"):
             parts = (one if isinstance(one, str) else f"data: {json.dumps(one)}\n\n" for one in self.fake.chat_events)
             self._send("".join(parts).encode(), 200, {"content-type": "text/event-stream"})
         else:
             self._send(b"ok")
+
+    def _hang(self) -> None:
+        self.send_response(200)
+        self.send_header("content-type", "text/event-stream")
+        self.end_headers()
+        for event in self.fake.chat_events:
+            self.wfile.write(f"data: {json.dumps(event)}\n\n".encode())
+        self.rfile.read(1)  # returns when the client has gone
+        self.fake.chat_left.set()
+        self.close_connection = True
 
     def _json(self, value: Any, status: int = 200, headers: dict[str, str] | None = None) -> None:
         self._send(json.dumps(value).encode(), status, {"content-type": "application/json", **(headers or {})})
