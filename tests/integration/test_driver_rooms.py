@@ -1,0 +1,291 @@
+"""Rooms of the namespaces driver: made, limited, frozen, ended, and nothing left behind."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from roost.isolation.bundle import Bundle
+from roost.isolation.driver import Mount
+from roost.model.errors import InvalidArgument, Unavailable
+from roost.model.function import Limits
+from tests.support.rooms import Remains, World, probe_bundle, world
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return probe_bundle(tmp_path_factory.mktemp("bundle"))
+
+
+@pytest.fixture
+async def rooms(bundle: Bundle, tmp_path: Path) -> AsyncIterator[World]:
+    async with world(bundle, tmp_path) as made:
+        yield made
+
+
+async def test_a_room_has_its_own_root_names_and_processes(rooms: World) -> None:
+    room = await rooms.room("first")
+    seen = await rooms.ask(
+        room,
+        """
+        import os, socket
+        result = {"pid1": open("/proc/1/comm").read().strip(), "uid": os.getuid(), "host": socket.gethostname(),
+                  "pids": sorted(int(p) for p in os.listdir("/proc") if p.isdigit())[:1],
+                  "cgroup": open("/proc/self/cgroup").read().splitlines()[-1], "env": dict(os.environ)}
+        """,
+    )
+    assert seen == {"pid1": "roost-init", "uid": 0, "host": "first", "pids": [1], "cgroup": "0::/", "env": {}}
+
+
+async def test_twenty_rooms_at_once_leave_nothing(rooms: World) -> None:
+    data_dir = rooms.directory / "data"
+    await (await rooms.room("warm")).destroy()
+    made = await asyncio.gather(*(rooms.room(f"room-{number}") for number in range(20)))
+    answers = await asyncio.gather(*(rooms.ask(room, "import os; result = os.uname().nodename") for room in made))
+    assert answers == [room.id for room in made]
+    assert len(Remains.of(data_dir).processes) >= 20
+    await asyncio.gather(*(room.destroy() for room in made))
+    left = Remains.of(data_dir)
+    assert left.processes == () and all(Path(path).name.startswith("roost-") for path in left.cgroups)
+
+
+async def test_too_much_memory_is_an_oom_kill_that_is_counted(rooms: World) -> None:
+    room = await rooms.room("memory", limits=Limits(memory_mb=64, disk_mb=64))
+    with pytest.raises(AssertionError, match="without an answer"):
+        await rooms.ask(room, "x = bytearray(256 << 20); result = len(x)")
+    assert room.usage().oom_kills >= 1
+    assert room.usage().memory_peak_bytes <= 64 << 20
+
+
+async def test_processes_are_limited(rooms: World) -> None:
+    room = await rooms.room("pids", limits=Limits(pids=16, disk_mb=64))
+    forked = await rooms.ask(
+        room,
+        """
+        import os, time
+        children = []
+        try:
+            for _ in range(100):
+                pid = os.fork()
+                if pid == 0:
+                    time.sleep(60)
+                children.append(pid)
+        except BlockingIOError:
+            pass
+        for pid in children:
+            os.kill(pid, 9)
+        result = len(children)
+        """,
+    )
+    assert 10 <= forked < 16
+
+
+async def test_cpu_time_is_limited_to_the_quota(rooms: World) -> None:
+    room = await rooms.room("cpu", limits=Limits(cpu=0.2, disk_mb=64))
+    before = room.usage().cpu_us
+    await rooms.ask(room, "import time\nend = time.monotonic() + 1\nwhile time.monotonic() < end: pass\nresult = 0")
+    assert room.usage().cpu_us - before < 500_000
+
+
+async def test_a_full_disk_is_no_space_left(rooms: World) -> None:
+    room = await rooms.room("disk", limits=Limits(disk_mb=16))
+    for directory in ("/", "/usr", "/tmp"):
+        source = f"""
+            import errno, os
+            try:
+                with open({directory!r} + "/fill", "wb") as file:
+                    for _ in range(64):
+                        file.write(bytes(1 << 20))
+                        file.flush()
+                result = None
+            except OSError as error:
+                result = errno.errorcode[error.errno]
+            os.unlink({directory!r} + "/fill")
+            """
+        assert await rooms.ask(room, source) == "ENOSPC"
+
+
+async def test_open_files_are_limited(rooms: World) -> None:
+    room = await rooms.room("files", limits=Limits(open_files=64, disk_mb=64))
+    source = """
+        import errno, os
+        opened = []
+        try:
+            for _ in range(200):
+                opened.append(os.open("/dev/null", os.O_RDONLY))
+        except OSError as error:
+            result = [errno.errorcode[error.errno], len(opened) < 64]
+        """
+    assert await rooms.ask(room, source) == ["EMFILE", True]
+
+
+async def test_a_frozen_room_uses_no_cpu_and_goes_on_afterwards(rooms: World) -> None:
+    room = await rooms.room("freeze")
+    source = "import os\nif os.fork() == 0:\n    while True: pass\nresult = 1"
+    await rooms.ask(room, source)
+    await room.freeze()
+    before = room.usage().cpu_us
+    await asyncio.sleep(0.2)
+    assert room.usage().cpu_us == before
+    await room.thaw()
+    assert await rooms.ask(room, "result = 2") == 2
+    assert room.usage().cpu_us > before
+
+
+async def test_a_frozen_room_can_be_destroyed(rooms: World) -> None:
+    room = await rooms.room("frozen")
+    await room.freeze()
+    await room.destroy()
+    await room.destroy()
+    await asyncio.wait_for(room.wait(), 1)
+
+
+async def test_the_end_of_the_init_ends_the_room(rooms: World) -> None:
+    room = await rooms.room("ends")
+    await rooms.ask(room, "import os, signal, time\nif os.fork() == 0: time.sleep(600)\nresult = 1")
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(room.wait(), 0.1)
+    os.kill(room.pid, signal.SIGKILL)
+    await asyncio.wait_for(room.wait(), 5)
+    async with asyncio.timeout(5):
+        while room.usage().pids:
+            await asyncio.sleep(0.01)
+
+
+async def test_a_kept_layer_is_taken_over_by_a_room_with_other_host_ids(rooms: World) -> None:
+    layer = rooms.directory / "kept.img"
+    await rooms.driver.disks.create(layer, 64)
+    first = await rooms.room("before", layer=layer)
+    write = """
+        import os
+        os.makedirs("/root/work")
+        open("/root/work/file", "w").write("kept")
+        open("/usr/bin/new-tool", "w").write("tool")
+        os.rename("/usr/games", "/usr/renamed-games")
+        os.unlink("/etc/passwd")
+        result = os.stat("/root/work/file").st_uid
+        """
+    assert await rooms.ask(first, write) == 0
+    await first.destroy()
+    second = await rooms.room("after", layer=layer)
+    assert Path(f"/proc/{second.pid}").stat().st_uid != 0
+    read = """
+        import os
+        stat = os.stat("/root/work/file")
+        result = [open("/root/work/file").read(), stat.st_uid, open("/usr/bin/new-tool").read(),
+                  os.path.exists("/usr/games"), os.path.isdir("/usr/renamed-games"), os.path.exists("/etc/passwd")]
+        """
+    assert await rooms.ask(second, read) == ["kept", 0, "tool", False, True, False]
+    assert first.handle["cgroup"].rpartition(".")[2] != second.handle["cgroup"].rpartition(".")[2]
+
+
+async def test_a_layer_in_use_is_not_attached_twice(rooms: World) -> None:
+    layer = rooms.directory / "kept.img"
+    await rooms.driver.disks.create(layer, 64)
+    await rooms.room("holder", layer=layer)
+    with pytest.raises(Unavailable, match="still in use"):
+        await rooms.driver.disks.attach(layer, timeout_s=0.05)
+
+
+async def test_mounts_are_read_only_or_writable_and_owned_by_the_room(rooms: World) -> None:
+    code, volume = rooms.directory / "code", rooms.directory / "volume"
+    for directory in (code, volume):
+        directory.mkdir()
+        (directory / "file").write_text(directory.name)
+    (code / "data/deep").mkdir(parents=True)
+    inner, outer = Mount(source=volume, target="/code/data/deep"), Mount(source=code, target="/code", read_only=True)
+    room = await rooms.room("mounts", mounts=(inner, outer))
+    source = """
+        import errno, os
+        def attempt(path):
+            try:
+                open(path, "w").write("new")
+                return "written"
+            except OSError as error:
+                return errno.errorcode[error.errno]
+        result = [open("/code/file").read(), attempt("/code/other"), attempt("/code/data/deep/other"),
+                  os.stat("/code/data/deep/file").st_uid]
+        """
+    assert await rooms.ask(room, source) == ["code", "EROFS", "written", 0]
+    assert (volume / "other").stat().st_uid == 0
+
+
+@pytest.mark.parametrize("target", ["relative", "/", "/a/../b", "/a/./b"])
+async def test_a_bad_target_is_refused(rooms: World, target: str) -> None:
+    with pytest.raises(InvalidArgument, match="mount target"):
+        await rooms.room("bad", mounts=(Mount(source=rooms.directory, target=target),))
+
+
+async def test_a_room_that_cannot_be_made_says_why_and_leaves_nothing(rooms: World) -> None:
+    await (await rooms.room("warm")).destroy()
+    data_dir = rooms.directory / "data"
+    run_dir = rooms.directory / "run" / "broken"
+    with pytest.raises(Unavailable, match=r"root file system.*/bin/inside: bin is a link or a file"):
+        await rooms.room("broken", mounts=(Mount(source=rooms.directory, target="/bin/inside"),))
+    with pytest.raises(Unavailable, match=r"/nowhere cannot be mounted: .*No such file"):
+        await rooms.room("broken", mounts=(Mount(source=Path("/nonexistent"), target="/nowhere"),))
+    assert list(run_dir.iterdir()) == []
+    left = Remains.of(data_dir)
+    assert left.processes == () and all(Path(path).name.startswith("roost-") for path in left.cgroups)
+    assert await rooms.ask(await rooms.room("broken"), "result = 3") == 3
+
+
+async def test_the_egress_directory_is_at_run_roost(rooms: World) -> None:
+    egress = rooms.directory / "egress"
+    egress.mkdir()
+    accepted = asyncio.Event()
+
+    async def accept(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.close()
+        await writer.wait_closed()
+        accepted.set()
+
+    directory = os.open(egress, os.O_PATH)
+    server = await asyncio.start_unix_server(accept, f"/proc/self/fd/{directory}/index.sock")
+    os.close(directory)
+    room = await rooms.room("egress", egress_dir=egress)
+    source = "import socket\ns = socket.socket(socket.AF_UNIX)\ns.connect('/run/roost/index.sock')\nresult = 1"
+    assert await rooms.ask(room, source) == 1
+    await asyncio.wait_for(accepted.wait(), 5)
+    server.close()
+    await server.wait_closed()
+
+
+async def test_a_zygote_that_was_killed_is_replaced(rooms: World) -> None:
+    first = await rooms.room("first")
+    zygote = next(iter(rooms.driver._zygotes.values()))
+    assert zygote._process is not None
+    os.kill(zygote._process.pid, signal.SIGKILL)
+    while zygote.alive:
+        await asyncio.sleep(0.01)
+    second = await rooms.room("second")
+    assert [await rooms.ask(room, "result = 1") for room in (first, second)] == [1, 1]
+
+
+async def test_a_guest_that_does_not_import_is_told(bundle: Bundle, tmp_path: Path) -> None:
+    async with world(bundle, tmp_path) as made:
+        made.driver._guest = "no_such_guest"
+        with pytest.raises(Unavailable, match="No module named 'no_such_guest'"):
+            await made.room("guest")
+
+
+async def test_destroying_while_being_made_is_clean(rooms: World) -> None:
+    await (await rooms.room("warm")).destroy()
+    data_dir = rooms.directory / "data"
+    for number in range(6):
+        task = asyncio.create_task(rooms.driver.create(rooms.spec(f"cancelled-{number}")))
+        await asyncio.sleep(0.001 * number)
+        task.cancel()
+        done = (await asyncio.gather(task, return_exceptions=True))[0]
+        if not isinstance(done, BaseException):
+            await done.destroy()
+    deadline = asyncio.get_running_loop().time() + 10
+    while Remains.of(data_dir).processes and asyncio.get_running_loop().time() < deadline:
+        await asyncio.sleep(0.02)
+    left = Remains.of(data_dir)
+    assert left.processes == () and all(Path(path).name.startswith("roost-") for path in left.cgroups)

@@ -1,0 +1,159 @@
+"""Real rooms for tests: a driver over a data directory of its own, and a count of what it has on the machine."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import os
+import shutil
+import textwrap
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from roost.isolation.bundle import Bundle, build_bundle
+from roost.isolation.driver import RoomSpec, Template
+from roost.isolation.namespaces.driver import NamespacesDriver
+from roost.isolation.namespaces.policy import RoomPolicy
+from roost.isolation.namespaces.room import NamespacesRoom
+from roost.model.function import Limits
+
+PROBE = "room_probe"
+
+
+def probe_bundle(data_dir: Path) -> Bundle:
+    """A bundle whose rooms can run `room_probe`."""
+    bundle = build_bundle(data_dir)
+    for site in bundle.root.glob("lib/python3.*/site-packages"):
+        shutil.copy(Path(__file__).with_name(f"{PROBE}.py"), site)
+    return bundle
+
+
+def host_template(directory: Path) -> Template:
+    """The host's /usr under a root with the usual links."""
+    directory.mkdir()
+    for name in ("usr", "etc", "var", "root", "tmp"):
+        (directory / name).mkdir()
+    for name in ("bin", "sbin", "lib", "lib64"):
+        (directory / name).symlink_to(f"usr/{name}")
+    (directory / "etc/passwd").write_text("root:x:0:0:root:/root:/bin/sh\nuser:x:1000:1000::/:/bin/sh\n")
+    return Template(name="host", root=directory, binds=((Path("/usr"), "/usr"),))
+
+
+async def ask(run_dir: Path, source: str, timeout_s: float = 60.0) -> Any:
+    """Run Python source in the room; the value of its variable `result`."""
+    # A socket's path may have 107 bytes only, and a test's directory is long.
+    directory = os.open(run_dir, os.O_PATH | os.O_DIRECTORY)
+    try:
+        reader, writer = await asyncio.open_unix_connection(f"/proc/self/fd/{directory}/app.sock", limit=1 << 24)
+    finally:
+        os.close(directory)
+    try:
+        writer.write(json.dumps(textwrap.dedent(source)).encode() + b"\n")
+        line = await asyncio.wait_for(reader.readline(), timeout_s)
+    finally:
+        writer.close()
+        await writer.wait_closed()
+    assert line, "the process that was asked ended without an answer"
+    answer = json.loads(line)
+    assert "error" not in answer, answer["error"]
+    return answer["result"]
+
+
+class World:
+    """A started driver with one template."""
+
+    def __init__(self, driver: NamespacesDriver, template: Template, directory: Path) -> None:
+        self.driver = driver
+        self.template = template
+        self.directory = directory
+        self.rooms: list[NamespacesRoom] = []
+
+    def spec(self, name: str, *, limits: Limits | None = None, **more: Any) -> RoomSpec:
+        run_dir = self.directory / "run" / name
+        run_dir.mkdir(parents=True, exist_ok=True)
+        limits = limits or Limits(disk_mb=64)
+        return RoomSpec(id=name, template=self.template, limits=limits, run_dir=run_dir, **more)
+
+    async def room(self, name: str, **more: Any) -> NamespacesRoom:
+        room = await self.driver.create(self.spec(name, **more))
+        self.rooms.append(room)
+        return room
+
+    async def ask(self, room: NamespacesRoom, source: str, timeout_s: float = 60.0) -> Any:
+        return await ask(self.directory / "run" / room.id, source, timeout_s)
+
+
+@asynccontextmanager
+async def world(bundle: Bundle, directory: Path, policy: RoomPolicy | None = None) -> AsyncIterator[World]:
+    """A driver that is closed at the end, with every room; what then is left on the machine fails the test."""
+    data_dir = directory / "data"
+    data_dir.mkdir(parents=True, exist_ok=True)
+    before = Remains.of(data_dir)
+    driver = NamespacesDriver(data_dir, bundle, guest=PROBE, policy=policy)
+    await driver.start()
+    made = World(driver, host_template(directory / "template"), directory)
+    try:
+        yield made
+    finally:
+        for room in made.rooms:
+            await room.destroy()
+        await driver.close()
+    await settled(data_dir, before)
+
+
+@dataclass(frozen=True)
+class Remains:
+    """What a data directory's rooms have on this machine, and the descriptors of this process."""
+
+    cgroups: tuple[str, ...]
+    processes: tuple[int, ...]
+    loops: tuple[str, ...]
+    mounts: tuple[str, ...]
+    descriptors: int
+
+    @classmethod
+    def of(cls, data_dir: Path) -> Remains:
+        tag = f"roost-{hashlib.sha256(os.fsencode(data_dir.resolve())).hexdigest()[:8]}"
+        parents = [path for tree in ("", "*/") for path in Path("/sys/fs/cgroup").glob(f"{tree}{tag}")]
+        cgroups = [path for parent in parents for path in (parent, *_directories(parent))]
+        processes = {int(pid) for path in cgroups for pid in _read(path / "cgroup.procs").split()}
+        loops = [
+            str(file.parents[1])
+            for file in Path("/sys/block").glob("loop*/loop/backing_file")
+            if str(data_dir.resolve()) in _read(file)
+        ]
+        mounts = [line for line in _read(Path("/proc/self/mountinfo")).splitlines() if str(data_dir.parent) in line]
+        return cls(
+            cgroups=tuple(sorted(map(str, cgroups))),
+            processes=tuple(sorted(processes)),
+            loops=tuple(sorted(loops)),
+            mounts=tuple(mounts),
+            descriptors=len(list(Path("/proc/self/fd").iterdir())),
+        )
+
+
+async def settled(data_dir: Path, wanted: Remains, timeout_s: float = 10.0) -> None:
+    """Wait until exactly `wanted` remains: the kernel unmounts and detaches a moment after the last process."""
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + timeout_s
+    while (found := Remains.of(data_dir)) != wanted and loop.time() < deadline:
+        await asyncio.sleep(0.02)
+    assert found == wanted
+
+
+def _directories(parent: Path) -> list[Path]:
+    try:
+        return [path for path in parent.iterdir() if path.is_dir()]
+    except FileNotFoundError:
+        return []
+
+
+def _read(file: Path) -> str:
+    try:
+        return file.read_text(errors="replace")
+    except OSError:
+        return ""
