@@ -11,7 +11,6 @@ import pytest
 
 from tests.support.fake_roost import FakeRoost
 
-
 #: The first terminal that a session leader opens becomes its own, so that Ctrl-C is a signal.
 TAKE_TERMINAL = """
 import os, sys
