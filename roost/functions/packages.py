@@ -17,6 +17,7 @@ import hashlib
 import io
 import os
 import shutil
+import struct
 import tempfile
 import zipfile
 import zlib
@@ -33,6 +34,8 @@ from roost.functions.ziptree import Entry, Kind, Tree, count_entries, judge
 from roost.model.errors import InvalidArgument, NotFound, PayloadTooLarge, StorageFull, Unavailable
 
 _CHUNK = 1 << 18
+#: What zipfile and zlib raise for bytes that are no proper archive.
+_DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, ValueError, RuntimeError, struct.error)
 _NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
@@ -227,13 +230,15 @@ def unpack(stream: BinaryIO, folder: Path, limits: PackageLimits) -> None:
         with zipfile.ZipFile(stream) as archive:
             tree = _plan(archive, limits)
             _write(archive, tree, folder, limits)
-    except (zipfile.BadZipFile, zlib.error, EOFError, UnicodeDecodeError, NotImplementedError, ValueError) as error:
+    except _DAMAGED as error:
         raise InvalidArgument(f"The package is not a valid zip archive: {error}.") from error
 
 
 def _plan(archive: zipfile.ZipFile, limits: PackageLimits) -> Tree:
     tree = Tree(limit=limits.entries)
     for info in archive.infolist():
+        if not 0 <= info.header_offset < archive.start_dir:
+            raise InvalidArgument("The package is not a valid zip archive: it is cut short.")
         tree.add(judge(info))
     for entry in list(tree.entries.values()):
         if entry.kind is Kind.LINK:
