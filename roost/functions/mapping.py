@@ -71,7 +71,7 @@ def to_spec(
         mounts=volume_mounts(
             config.nas_config, config.oss_mount_config, extension.volume_quota_mb if extension else None
         ),
-        packages=tuple(dict.fromkeys((extension and extension.packages) or ())),
+        packages=tuple(sorted(set((extension and extension.packages) or ()))),
         idle=_idle(config),
         scaling=scaling,
     )

@@ -1,0 +1,304 @@
+"""The store on a real file: what it promises when the process dies, the disk fills, or two servers want it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from roost.model.errors import StorageFull, Unavailable
+from roost.model.function import Affinity
+from roost.model.session import Session, SessionState
+from roost.store.aliases import AliasRecord
+from roost.store.database import Database
+from roost.store.functions import FunctionRecord
+from roost.store.layers import LayerRecord
+from roost.store.migrate import migrate, scripts
+from roost.store.provision import QualifierKind, QualifierRecord
+from roost.store.store import Store
+from roost.store.triggers import TriggerRecord
+from roost.store.versions import VersionRecord
+
+
+@pytest.fixture
+async def store(tmp_path: Path) -> AsyncIterator[Store]:
+    found = Store(tmp_path / "roost.db")
+    await found.open()
+    yield found
+    await found.close()
+
+
+def function(name: str = "f", **fields: object) -> FunctionRecord:
+    record = FunctionRecord(
+        account="a", name=name, id=f"id-{name}", config={"runtime": "python3"}, created=1.5, modified=2.5
+    )
+    return replace(record, **fields)  # type: ignore[arg-type]
+
+
+def session(session_id: str = "s", **fields: object) -> Session:
+    made = Session(
+        account="a",
+        function="f",
+        id=session_id,
+        affinity=Affinity.HEADER_FIELD,
+        created=1.0,
+        modified=2.0,
+        last_used=3.0,
+        ttl_s=60,
+        idle_timeout_s=30,
+        config={"nasConfig": {"mountPoints": [{"serverAddr": "v:/x"}]}},
+    )
+    return replace(made, **fields)  # type: ignore[arg-type]
+
+
+async def test_every_record_comes_back_as_it_went_in(store: Store) -> None:
+    record = function(
+        code_digest="d", code_size=3, code_checksum="9", layers=({"arn": "x", "size": 1, "digest": "l"},),
+        restriction={"reason": "r", "modified": 1.0},
+    )  # fmt: skip
+    version = VersionRecord(account="a", function="f", version=1, description="one", snapshot={"k": [1]}, created=4.0)
+    alias = AliasRecord(
+        account="a",
+        function="f",
+        name="p",
+        version="1",
+        weights={"LATEST": 0.25},
+        description="",
+        created=1,
+        modified=2,
+    )
+    trigger = TriggerRecord(
+        account="a", function="f", name="t", id="i", type="http", qualifier="p", description="d",
+        config={"methods": ["GET"]}, created=1, modified=2,
+    )  # fmt: skip
+    layer = LayerRecord(
+        account="a", name="l", version=1, description="", license="MIT", runtimes=("python3",), code_digest="d",
+        code_size=1, code_checksum="1", created=1,
+    )  # fmt: skip
+    setting = QualifierRecord(
+        account="a", function="f", qualifier="p", kind=QualifierKind.SCALING, config={"minInstances": 1}, created=1,
+        modified=2,
+    )  # fmt: skip
+    await store.functions.put(record)
+    await store.versions.publish(version)
+    await store.aliases.put(alias)
+    await store.triggers.put(trigger)
+    await store.layers.publish(layer)
+    await store.layers.set_public("a", "l", True)
+    await store.provision.put(setting)
+    await store.concurrency.put("a", "f", 3)
+    await store.tags.change([("a", "function", "f")], put={"k": "v", "gone": "x"})
+    await store.tags.change([("a", "function", "f")], remove=["gone"])
+    await store.sessions.put(session(state=SessionState.PAUSED))
+    await store.settings.put("secret", {"k": "ü"})
+
+    assert await store.functions.list_all() == [replace(record, last_version=1)]
+    assert await store.versions.list_all() == [version]
+    assert await store.aliases.list_all() == [alias]
+    assert await store.triggers.list_all() == [trigger]
+    assert await store.layers.list_all() == [layer]
+    assert [(name.public, name.last_version) for name in await store.layers.list_names()] == [(True, 1)]
+    assert await store.provision.list_all() == [setting]
+    assert await store.concurrency.list_all() == {("a", "f"): 3}
+    assert await store.tags.list_all() == {("a", "function", "f"): {"k": "v"}}
+    assert await store.sessions.list_all() == [session(state=SessionState.PAUSED)]
+    assert await store.sessions.get("a", "f", "s") == session(state=SessionState.PAUSED)
+    assert await store.settings.get("secret") == {"k": "ü"}
+    assert await store.settings.get("none") is None
+
+    await store.functions.delete("a", "f")
+    for table in (store.functions, store.versions, store.aliases, store.triggers, store.provision):
+        assert await table.list_all() == []
+    assert await store.concurrency.list_all() == {}
+    assert await store.tags.list_all() == {}
+    assert await store.sessions.list_all() != [], "its sessions are the session manager's to end"
+
+
+async def test_an_update_keeps_what_hangs_on_a_function(store: Store) -> None:
+    await store.functions.put(function())
+    await store.concurrency.put("a", "f", 3)
+    await store.functions.put(function(config={"runtime": "custom"}))
+    assert await store.concurrency.list_all() == {("a", "f"): 3}
+
+
+async def test_the_settings_of_a_version_and_an_alias_go_with_them(store: Store) -> None:
+    await store.functions.put(function())
+    await store.versions.publish(
+        VersionRecord(account="a", function="f", version=1, description="", snapshot={}, created=1)
+    )
+    for qualifier in ("1", "p", "LATEST"):
+        await store.provision.put(
+            QualifierRecord(
+                account="a", function="f", qualifier=qualifier, kind=QualifierKind.PROVISION, config={}, created=1,
+                modified=1,
+            )
+        )  # fmt: skip
+    await store.versions.delete("a", "f", 1)
+    await store.aliases.delete("a", "f", "p")
+    assert [record.qualifier for record in await store.provision.list_all()] == ["LATEST"]
+
+
+async def test_a_second_server_is_turned_away(store: Store, tmp_path: Path) -> None:
+    with pytest.raises(Unavailable, match="Another Roost uses the data directory"):
+        await Store(tmp_path / "roost.db").open()
+    await store.functions.put(function())
+    await store.close()
+    again = Store(tmp_path / "roost.db")
+    await again.open()
+    assert len(await again.functions.list_all()) == 1
+    await again.close()
+    await again.close()
+
+
+async def test_one_that_fails_does_not_take_the_others_of_its_commit_along(tmp_path: Path) -> None:
+    database = Database(tmp_path / "db")
+    await database.open()
+
+    def fail(connection: sqlite3.Connection) -> None:
+        connection.execute("INSERT INTO settings VALUES ('half', '1')")
+        raise ValueError("mine")
+
+    def put(name: str, connection: sqlite3.Connection) -> str:
+        connection.execute("INSERT INTO settings VALUES (?, '1')", (name,))
+        return name
+
+    works = [database.run(lambda c, n=f"n{i}": put(n, c)) for i in range(20)]
+    works.insert(7, database.run(fail))
+    results = await asyncio.gather(*works, return_exceptions=True)
+    assert [str(r) for r in results if isinstance(r, Exception)] == ["mine"]
+    names = await database.run(lambda c: [row[0] for row in c.execute("SELECT name FROM settings")])
+    assert sorted(names) == sorted(f"n{i}" for i in range(20))
+    await database.close()
+    with pytest.raises(Unavailable, match="closed"):
+        await database.run(fail)
+
+
+async def test_many_writers_share_a_commit(tmp_path: Path) -> None:
+    database = Database(tmp_path / "db")
+    await database.open()
+    commits: list[str] = []
+    await database.run(lambda c: c.set_trace_callback(commits.append))
+    await asyncio.gather(
+        *(database.run(lambda c, i=i: c.execute("INSERT INTO settings VALUES (?, '1')", (str(i),)) and None)
+          for i in range(400))
+    )  # fmt: skip
+    await database.close()
+    assert 1 <= commits.count("COMMIT") <= 40
+
+
+async def test_a_caller_that_gives_up_does_not_stop_the_write(tmp_path: Path) -> None:
+    database = Database(tmp_path / "db")
+    await database.open()
+    task = asyncio.create_task(database.run(lambda c: c.execute("INSERT INTO settings VALUES ('x', '1')") and None))
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert await database.run(lambda c: c.execute("SELECT count(*) FROM settings").fetchone()[0]) == 1
+    await database.close()
+
+
+async def test_a_full_disk_is_named_and_the_store_lives_on(tmp_path: Path) -> None:
+    database = Database(tmp_path / "db")
+    await database.open()
+    pages = await database.run(lambda c: c.execute("PRAGMA page_count").fetchone()[0])
+    await database.run(lambda c: c.execute(f"PRAGMA max_page_count={pages + 8}").fetchone())
+
+    def fill(connection: sqlite3.Connection) -> None:
+        connection.execute("INSERT INTO settings VALUES ('big', ?)", ("x" * 200_000,))
+
+    with pytest.raises(StorageFull, match="No room left"):
+        await database.run(fill)
+    await database.run(lambda c: c.execute("INSERT INTO settings VALUES ('small', '1')") and None)
+    names = await database.run(lambda c: [row[0] for row in c.execute("SELECT name FROM settings")])
+    assert names == ["small"]
+    await database.close()
+
+
+@pytest.mark.parametrize(
+    "content", [b"this is no database at all, not even nearly" * 40, b"SQLite format 3\0" + b"\xff" * 9000]
+)
+async def test_a_file_that_is_no_store_is_refused_and_kept(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "roost.db"
+    path.write_bytes(content)
+    with pytest.raises(Unavailable, match=r"damaged|failed"):
+        await Store(path).open()
+    assert path.read_bytes() == content
+    # The lock is free again.
+    path.unlink()
+    store = Store(path)
+    await store.open()
+    await store.close()
+
+
+async def test_a_store_of_a_newer_roost_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "roost.db"
+    store = Store(path)
+    await store.open()
+    await store.close()
+    with sqlite3.connect(path) as connection:
+        connection.execute("PRAGMA user_version=999")
+    connection.close()
+    with pytest.raises(Unavailable, match="newer Roost"):
+        await Store(path).open()
+
+
+async def test_a_folder_that_can_not_be_used_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(Unavailable, match="file"):
+        await Store(tmp_path / "file" / "roost.db").open()
+
+
+def test_migrations_are_numbered_without_a_gap_and_run_once() -> None:
+    assert [number for number, _ in scripts()] == list(range(1, len(scripts()) + 1))
+    connection = sqlite3.connect(":memory:", isolation_level=None)
+    assert migrate(connection) == migrate(connection) == len(scripts())
+    connection.close()
+
+
+WRITER = """
+import asyncio, sys
+from pathlib import Path
+from roost.store.functions import FunctionRecord
+from roost.store.store import Store
+
+async def main():
+    store = Store(Path(sys.argv[1]))
+    await store.open()
+    async def write(lane):
+        for number in range(100_000):
+            name = f"f-{lane}-{number}"
+            await store.functions.put(FunctionRecord(
+                account="a", name=name, id=name, config={}, created=1.0, modified=1.0))
+            print(name, flush=True)
+    await asyncio.gather(*(write(lane) for lane in range(4)))
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize("lines", [1, 37, 160])
+async def test_what_was_acknowledged_outlives_a_kill(tmp_path: Path, lines: int) -> None:
+    path = tmp_path / "roost.db"
+    process = subprocess.Popen([sys.executable, "-c", WRITER, str(path)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    acknowledged = [process.stdout.readline().strip() for _ in range(lines)]
+    os.kill(process.pid, signal.SIGKILL)
+    acknowledged += [line.strip() for line in process.stdout.read().split("\n")[:-1]]
+    process.wait()
+    process.stdout.close()
+    store = Store(path)
+    await store.open()
+    kept = {record.name for record in await store.functions.list_all()}
+    await store.close()
+    assert "" not in acknowledged
+    assert len(acknowledged) >= lines
+    assert set(acknowledged) <= kept
