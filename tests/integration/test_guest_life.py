@@ -40,8 +40,8 @@ WAITING = """
     def handler(event, context):
         if event == b"good":
             return "fine"
-        print("begun")
         try:
+            print("begun")
             {body}
         finally:
             print("cleaned up")
