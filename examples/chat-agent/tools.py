@@ -68,6 +68,7 @@ class Toolbox:
             *command, "--target", str(self._packages), name,
             stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
             start_new_session=True,
+            env={**os.environ, "PIP_USER": "0"},
         )  # fmt: skip
         try:
             async with asyncio.timeout(INSTALL_TIMEOUT_S):

@@ -5,10 +5,7 @@ The packages come from the configured package index, once: they are kept in pyte
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
 import json
-import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -18,6 +15,7 @@ from typing import Any
 import httpx
 import pytest
 
+from roost.sdk.vendor import vendor
 from tests.support.example_app import EXAMPLES, asgi_command, example_server, free_port
 from tests.support.scripted_openai import Call, Calls, Failure, ScriptedOpenAI, Text
 
@@ -37,16 +35,10 @@ def name(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def packages(name: str, pytestconfig: pytest.Config) -> Path:
-    """A folder with what the example requires; one process installs it, the others wait."""
-    requirements = EXAMPLES / name / "requirements.txt"
-    digest = hashlib.sha256(requirements.read_bytes() + sys.version.encode()).hexdigest()[:16]
-    folder = pytestconfig.cache.mkdir("example-packages") / digest
-    with folder.with_suffix(".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not (folder / "complete").exists():
-            command = [sys.executable, "-m", "pip", "install", "-q", "--disable-pip-version-check", "--upgrade"]
-            subprocess.run([*command, "--target", str(folder), "-r", str(requirements)], check=True)
-            (folder / "complete").touch()
+    """A folder with what the example requires."""
+    cache = pytestconfig.cache.mkdir("example-packages")
+    folder = vendor(EXAMPLES / name, f"{sys.version_info.major}.{sys.version_info.minor}", cache)
+    assert folder is not None
     return folder
 
 

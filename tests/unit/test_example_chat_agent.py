@@ -161,6 +161,7 @@ async def test_a_package_installed_is_there_at_once(
 ) -> None:
     wheel(tmp_path / "index")
     monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_USER", "1")  # as in a room
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "index"))
     tools = parts["tools"].Toolbox(tmp_path / "session")
     assert "ModuleNotFoundError" in await tools.call("run_python", json.dumps({"code": "import nest_demo"}))
