@@ -28,6 +28,7 @@ class ClientLimits:
 
     head_timeout_s: float = 10.0  # from the first byte of a head to its last
     idle_timeout_s: float = 75.0  # between requests
+    body_timeout_s: float = 300.0  # without a byte of a body that is awaited
     linger_s: float = 2.0  # how long an answered client may go on sending what nobody reads
     max_connections: int = 10_000
 
@@ -173,8 +174,8 @@ class Host(Protocol):
 class ClientConnection(asyncio.Protocol):
     """The protocol of one accepted connection."""
 
-    __slots__ = ("_body", "_buffer", "_eof", "_host", "_lingering", "_paused", "_request", "_splice", "_transport",
-                 "deadline", "peer")  # fmt: skip
+    __slots__ = ("_body", "_buffer", "_eof", "_host", "_lingering", "_next_waits", "_paused", "_request",
+                 "_splice", "_transport", "_writable", "deadline", "peer")  # fmt: skip
 
     def __init__(self, host: Host) -> None:
         self._host = host
@@ -184,6 +185,8 @@ class ClientConnection(asyncio.Protocol):
         self._body: Body | None = None  # of the present request, while it is not read to its end
         self._splice: Splice | None = None
         self._paused = False
+        self._writable = True
+        self._next_waits = False  # for the client to read what was answered before
         self._eof = False
         self._lingering = 0
         self.peer = ""
@@ -245,12 +248,16 @@ class ClientConnection(asyncio.Protocol):
             self._request.lose(ClientGone())
 
     def pause_writing(self) -> None:
-        self._writable(False)
+        self._set_writable(False)
 
     def resume_writing(self) -> None:
-        self._writable(True)
+        self._set_writable(True)
+        if self._next_waits:
+            self._next_waits = False
+            self._next()
 
-    def _writable(self, writable: bool) -> None:
+    def _set_writable(self, writable: bool) -> None:
+        self._writable = writable
         if self._splice is not None:
             self._splice.client_writable(writable)
         elif self._request is not None and self._request.on_writable is not None:
@@ -282,6 +289,7 @@ class ClientConnection(asyncio.Protocol):
             self._buffer = rest
         else:
             self._body = ChunkedBody() if head.chunked else LengthBody(head.length or 0)
+            self._await_body()
             if rest:
                 self._read_body(rest)
                 if self._request is not request:
@@ -308,7 +316,13 @@ class ClientConnection(asyncio.Protocol):
         if body.done:
             self._body = None
             self._buffer = rest
+            self.deadline = 0.0
+        else:
+            self._await_body()
         request.receive(piece, body.done)
+
+    def _await_body(self) -> None:
+        self.deadline = self._host.now() + self._host.limits.body_timeout_s
 
     def _break(self, request: Request, error: BadRequest) -> None:
         """The body is not HTTP: nothing that follows can be understood."""
@@ -325,11 +339,15 @@ class ClientConnection(asyncio.Protocol):
         if not self._paused and not self._transport.is_closing():
             self._paused = True
             self._transport.pause_reading()
+            if self._body is not None:
+                self.deadline = 0.0  # it is we who don't read
 
     def resume(self) -> None:
         if self._paused and not self._transport.is_closing():
             self._paused = False
             self._transport.resume_reading()
+            if self._body is not None:
+                self._await_body()
 
     # -- answering
 
@@ -345,17 +363,23 @@ class ClientConnection(asyncio.Protocol):
         if not keep_alive or self._host.draining or self._eof:
             self._end()
             return
+        self.deadline = self._host.now() + self._host.limits.idle_timeout_s
+        if not self._writable:
+            self._next_waits = True  # or a client that only writes would fill our memory with answers
+        elif self._buffer:
+            # Not from here: a client with a thousand pipelined bad requests would nest a thousand calls.
+            asyncio.get_running_loop().call_soon(self._next)
+        else:
+            self.resume()
+
+    def _next(self) -> None:
+        """Go on with what came meanwhile."""
+        if self._request is not None or self._transport.is_closing():
+            return
         self.resume()
         buffer, self._buffer = self._buffer, b""
-        limits = self._host.limits
-        self.deadline = self._host.now() + (limits.head_timeout_s if buffer else limits.idle_timeout_s)
         if buffer:
-            # Not from here: a client with a thousand pipelined bad requests would nest a thousand calls.
-            asyncio.get_running_loop().call_soon(self._next, buffer)
-
-    def _next(self, buffer: bytes) -> None:
-        if not self._transport.is_closing():
-            self.data_received(buffer)
+            self._read_head(buffer)
 
     def _refuse(self, error: RoostError) -> None:
         """Answer a request that was never understood, and end."""

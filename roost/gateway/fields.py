@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from roost.gateway.head import RequestHead, ResponseHead
 from roost.model.function import FunctionSpec
 
@@ -22,12 +24,21 @@ def _is_ours(lower: bytes) -> bool:
     return lower.replace(b"_", b"-").startswith(_OURS) if lower.startswith(b"x") else False
 
 
-def _copy(head: RequestHead, out: list[bytes], dropped: frozenset[bytes], *, strip_ours: bool) -> None:
+def _copy(head: RequestHead, out: list[bytes], dropped: frozenset[bytes], private: Callable[[bytes], bool]) -> None:
     options = head.options
     for lower, name, value in head.fields:
-        if lower in dropped or lower in options or (strip_ours and _is_ours(lower)):
+        if lower in dropped or lower in options or private(lower):
             continue
         out.append(b"%b: %b\r\n" % (name, value))
+
+
+def _signed_or_ours(lower: bytes) -> bool:
+    """What proves the caller's identity to the API is not the function's to see."""
+    return lower == b"authorization" or lower.startswith(b"x-acs-") or _is_ours(lower)
+
+
+def _none(lower: bytes) -> bool:
+    return False
 
 
 def _frame(head: RequestHead, method: str, out: list[bytes]) -> None:
@@ -58,9 +69,9 @@ _DROP_GUEST = _HOP | _FORWARDED
 def guest_head(
     head: RequestHead, *, method: str, target: bytes, control_path: str, prefix: str, peer: str, extra: bytes
 ) -> bytes:
-    """The request as the guest gets it. `extra` are whole lines: the function's own `x-fc-*` fields."""
+    """The request as the guest gets it; `prefix` is "" for an event. `extra` are whole lines: the `x-fc-*` fields."""
     out = [b"%b %b HTTP/1.1\r\n" % (method.encode("ascii"), target)]
-    _copy(head, out, _DROP_GUEST, strip_ours=True)
+    _copy(head, out, _DROP_GUEST, _is_ours if prefix else _signed_or_ours)
     _frame(head, method, out)
     _forwarded(head, peer, out)
     if prefix:
@@ -77,7 +88,7 @@ _DROP_CONTROL = _HOP | _FORWARDED | {b"x-fc-request-id"}
 def control_head(head: RequestHead, *, peer: str, request_id: str) -> bytes:
     """The request as the control plane gets it: signed fields stay as they are."""
     out = [b"%b %b HTTP/1.1\r\n" % (head.method.encode("ascii"), head.target)]
-    _copy(head, out, _DROP_CONTROL, strip_ours=False)
+    _copy(head, out, _DROP_CONTROL, _none)
     _frame(head, head.method, out)
     _forwarded(head, peer, out)
     out.append(b"x-fc-request-id: %b\r\n\r\n" % request_id.encode("ascii"))

@@ -65,6 +65,7 @@ class _Call:
     status: int = 0
     session: sessions.SessionPlan = field(default_factory=sessions.SessionPlan)
     session_id: str = ""
+    exchange: Exchange | None = None
 
     @property
     def style(self) -> Style:
@@ -145,7 +146,8 @@ class Invoker:
         try:
             abandoned = await self._with_lease(call, spec, lease)
         except asyncio.CancelledError:
-            abandoned = "cancelled"
+            if call.exchange is not None and call.exchange.sent:
+                abandoned = "cancelled"
             raise
         finally:
             if abandoned:
@@ -194,7 +196,7 @@ class Invoker:
     async def _with_lease(self, call: _Call, spec: FunctionSpec, lease: Lease) -> str:
         """Carry the request out. Returns why the lease must be abandoned, "" if it can be released."""
         reply = self._reply(call, spec, lease)
-        exchange = Exchange(call.request, head=self._guest_head(call, spec, lease), reply=reply)
+        exchange = call.exchange = Exchange(call.request, head=self._guest_head(call, spec, lease), reply=reply)
         if isinstance(call.route, Event):
             claimed = call.headers.get(CLAIM, "")
             limit = self._limits.event_bytes

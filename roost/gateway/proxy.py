@@ -122,6 +122,16 @@ class Exchange:
             upstream.write(self._first[0] if len(self._first) == 1 else b"".join(self._first))
 
     @property
+    def sent(self) -> bool:
+        """Something of the request may have reached an upstream."""
+        return self._sending
+
+    @property
+    def request_ended(self) -> bool:
+        """All of the request has been written to the upstream."""
+        return self._request.body_ended
+
+    @property
     def replayable(self) -> bool:
         """After BROKEN: it is safe to `run` again on a fresh connection."""
         upstream = self._upstream
@@ -274,7 +284,10 @@ async def transfer(
             upstream.abort()
             raise
         if end is End.COMPLETE:
-            pool.give_back(path, upstream)
+            if exchange.request_ended:
+                pool.give_back(path, upstream)
+            else:  # what another request would send now would be taken for the rest of this one's body
+                upstream.abort()
             return end, None
         if end is not End.BROKEN:
             return end, upstream

@@ -95,8 +95,9 @@ class UpstreamConnection(asyncio.Protocol):
 
     @property
     def reusable(self) -> bool:
-        """The response has ended and the connection may carry another request."""
-        return self._reusable and self._receiver is None and self._raw is None and self.alive
+        """The response has ended, all of the request was taken, and the connection may carry another one."""
+        free = self._reusable and self._receiver is None and self._raw is None and self.alive
+        return free and self._transport.get_write_buffer_size() == 0
 
     # -- asyncio.Protocol
 

@@ -128,6 +128,42 @@ async def test_slow_heads_and_idle_connections_are_ended(tmp_path: Path) -> None
 
 
 @on_both_loops
+async def test_a_body_that_stops_coming_is_ended(tmp_path: Path) -> None:
+    limits = ClientLimits(head_timeout_s=0.2, body_timeout_s=0.2)
+    async with world(tmp_path, mirror, limits=limits) as w:
+        reader, writer = await w.connect()
+        writer.write(b"POST /echo HTTP/1.1\r\nHost: h\r\nContent-Length: 10\r\n\r\nhalf")
+        assert await asyncio.wait_for(reader.read(), 5) == b""
+        writer.close()
+        await eventually(lambda: bool(w.records.seen))
+    assert w.records.seen[0].outcome is Outcome.CANCELLED
+
+
+@on_both_loops
+async def test_a_client_that_never_reads_gets_no_more_answers(tmp_path: Path) -> None:
+    served = 0
+
+    def app(head: bytes, body: bytes) -> bytes:
+        nonlocal served
+        served += 1
+        return reply(bytes(200_000))
+
+    async with world(tmp_path, server(app)) as w:
+        reader, writer = await w.connect()
+        writer.transport.pause_reading()  # type: ignore[attr-defined]
+        writer.write(b"GET /echo HTTP/1.1\r\nHost: h\r\n\r\n" * 1000)
+        last = -1
+        while last != served or not served:  # until it stands still
+            last = served
+            await asyncio.sleep(0.2)
+        assert served < 200
+        writer.transport.resume_reading()  # type: ignore[attr-defined]
+        for _ in range(1000):
+            assert len((await read_answer(reader)).body) == 200_000
+        writer.close()
+
+
+@on_both_loops
 async def test_connections_are_bounded(tmp_path: Path) -> None:
     async with world(tmp_path, mirror, limits=ClientLimits(max_connections=2)) as w:
         kept = [await w.connect() for _ in range(2)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import hashlib
 import json
 from collections.abc import Mapping
@@ -41,7 +42,8 @@ def event(body: bytes, *lines: bytes, path: bytes = PATH) -> bytes:
 async def test_an_event_is_posted_to_invoke(tmp_path: Path) -> None:
     async with world(tmp_path, mirror) as w:
         reader, writer = await w.connect()
-        writer.write(event(b"payload", b"x-fc-invocation-type: Sync", path=PATH + b"?qualifier=prod"))
+        signed = (b"Authorization: ACS3-HMAC-SHA256 hidden", b"x-acs-security-token: hidden", b"x-mine: kept")
+        writer.write(event(b"payload", b"x-fc-invocation-type: Sync", *signed, path=PATH + b"?qualifier=prod"))
         answer = await read_answer(reader)
         writer.close()
     assert answer.status == 200
@@ -49,6 +51,8 @@ async def test_an_event_is_posted_to_invoke(tmp_path: Path) -> None:
     assert b"x-fc-control-path: /invoke\r\n" in answer.body
     assert b"x-fc-qualifier: prod\r\n" in answer.body
     assert b"invocation-type" not in answer.body
+    assert b"hidden" not in answer.body
+    assert b"x-mine: kept" in answer.body
     assert answer.body.endswith(b"\r\n\r\npayload")
     assert answer.headers["x-fc-request-id"].encode() in answer.body
     assert int(answer.headers["x-fc-invocation-duration"]) >= 0
@@ -410,6 +414,29 @@ async def test_a_reply_before_the_request_has_ended(tmp_path: Path) -> None:
         writer.close()
         await eventually(lambda: bool(w.records.seen))
     assert w.fleet.leases[0].released == 1
+
+
+@on_both_loops
+async def test_the_rest_of_an_answered_upload_is_not_taken_for_a_request(tmp_path: Path) -> None:
+    """The connection of a request that was answered early carries no other request."""
+
+    async def app(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(asyncio.IncompleteReadError):
+            while True:  # keeps the connection, never reads a body
+                head = await reader.readuntil(b"\r\n\r\n")
+                writer.write(reply(head.split()[0]))
+        writer.close()
+
+    async with world(tmp_path, app) as w:
+        for _ in range(3):
+            reader, writer = await w.connect()
+            writer.write(b"PUT /echo HTTP/1.1\r\nHost: h\r\nContent-Length: 100\r\n\r\nabc")
+            assert (await read_answer(reader)).body == b"PUT"
+            writer.close()
+            reader, writer = await w.connect()
+            writer.write(GET)
+            assert (await read_answer(reader)).body == b"GET"
+            writer.close()
 
 
 @on_both_loops
