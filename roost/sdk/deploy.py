@@ -11,6 +11,7 @@ from typing import Any
 from roost.sdk import manifest, package, vendor
 from roost.sdk.client import API, Client, function_path
 from roost.sdk.errors import Failed, UsageError
+from roost.sdk.uploads import Uploads
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +41,8 @@ class Deployer:
         self._client = client
         self._environment = environment
         self._say = say
+        self._cache = vendor.cache_directory(environment)
+        self._uploads = Uploads(self._cache / "uploads")
 
     def deploy(self, directory: Path, overrides: Overrides) -> Deployed:
         """Deploy one directory. Raises UsageError for what is wrong in it, Failed for a step that failed."""
@@ -51,31 +54,37 @@ class Deployer:
             function = manifest.to_function(parsed, self._environment)
         except UsageError as error:
             raise UsageError(f"{directory / manifest.FILE}: {error}") from error
-        content = self._pack(directory)
-        self._say(f"uploading {len(content) / 1e6:.1f} MB")
-        function["code"] = {"zipFile": base64.b64encode(content).decode()}
-        created = self._put(name, function)
+        members = self._members(directory)
+        digest = package.digest(members)
+        present = self._client.function(name)
+        note = self._uploads.note(self._client.server.url, name)
+        if present is None or not note.says(digest, str(present.get("codeChecksum", ""))):
+            self._say("packing")
+            content = package.build(members)
+            self._say(f"uploading {len(content) / 1e6:.1f} MB")
+            function["code"] = {"zipFile": base64.b64encode(content).decode()}
+        reply = self._put(name, function, new=present is None)
+        note.write(digest, str(reply.get("codeChecksum", "")))
         self._scale(name, parsed)
         return Deployed(
             name=name,
-            created=created,
-            package_bytes=len(content),
+            created=present is None,
+            package_bytes=int(reply.get("codeSize") or 0),
             url=f"{self._client.server.url}/{name}/",
             chat=function.get("sessionAffinity") == "HEADER_FIELD",
         )
 
-    def _pack(self, directory: Path) -> bytes:
+    def _members(self, directory: Path) -> package.Members:
         vendored = None
         if (directory / vendor.FILE).is_file():
             self._say(f"installing {vendor.FILE}")
             vendored = vendor.vendor(
                 directory,
                 self._python(),
-                vendor.cache_directory(self._environment),
+                self._cache / "requirements",
                 lambda line: self._say(f"pip: {line[:90]}"),
             )
-        self._say("packing")
-        return package.build(directory, vendored)
+        return package.collect(directory, vendored)
 
     def _python(self) -> str:
         """Version of the rooms' interpreter, as "3.11"."""
@@ -85,13 +94,11 @@ class Deployer:
             raise Failed(f"The server does not say which Python its rooms have ({said!r}).")
         return ".".join(parts[:2])
 
-    def _put(self, name: str, function: dict[str, Any]) -> bool:
-        if self._client.function(name) is None:
-            self._client.send_json("POST", f"{API}/functions", {"functionName": name, **function})
-            return True
+    def _put(self, name: str, function: dict[str, Any], *, new: bool) -> dict[str, Any]:
+        if new:
+            return self._client.send_json("POST", f"{API}/functions", {"functionName": name, **function})
         # An update keeps what it is not told; null takes a field back to its default.
-        self._client.send_json("PUT", function_path(name), {**dict.fromkeys(manifest.MANAGED), **function})
-        return False
+        return self._client.send_json("PUT", function_path(name), {**dict.fromkeys(manifest.MANAGED), **function})
 
     def _scale(self, name: str, parsed: Mapping[str, Any]) -> None:
         minimum = (parsed.get("scaling") or {}).get("min")

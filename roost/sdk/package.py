@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 import stat
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
 
 from roost.sdk.errors import UsageError
+
+#: Name in the package -> file.
+Members = Mapping[str, Path]
 
 IGNORE_FILE = ".roostignore"
 ALWAYS_IGNORED = (
@@ -73,24 +77,36 @@ def files(directory: Path) -> Iterator[tuple[str, Path]]:
             yield prefix + one, path
 
 
-def build(
-    directory: Path,
-    vendored: Path | None = None,
-    progress: Callable[[str], None] = lambda name: None,
-) -> bytes:
-    """The zip of `directory`, and of what is below `vendored` where the directory has no file of that name."""
+def collect(directory: Path, vendored: Path | None = None) -> Members:
+    """The files of `directory`, and those below `vendored` where the directory has none of that name."""
     members = dict(files(vendored)) if vendored else {}
     members |= dict(files(directory))
     if not members:
         raise UsageError(f"{directory} holds no files to deploy.")
+    return members
+
+
+def digest(members: Members) -> str:
+    """SHA-256 over names, modes and contents: equal for equal packages."""
+    whole = hashlib.sha256()
+    for name in sorted(members):
+        content = hashlib.sha256(members[name].read_bytes()).hexdigest()
+        whole.update(f"{name}\0{_executable(members[name])}\0{content}\0".encode())
+    return whole.hexdigest()
+
+
+def build(members: Members) -> bytes:
+    """The zip of these files."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=6) as archive:
         for name in sorted(members):
-            progress(name)
-            executable = bool(members[name].stat().st_mode & stat.S_IXUSR)
             info = zipfile.ZipInfo(name, _EPOCH)
             info.create_system = 3
-            info.external_attr = (stat.S_IFREG | (0o755 if executable else 0o644)) << 16
+            info.external_attr = (stat.S_IFREG | (0o755 if _executable(members[name]) else 0o644)) << 16
             info.compress_type = zipfile.ZIP_DEFLATED
             archive.writestr(info, members[name].read_bytes())
     return buffer.getvalue()
+
+
+def _executable(path: Path) -> bool:
+    return bool(path.stat().st_mode & stat.S_IXUSR)

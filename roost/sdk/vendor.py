@@ -18,9 +18,9 @@ FILE = "requirements.txt"
 
 
 def cache_directory(environment: Mapping[str, str]) -> Path:
-    """Where installed requirements are kept: below XDG_CACHE_HOME or ~/.cache."""
+    """Where deploys keep what they can make again: below XDG_CACHE_HOME or ~/.cache."""
     base = environment.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "roost" / "requirements"
+    return (Path(base) if base else Path.home() / ".cache") / "roost"
 
 
 def vendor(

@@ -85,6 +85,14 @@ def test_deploy_creates_then_updates(run: Run, server: FakeRoost, agent: Path) -
     update = server.last("PUT", "/2023-03-30/functions/agent").json()
     assert update["handler"] == "agent.handler"
     assert update["memorySize"] is None  # taken out of roost.toml: back to the default
+    assert "code" not in update  # unchanged: not sent again
+
+    (agent / "agent.py").write_text("def handler(event, context):\n    return b''\n")
+    run("deploy", str(agent))
+    assert "code" in server.last("PUT", "/2023-03-30/functions/agent").json()
+    server.functions["agent"]["codeChecksum"] = "changed by another"
+    run("deploy", str(agent))
+    assert "code" in server.last("PUT", "/2023-03-30/functions/agent").json()
 
 
 def test_deploy_under_another_name_with_other_sessions(run: Run, server: FakeRoost, agent: Path) -> None:

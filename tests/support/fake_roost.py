@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import threading
+import zlib
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
@@ -98,7 +99,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _functions(self, seen: Seen) -> None:
         name, _, rest = seen.path.removeprefix(API).lstrip("/").partition("/")
         if not name and seen.method == "POST":
-            function = seen.json()
+            function = self._checked(seen.json())
             self.fake.functions[function["functionName"]] = function
             self._json(function)
         elif not name:
@@ -114,8 +115,15 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(b"", 204)
         else:
             if seen.method == "PUT" and not rest:
-                self.fake.functions[name] = {"functionName": name, **seen.json()}
+                kept = {key: self.fake.functions[name].get(key) for key in ("code", "codeChecksum", "codeSize")}
+                self.fake.functions[name] = {"functionName": name, **kept, **self._checked(seen.json())}
             self._json(self.fake.functions[name])
+
+    def _checked(self, function: dict[str, Any]) -> dict[str, Any]:
+        if "code" not in function:
+            return function
+        sent = function["code"]["zipFile"].encode()
+        return {**function, "codeChecksum": str(zlib.crc32(sent)), "codeSize": len(sent)}
 
     def _page(self, items: list[dict[str, Any]], field: str, seen: Seen) -> None:
         start = int(seen.query.get("nextToken", "0"))
