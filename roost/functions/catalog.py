@@ -27,7 +27,7 @@ from roost.functions.settings import Concurrency, QualifierSettings
 from roost.functions.state import CatalogState, Listener
 from roost.functions.tags import Tags
 from roost.functions.triggers import Triggers
-from roost.model.errors import AccessDenied, Conflict, InvalidArgument
+from roost.model.errors import AccessDenied, Conflict, InvalidArgument, RoostError, Unavailable
 from roost.model.function import LATEST, FunctionSpec, Scaling
 from roost.model.signature import Keys
 from roost.store.functions import FunctionRecord
@@ -74,7 +74,7 @@ class FunctionCatalog:
         self.tags = Tags(self._state)
 
     async def load(self) -> None:
-        """Read everything from the store."""
+        """Read everything from the store. Raises Unavailable, naming the function that can't be read."""
         store, state = self._state.store, self._state
         for function in await store.functions.list_all():
             state.entries[function.account, function.name] = FunctionEntry(record=function)
@@ -89,13 +89,16 @@ class FunctionCatalog:
         for setting in await store.provision.list_all():
             entry = state.entries[setting.account, setting.function]
             entry.settings[setting.qualifier, setting.kind] = setting
-        for name in await store.layers.list_names():
-            state.layer_names[name.account, name.name] = name
+        for known in await store.layers.list_names():
+            state.layer_names[known.account, known.name] = known
         for layer in await store.layers.list_all():
             state.layers.setdefault((layer.account, layer.name), {})[layer.version] = layer
         state.tags.update(await store.tags.list_all())
-        for entry in state.entries.values():
-            entry.rebuild()
+        for (account, name), entry in state.entries.items():
+            try:
+                entry.rebuild()
+            except RoostError as error:
+                raise Unavailable(f"The stored function {account}/{name} can't be read: {error.message}") from error
 
     def resolve(self, account: str, name: str, qualifier: str | None = None) -> FunctionSpec:
         """The spec that serves a request for `name[:qualifier]`. An alias with weights picks one each time.
