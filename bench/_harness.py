@@ -56,16 +56,25 @@ def progress(text: str) -> None:
         sys.stderr.flush()
 
 
-def table(title: str, unit: str, series: Mapping[str, Sequence[float]], *, reference: str) -> None:
+def table(
+    title: str, unit: str, series: Mapping[str, Sequence[float]], *, reference: str, more_is_better: bool = False
+) -> None:
     """Print the series as a table; the first column of figures is the ratio of medians to `reference`."""
     base = stats(series[reference]).median
     print(f"\n### {title}\n")
-    print(f"| | ratio to {reference} | median, {unit} | p99 | min | n |")
+    print(f"| | ratio to {reference} | median, {unit} | {'p99, the best' if more_is_better else 'p99'} | min | n |")
     print("|---|---:|---:|---:|---:|---:|")
     for name, values in series.items():
         s = stats(values)
-        print(f"| {name} | {s.median / base:.2f} | {s.median:.3g} | {s.p99:.3g} | {s.least:.3g} | {s.n} |")
+        print(
+            f"| {name} | {s.median / base:.2f} | {_figure(s.median)} | {_figure(s.p99)} | {_figure(s.least)} | {s.n} |"
+        )
     sys.stdout.flush()
+
+
+def _figure(value: float) -> str:
+    """Three digits, without an exponent."""
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 class Promises:
@@ -75,10 +84,10 @@ class Promises:
         self.broken = 0
 
     def at_most(self, what: str, measured: float, limit: float, unit: str) -> None:
-        self._tell(measured <= limit, f"{what}: {measured:.3g} {unit}, promised at most {limit:g}")
+        self._tell(measured <= limit, f"{what}: {_figure(measured)} {unit}, promised at most {limit:g}")
 
     def at_least(self, what: str, measured: float, limit: float, unit: str) -> None:
-        self._tell(measured >= limit, f"{what}: {measured:.3g} {unit}, promised at least {limit:g}")
+        self._tell(measured >= limit, f"{what}: {_figure(measured)} {unit}, promised at least {limit:g}")
 
     def _tell(self, held: bool, text: str) -> None:
         self.broken += not held

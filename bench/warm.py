@@ -45,12 +45,12 @@ def compare(title: str, targets: Mapping[str, tuple[int, str]], runs: int) -> tu
     for port, path in targets.values():
         load(port, path, "--connections", CONCURRENCY, "--seconds", 1)  # imports, pools, caches
     measured = []
-    for what, unit, measure in (
-        ("p50 at concurrency 1", "ms", latency),
-        (f"throughput at concurrency {CONCURRENCY}", "requests/s", throughput),
+    for what, unit, measure, more in (
+        ("p50 at concurrency 1", "ms", latency, False),
+        (f"throughput at concurrency {CONCURRENCY}", "requests/s", throughput, True),
     ):
         series = _harness.interleave(_bind(measure, targets), runs)
-        _harness.table(f"{title}: {what}", unit, series, reference="uvicorn alone")
+        _harness.table(f"{title}: {what}", unit, series, reference="uvicorn alone", more_is_better=more)
         measured.append(series)
     return tuple(measured)
 

@@ -29,17 +29,17 @@ class _Tail:
 
 
 class RequestTails:
-    """Bounded: at most `requests` tails of at most `limit_bytes` each.
+    """Bounded: at most `requests` tails of at most `limit_bytes` each, `per_function` of any one function.
 
-    What goes first is the least recently written tail of the function that has the most, so that a function that
-    invents request ids loses only its own.
+    A function that invents request ids loses its own first; else the function that has printed nothing for longest.
     """
 
-    def __init__(self, *, requests: int = 2048, limit_bytes: int = TAIL_BYTES) -> None:
+    def __init__(self, *, requests: int = 4096, per_function: int = 512, limit_bytes: int = TAIL_BYTES) -> None:
         self._requests = requests
+        self._per_function = per_function
         self._limit = limit_bytes
         self._count = 0
-        self._functions: dict[_Function, OrderedDict[str, _Tail]] = {}
+        self._functions: OrderedDict[_Function, OrderedDict[str, _Tail]] = OrderedDict()
 
     def add(self, key: Key, line: str, *, ends: bool = False) -> None:
         """Append a line to the request's tail; `ends` tells that it is the last one between its markers."""
@@ -81,19 +81,27 @@ class RequestTails:
         self._count -= len(self._functions.pop((account, function), ()))
 
     def _touch(self, key: Key) -> _Tail:
-        tails = self._functions.setdefault(key[:2], OrderedDict())
+        function = key[:2]
+        tails = self._functions.get(function)
+        if tails is None:
+            tails = self._functions[function] = OrderedDict()
+        else:
+            self._functions.move_to_end(function)
         tail = tails.get(key[2])
         if tail is not None:
             tails.move_to_end(key[2])
             return tail
         tail = tails[key[2]] = _Tail()
         self._count += 1
-        if self._count > self._requests:
+        if len(tails) > self._per_function:
+            tails.popitem(last=False)
+            self._count -= 1
+        elif self._count > self._requests:
             self._evict()
         return tail
 
     def _evict(self) -> None:
-        function, tails = max(self._functions.items(), key=lambda item: len(item[1]))
+        function, tails = next(iter(self._functions.items()))
         tails.popitem(last=False)
         self._count -= 1
         if not tails:

@@ -20,12 +20,22 @@ def test_keeps_the_last_bytes() -> None:
 
 
 def test_a_function_that_invents_requests_loses_only_its_own() -> None:
-    tails = RequestTails(requests=10)
+    tails = RequestTails(requests=10, per_function=9)
     tails.add(KEY, "mine")
     for number in range(1000):
         tails.add(("default", "loud", str(number)), "x")
     assert tails.read(KEY) == b"mine\n"
     assert sum(tails.read(("default", "loud", str(number))) != b"" for number in range(1000)) == 9
+
+
+def test_the_function_that_is_silent_for_longest_goes_first() -> None:
+    tails = RequestTails(requests=3)
+    for name in ("a", "b", "c", "a"):
+        tails.add(("default", name, "r"), name)
+    for number in range(2):
+        tails.add(("default", "d", str(number)), "d")
+    assert [tails.read(("default", name, "r")) for name in "abc"] == [b"a\n", b"", b""]
+    assert tails._count == 3
 
 
 async def test_waits_for_the_end_marker() -> None:
