@@ -34,7 +34,7 @@ def test_the_function_that_is_silent_for_longest_goes_first() -> None:
         tails.add(("default", name, "r"), name)
     for number in range(2):
         tails.add(("default", "d", str(number)), "d")
-    assert [tails.read(("default", name, "r")) for name in "abc"] == [b"a\n", b"", b""]
+    assert [tails.read(("default", name, "r")) for name in "abc"] == [b"a\na\n", b"", b""]
     assert tails._count == 3
 
 
