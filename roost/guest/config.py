@@ -95,7 +95,8 @@ def _text(message: Mapping[str, Any], key: str, default: str = "") -> str:
 
 
 def _texts(message: Mapping[str, Any], key: str) -> tuple[str, ...]:
-    value = message.get(key) or []
+    value = message.get(key)
+    value = [] if value is None else value
     if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
         raise BadStart(f"{key}: not a list of strings")
     return tuple(value)
@@ -111,7 +112,8 @@ def _number(message: Mapping[str, Any], key: str, default: float, *, low: float,
 
 
 def _env(message: Mapping[str, Any]) -> dict[str, str]:
-    env = message.get("env") or {}
+    env = message.get("env")
+    env = {} if env is None else env
     if not isinstance(env, dict):
         raise BadStart("env: not an object")
     for name, value in env.items():

@@ -86,7 +86,8 @@ def head_of(parts: Mapping[str, Any]) -> Reply:
         status = int(status)
     if isinstance(status, bool) or not isinstance(status, int) or not 200 <= status <= 599:
         raise BadReply(f"statusCode is not a status: {parts['statusCode']!r}")
-    headers = parts.get("headers") or {}
+    headers = parts.get("headers")
+    headers = {} if headers is None else headers
     if not isinstance(headers, dict):
         raise BadReply("headers is not an object")
     fields = [

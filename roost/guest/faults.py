@@ -49,10 +49,11 @@ def to_json(error: BaseException) -> bytes:
 def stack_of(error: BaseException) -> list[str]:
     """One string a frame, outermost first: the user's frames, without the guest's and the import machinery's."""
     frames = [(frame, line) for frame, line in _walk(error.__traceback__) if not _is_ours(frame)]
-    if len(frames) > MAX_FRAMES:
-        frames = frames[: MAX_FRAMES // 2] + frames[-MAX_FRAMES // 2 :]
-    summary = traceback.StackSummary.extract(iter(frames), lookup_lines=True)
-    lines = [text.strip() for text in traceback.format_list(summary)]
+    # Repeated calls are one entry here; two functions that call each other are not.
+    lines = [text.strip() for text in traceback.format_list(traceback.StackSummary.extract(iter(frames)))]
+    if len(lines) > MAX_FRAMES:
+        half = MAX_FRAMES // 2
+        lines = [*lines[:half], f"[{len(lines) - MAX_FRAMES} more]", *lines[-half:]]
     if isinstance(error, SyntaxError):
         lines.append("".join(traceback.format_exception_only(error)).strip())
     return lines
