@@ -39,7 +39,10 @@ from roost.instances.service import InstanceHistory, SessionService
 from roost.instances.sessions import SessionBook
 from roost.instances.volumes import Volumes
 from roost.isolation.bundle import build_bundle
+from roost.isolation.egress.cache import CacheLimits
 from roost.isolation.egress.embedded import EmbeddedServer
+from roost.isolation.egress.index_proxy import IndexLimits
+from roost.isolation.egress.upstreams import read_upstreams
 from roost.isolation.namespaces.driver import NamespacesDriver
 from roost.isolation.templates import Templates
 from roost.model.errors import NotFound, RoostError
@@ -86,7 +89,13 @@ class Server:
         # What runs.
         self.driver = NamespacesDriver(data, build_bundle(data))
         self.templates = Templates(data)
-        self.egress = RoomEgress(data / "index-cache", model=config.model, cache_mb=config.package_cache_mb)
+        self.egress = RoomEgress(
+            data / "index-cache",
+            upstreams=read_upstreams(os.environ),
+            limits=IndexLimits(cache=CacheLimits(total=config.package_cache_mb << 20)),
+            model=config.model,
+            on_bytes=self.metrics.egress,
+        )
         self.assembly = Assembly(
             places=Places(code=data / "code", sessions=data / "sessions", run=config.run_dir),
             templates=self.templates,
@@ -180,6 +189,7 @@ class Server:
             stack.push_async_callback(self.tracing.close)
         await self.driver.start()
         stack.push_async_callback(self.driver.close)
+        await self.egress.start()
         stack.push_async_callback(self.egress.close)
         adopted = await self.fleet.adopt()
         stack.push_async_callback(self.fleet.close)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import httpx
 
 from roost.config import ModelConfig
 from roost.isolation.egress.embedded import EmbeddedServer
+from roost.isolation.egress.index_proxy import IndexLimits, IndexProxy, RoomIndex
 from roost.isolation.egress.model_proxy import (
     DEFAULT_BASE_URL,
     PREFIX,
@@ -21,6 +21,8 @@ from roost.isolation.egress.model_proxy import (
     Send,
     room_environment,
 )
+from roost.isolation.egress.routes import room_environment as package_environment
+from roost.isolation.egress.upstreams import Upstreams
 from roost.model.function import FunctionSpec
 
 SOCKET = "index.sock"
@@ -49,49 +51,74 @@ def model_environment(environment: Mapping[str, str], default: ModelConfig) -> d
 
 
 class _Doors:
-    """One room's application: the model at `/openai/`."""
+    """One room's application: the model at `/openai/`, the package indexes elsewhere."""
 
-    def __init__(self, model: ModelProxy | None) -> None:
+    def __init__(self, model: ModelProxy | None, index: RoomIndex) -> None:
         self._model = model
+        self._index = index
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         if self._model is not None and scope["path"].startswith(PREFIX):
             await self._model(scope, receive, send)
         else:
-            await send({"type": "http.response.start", "status": 404, "headers": []})
-            await send({"type": "http.response.body", "body": b"This room has no such door.\n"})
+            await self._index(scope, receive, send)
 
 
 class RoomEgress:
-    """Implements `assembly.Egress`: a socket per room that needs one, at `<run_dir>/egress/index.sock`."""
+    """Implements `assembly.Egress`: a socket for each room that may reach something, in a folder of its own.
 
-    def __init__(self, cache_dir: Path, *, model: ModelConfig, cache_mb: int) -> None:
+    `on_bytes(account, function, count)` is told what package indexes sent to rooms.
+    """
+
+    def __init__(
+        self,
+        cache_dir: Path,
+        *,
+        upstreams: Upstreams,
+        limits: IndexLimits,
+        model: ModelConfig,
+        on_bytes: Callable[[str, str, int], None],
+    ) -> None:
+        self._cache_dir = cache_dir
+        self._upstreams = upstreams
+        self._limits = limits
         self._model = model
+        self._on_bytes = on_bytes
+        self._servers: dict[Path, EmbeddedServer] = {}
+        self._closing: set[asyncio.Task[None]] = set()
+
+    async def start(self) -> None:
+        """Before the first `attach`."""
+        self._index = IndexProxy(self._upstreams, self._cache_dir, self._limits)
         self._client = httpx.AsyncClient(
             trust_env=False,
             timeout=httpx.Timeout(600, connect=10),
             limits=httpx.Limits(max_connections=1000, max_keepalive_connections=100),
         )
-        self._servers: dict[Path, EmbeddedServer] = {}
-        self._closing: set[asyncio.Task[Any]] = set()
 
     async def attach(self, spec: FunctionSpec, run_dir: Path) -> tuple[Path | None, Mapping[str, str]]:
         """The folder to mount at /run/roost, if the function may reach anything, and the environment that uses it."""
         endpoint = model_endpoint(spec.environment, self._model)
-        if endpoint is None:
+        if endpoint is None and not spec.packages:
             return None, {}
         directory = run_dir / "egress"
         directory.mkdir(mode=0o755, exist_ok=True)
-        server = EmbeddedServer(_Doors(ModelProxy(endpoint, self._client)), directory / SOCKET, mode=0o666)
+        account, name = spec.account, spec.name
+        index = self._index.room(spec.packages, lambda count: self._on_bytes(account, name, count))
+        model = ModelProxy(endpoint, self._client) if endpoint else None
+        server = EmbeddedServer(_Doors(model, index), directory / SOCKET, mode=0o666)
         await server.start()
         self._servers[run_dir] = server
-        return directory, model_environment(spec.environment, self._model)
+        environment = package_environment(spec.packages)
+        if endpoint is not None:
+            environment |= model_environment(spec.environment, self._model)
+        return directory, environment
 
     def detach(self, run_dir: Path) -> None:
         """The room is gone."""
         server = self._servers.pop(run_dir, None)
         if server is not None:
-            task = asyncio.ensure_future(server.close())
+            task = asyncio.create_task(server.close())
             self._closing.add(task)
             task.add_done_callback(self._closing.discard)
 
@@ -100,4 +127,5 @@ class RoomEgress:
         for run_dir in list(self._servers):
             self.detach(run_dir)
         await asyncio.gather(*self._closing, return_exceptions=True)
+        await self._index.close()
         await self._client.aclose()
