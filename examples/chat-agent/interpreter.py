@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import secrets
 import signal
 import sys
 from contextlib import suppress
@@ -41,7 +40,7 @@ class Interpreter:
                 await self._kill()
             process = await self._started()
             assert process.stdin
-            self._running = end = secrets.token_hex(16).encode()
+            self._running = end = os.urandom(16).hex().encode()
             process.stdin.write(json.dumps([code, end.decode()]).encode() + b"\n")
             output = Output(self._output_bytes)
             note = ""
