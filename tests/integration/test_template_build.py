@@ -308,11 +308,13 @@ def mmdebstrap(folder: Path, script: str) -> None:
 
 
 def test_a_suite_is_taken_from_what_mmdebstrap_writes(templates, tmp_path, monkeypatch):
-    (tmp_path / "suite.tar").write_bytes(layer(("etc/debian_version", "file", b"99\n")))
+    own = ("etc/hostname", "file", b"this-machine\n")
+    (tmp_path / "suite.tar").write_bytes(layer(("etc/debian_version", "file", b"99\n"), own))
     mmdebstrap(tmp_path / "bin", f'echo "$@" >{tmp_path}/arguments; cat {tmp_path}/suite.tar')
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
     info = templates.build("bookworm", "deb", BuildOptions(packages=("curl", "git")))
     assert (templates.get("deb").root / "etc/debian_version").read_text() == "99\n"
+    assert (templates.get("deb").root / "etc/hostname").read_text() == "localhost\n"
     assert (info.kind, info.source) == ("debian", "bookworm")
     arguments = (tmp_path / "arguments").read_text().split()
     assert arguments == ["--variant=minbase", "--format=tar", "--quiet", "--include=curl,git", "bookworm", "-"]

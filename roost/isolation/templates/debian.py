@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 import shutil
 import subprocess
@@ -9,7 +10,7 @@ import tempfile
 from collections.abc import Callable
 from typing import IO
 
-from roost.isolation.templates.rootfs import RootWriter
+from roost.isolation.templates.rootfs import Attributes, RootWriter
 from roost.isolation.templates.tree import extract_tar
 from roost.model.errors import InvalidArgument, Unavailable
 
@@ -75,6 +76,9 @@ def bootstrap(
             raise Unavailable(f"mmdebstrap could not make {suite}: {_last_line(said)}") from failure
         if failure is not None:
             raise failure
+    # It copies these from this machine, and they are none of a room's business.
+    for name, text in (("etc/hostname", b"localhost\n"), ("etc/resolv.conf", b"")):
+        root.file(name, Attributes(mode=0o644, uid=0, gid=0, mtime=0), io.BytesIO(text))
 
 
 def _last_line(said: IO[bytes]) -> str:
