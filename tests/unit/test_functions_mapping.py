@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import ast
+import copy
 import inspect
 import json
 from dataclasses import fields, replace
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from roost.functions.access import HttpAccess, HttpAuth, hash_key
 from roost.functions.definition import FunctionConfig
@@ -209,3 +212,50 @@ def test_http_access() -> None:
     assert [keyed.admits(key) for key in ("k1", "k2", "k3", "")] == [True, True, False, False]
     assert not HttpAccess(auth=HttpAuth.BEARER).admits("")
     assert HttpAccess(auth=HttpAuth.ANONYMOUS).admits("")
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+def _paths(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    below = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [path, *(found for key, item in below for found in _paths(item, (*path, key)))]
+
+
+FULL: dict[str, Any] = {
+    "runtime": "custom",
+    "handler": "x.y",
+    "cpu": 1,
+    "memorySize": 1024,
+    "environmentVariables": {"A": "b"},
+    "customRuntimeConfig": {"command": ["a"], "args": ["b"], "port": 1, "healthCheckConfig": {"periodSeconds": 1}},
+    "instanceLifecycleConfig": {"initializer": {"handler": "a.b", "timeout": 3}, "preStop": {"command": ["x"]}},
+    "sessionAffinity": "HEADER_FIELD",
+    "sessionAffinityConfig": HEADER,
+    "instanceIsolationMode": "SESSION_EXCLUSIVE",
+    "nasConfig": {"mountPoints": [{"serverAddr": "v:/a", "mountDir": "/mnt/a"}]},
+    "ossMountConfig": {"mountPoints": [{"bucketName": "v", "mountDir": "/mnt/b"}]},
+    "roost": {"template": "t", "packages": ["pypi"], "freezeAfter": 1.5},
+    "gpuConfig": {},
+}
+
+
+@given(st.sampled_from(_paths(FULL)[1:]), JSON)
+def test_any_value_in_any_place_is_taken_or_refused_by_name(path: tuple[Any, ...], value: Any) -> None:
+    given_config = copy.deepcopy(FULL)
+    place = given_config
+    for key in path[:-1]:
+        place = place[key]
+    place[path[-1]] = value
+    try:
+        made = spec(**given_config)
+    except InvalidArgument as error:
+        assert error.message
+        return
+    assert made.revision == revision(made)
+    again = parse(FunctionConfig, json.loads(json.dumps(parse(FunctionConfig, given_config).to_json())))
+    assert again == parse(FunctionConfig, given_config), "what is kept is what was given"

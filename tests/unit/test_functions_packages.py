@@ -289,10 +289,19 @@ def test_a_digest_that_is_none_is_not_found(store: PackageStore, name: str) -> N
             store.path(name)
 
 
-async def test_base64_that_is_none_is_refused(store: PackageStore) -> None:
+@pytest.mark.parametrize(
+    "text", ["no base64!", "AAA", "AA==A", "AAAA=", "AAA\n", "Ü===", "A" * (1 << 18) + "*" * 4, "AAA=" * (1 << 17)]
+)
+async def test_base64_that_is_none_is_refused(store: PackageStore, text: str) -> None:
     with pytest.raises(InvalidArgument, match="base64"):
-        async with store.adding_base64("no base64!"):
+        async with store.adding_base64(text):
             pass
+
+
+async def test_long_base64_is_decoded_in_steps_to_the_same_bytes(store: PackageStore) -> None:
+    data = archive(*[(f"f{size}", random.Random(size).randbytes(size)) for size in (300_001, 200_000, 7)])
+    async with store.adding_base64(base64.b64encode(data).decode()) as package:
+        assert store.archive(package.digest).read_bytes() == data
 
 
 def test_the_checksum_is_crc64_xz() -> None:

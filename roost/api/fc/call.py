@@ -9,10 +9,12 @@ import json
 import logging
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from pydantic_core import from_json
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -20,12 +22,15 @@ from starlette.routing import Route
 from roost.api.fc.body import Body
 from roost.functions.definition import Shape
 from roost.functions.parse import parse
-from roost.model.errors import InvalidArgument, RoostError, Unauthenticated
+from roost.model.errors import InvalidArgument, RoostError, Throttled, Unauthenticated
 from roost.model.signature import Keys, verify
 
 PREFIX = "/2023-03-30"
 #: Bodies that carry no package.
 SMALL_BODY = 1 << 20
+#: Larger ones that are held in memory at once, and how long one waits for its turn, in seconds.
+LARGE_BODIES = 2
+LARGE_WAIT_S = 60.0
 
 logger = logging.getLogger("roost.api.fc")
 S = TypeVar("S", bound=Shape)
@@ -60,8 +65,9 @@ class Call:
     def json(self) -> dict[str, Any]:
         """The body as an object; an empty body is an empty object. Raises InvalidArgument."""
         try:
-            value = json.loads(self.body or b"{}")
-        except (ValueError, RecursionError) as error:
+            # Several times faster than json's: a package in the body holds up every other request meanwhile.
+            value = from_json(self.body or b"{}", allow_inf_nan=False, cache_strings="keys")
+        except ValueError as error:
             raise InvalidArgument(f"The body is not valid JSON: {error}.") from error
         if not isinstance(value, dict):
             raise InvalidArgument("The body must be a JSON object.")
@@ -105,6 +111,24 @@ class Endpoints:
     def __init__(self, keys: Keys, *, clock: Callable[[], float] = time.time) -> None:
         self._keys = keys
         self._clock = clock
+        self._large = asyncio.Semaphore(LARGE_BODIES)
+
+    @asynccontextmanager
+    async def _memory_for(self, request: Request, body_limit: int) -> AsyncIterator[None]:
+        """Let only a few large bodies be held at once; the others wait in their sockets. Raises Throttled."""
+        length = request.headers.get("content-length", "")
+        if body_limit <= SMALL_BODY or (length.isascii() and length.isdigit() and int(length) <= SMALL_BODY):
+            yield
+            return
+        try:
+            async with asyncio.timeout(LARGE_WAIT_S):
+                await self._large.acquire()
+        except TimeoutError:
+            raise Throttled("Too many packages are being uploaded at once; try again.", retry_after=5.0) from None
+        try:
+            yield
+        finally:
+            self._large.release()
 
     def route(
         self, method: str, path: str, handler: Handler, *, body_limit: int = SMALL_BODY, signed: bool = True
@@ -115,8 +139,9 @@ class Endpoints:
             request_id = str(uuid.uuid4())
             body = Body(request)
             try:
-                call = await self._call(request, request_id, body, body_limit, signed)
-                response = _respond(await handler(call))
+                async with self._memory_for(request, body_limit):
+                    call = await self._call(request, request_id, body, body_limit, signed)
+                    response = _respond(await handler(call))
             except ClientDisconnect:
                 response = Response(status_code=499)
             except RoostError as error:
