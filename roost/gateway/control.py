@@ -15,6 +15,7 @@ from roost.model.errors import RoostError, Unavailable
 
 class _Reply:
     strip_ours = False
+    prepare = None
 
     def __init__(self, request_id: str) -> None:
         self._request_id = request_id

@@ -50,8 +50,9 @@ class Observer(Protocol):
 class Logs(Protocol):
     """The output of running invocations."""
 
-    def tail(self, request_id: str) -> bytes:
-        """The last 4 KiB that this request printed so far."""
+    async def tail_for_ended_request(self, account: str, function: str, request_id: str) -> bytes:
+        """The last 4 KiB that this request printed, after a short, bounded wait for its end: replies and output travel
+        on different sockets."""
         ...
 
 

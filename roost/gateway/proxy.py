@@ -7,6 +7,8 @@ together: the pieces that one read brought are written with one write.
 from __future__ import annotations
 
 import asyncio
+import logging
+from collections.abc import Callable, Coroutine
 from enum import Enum
 from pathlib import Path
 from typing import Protocol
@@ -19,6 +21,7 @@ from roost.gateway.splice import Tunnel
 from roost.gateway.upstream import Pool, UpstreamConnection
 from roost.model.errors import RoostError
 
+_log = logging.getLogger(__name__)
 #: RFC 9110: sending one of these twice does what sending it once does.
 _IDEMPOTENT = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"})
 
@@ -46,6 +49,11 @@ class Reply(Protocol):
     """What is added to an upstream's reply."""
 
     strip_ours: bool
+
+    @property
+    def prepare(self) -> Callable[[], Coroutine[None, None, None]] | None:
+        """To be awaited, if there, between the arrival of the reply's head and `lines`. Bounded by whoever does it."""
+        ...
 
     def lines(self, head: ResponseHead) -> bytes:
         """Whole field lines for the reply's head."""
@@ -85,7 +93,7 @@ class Exchange:
         self._ended = False
         self._keep_alive = False
         self._done: asyncio.Future[End] = asyncio.get_running_loop().create_future()
-        self._tunnel: Tunnel | None = None
+        self._held: asyncio.Task[None] | None = None  # prepares the reply
         self.sink: BodySink = self  # takes the client's body; a filter may be put in front
         self.error: Exception | None = None  # of a broken upstream
         self.refusal: RoostError | None = None
@@ -110,6 +118,8 @@ class Exchange:
             return await self._done
         finally:
             request.on_gone = request.on_writable = None
+            if self._held is not None:
+                self._held.cancel()
             if timer is not None:
                 timer.cancel()
 
@@ -204,18 +214,41 @@ class Exchange:
         self._chunked_reply = not bodiless and length is None and request.head.http11
         delimited = bodiless or length is not None or self._chunked_reply
         self._keep_alive = request.head.keep_alive and delimited and not request.connection.draining
-        self._out.append(
-            response_head(
-                head,
-                extra=self._reply.lines(head),
-                length=length,
-                chunked=self._chunked_reply,
-                close=not self._keep_alive,
-                keep_alive_10=not request.head.http11,
-                strip_ours=self._reply.strip_ours,
-            )
-        )
+        if self._reply.prepare is not None:
+            self._hold(self._reply.prepare, head, length)
+        else:
+            self._out.append(self._response_head(head, length))
         return not bodiless
+
+    def _response_head(self, head: ResponseHead, length: int | None) -> bytes:
+        return response_head(
+            head,
+            extra=self._reply.lines(head),
+            length=length,
+            chunked=self._chunked_reply,
+            close=not self._keep_alive,
+            keep_alive_10=not self._request.head.http11,
+            strip_ours=self._reply.strip_ours,
+        )
+
+    def _hold(self, prepare: Callable[[], Coroutine[None, None, None]], head: ResponseHead, length: int | None) -> None:
+        """Keep the reply back until it is prepared; what comes with its head waits, the rest stays in the socket."""
+
+        def prepared(task: asyncio.Task[None]) -> None:
+            self._held = None
+            if task.cancelled():
+                return
+            if (error := task.exception()) is not None:
+                _log.error("a reply was not prepared", exc_info=error)
+            self._out.insert(0, self._response_head(head, length))
+            if self._upstream is not None:
+                self._upstream.resume()
+            self.flush()
+
+        self._held = asyncio.get_running_loop().create_task(prepare())
+        self._held.add_done_callback(prepared)
+        if self._upstream is not None:
+            self._upstream.pause()
 
     def piece(self, data: bytes) -> None:
         if self._rewriter is not None:
@@ -233,10 +266,10 @@ class Exchange:
             self._out.append(LAST_CHUNK)
 
     def flush(self) -> None:
-        if self._done.done():
+        if self._done.done() or self._held is not None:
             return  # timed out or gone meanwhile: the client has had its answer
         out = self._out
-        if out:
+            return  # held back; or timed out or gone meanwhile: then the client has had its answer
             self._request.write(out[0] if len(out) == 1 else b"".join(out))
             out.clear()
         if self._ended:

@@ -44,6 +44,8 @@ class FunctionReply:
         self._logs = logs
         self._began = began
         self._endpoint: sessions.EndpointEvent | None = None
+        self._tail = b""
+        self.prepare = self._fetch_tail if logs is not None else None
         self.session_id = lease.session.id if lease.session is not None else ""
         self.outcome = Outcome.OK
 
@@ -60,10 +62,14 @@ class FunctionReply:
         if self._lease.restored:
             out += b"x-roost-session-restored: files\r\n"
         if self._logs is not None:
-            tail = self._logs.tail(self._request_id)[-_TAIL_BYTES:]
-            out += b"x-fc-log-result: %b\r\n" % base64.b64encode(tail)
+            out += b"x-fc-log-result: %b\r\n" % base64.b64encode(self._tail[-_TAIL_BYTES:])
         self._mcp(head)
         return out
+
+    async def _fetch_tail(self) -> None:
+        if self._logs is not None:
+            spec = self._spec
+            self._tail = await self._logs.tail_for_ended_request(spec.account, spec.name, self._request_id)
 
     def _mcp(self, head: ResponseHead) -> None:
         plan = self._plan

@@ -142,8 +142,9 @@ async def test_the_wrong_key_gets_no_lease(tmp_path: Path) -> None:
 @on_both_loops
 async def test_the_tail_of_the_log_comes_with_the_reply(tmp_path: Path) -> None:
     class Tails:
-        def tail(self, request_id: str) -> bytes:
-            return b"old" * 2000 + request_id.encode()
+        async def tail_for_ended_request(self, account: str, function: str, request_id: str) -> bytes:
+            await asyncio.sleep(0.05)  # the reply is there first
+            return b"old" * 2000 + f"{account} {function} {request_id}".encode()
 
     async with world(tmp_path, mirror, logs=Tails()) as w:
         reader, writer = await w.connect()
@@ -151,7 +152,8 @@ async def test_the_tail_of_the_log_comes_with_the_reply(tmp_path: Path) -> None:
         answer = await read_answer(reader)
         tail = base64.b64decode(answer.headers["x-fc-log-result"])
         assert len(tail) == 4096
-        assert tail.endswith(answer.headers["x-fc-request-id"].encode())
+        assert tail.endswith(b"acme echo " + answer.headers["x-fc-request-id"].encode())
+        assert answer.body.endswith(b"\r\n\r\n")
         writer.write(event(b""))
         assert "x-fc-log-result" not in (await read_answer(reader)).headers
         writer.close()
