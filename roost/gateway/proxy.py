@@ -267,9 +267,9 @@ class Exchange:
 
     def flush(self) -> None:
         if self._done.done() or self._held is not None:
-            return  # timed out or gone meanwhile: the client has had its answer
-        out = self._out
             return  # held back; or timed out or gone meanwhile: then the client has had its answer
+        out = self._out
+        if out:
             self._request.write(out[0] if len(out) == 1 else b"".join(out))
             out.clear()
         if self._ended:
