@@ -15,22 +15,33 @@ from tests.support.example_app import asgi_command, example_server, free_port
 from tests.support.scripted_openai import Call, Calls, Failure, HangUp, ScriptedOpenAI, Text
 
 
-@pytest.fixture
-def model() -> Iterator[ScriptedOpenAI]:
+@pytest.fixture(scope="module")
+def endpoint() -> Iterator[ScriptedOpenAI]:
     with ScriptedOpenAI(api_key="sesame") as server:
         yield server
+        server.clear()
 
 
 @pytest.fixture
-def agent(model: ScriptedOpenAI, tmp_path: Path) -> Iterator[httpx.Client]:
-    settings = {
-        "OPENAI_BASE_URL": model.base_url,
-        "OPENAI_API_KEY": "sesame",
-        "OPENAI_MODEL": "scripted",
-        "ROOST_SESSION_DIR": str(tmp_path / "session"),
-    }
-    with served(settings) as client:
+def model(endpoint: ScriptedOpenAI) -> Iterator[ScriptedOpenAI]:
+    """A fresh script on the module's endpoint."""
+    endpoint.clear()
+    yield endpoint
+    endpoint.verify()
+
+
+@pytest.fixture(scope="module")
+def server(endpoint: ScriptedOpenAI) -> Iterator[httpx.Client]:
+    key = {"OPENAI_BASE_URL": endpoint.base_url, "OPENAI_API_KEY": "sesame", "OPENAI_MODEL": "scripted"}
+    with served(key) as client:
         yield client
+
+
+@pytest.fixture
+def agent(server: httpx.Client, model: ScriptedOpenAI, tmp_path: Path) -> httpx.Client:
+    """The module's agent, in a session of the test's own."""
+    server.headers["x-roost-session-dir"] = str(tmp_path / "session")
+    return server
 
 
 @contextmanager

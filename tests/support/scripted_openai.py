@@ -121,8 +121,19 @@ class ScriptedOpenAI:
         self._server.server_close()
         self._thread.join(10)
         if kind is None:
-            left = [f"step never asked for: {step}" for step in self._script]
-            assert not self.problems + left, "\n".join(self.problems + left)
+            self.verify()
+
+    def verify(self) -> None:
+        """Raise AssertionError if the script was not followed to its end."""
+        left = [f"step never asked for: {step}" for step in self._script]
+        assert not self.problems + left, "\n".join(self.problems + left)
+
+    def clear(self) -> None:
+        """Forget the script and what was recorded, for the next test that shares this server."""
+        with self._lock:
+            for record in (self._script, self.requests, self.problems):
+                record.clear()
+            self.abandoned.clear()
 
     def add(self, *steps: Step) -> None:
         """Lengthen the script."""
