@@ -45,7 +45,7 @@ asyncio.run(main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:]))
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    return probe_bundle(tmp_path_factory.mktemp("bundle"))
+    return probe_bundle(tmp_path_factory)
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from tests.support.rooms import Remains, World, probe_bundle, world
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    return probe_bundle(tmp_path_factory.mktemp("bundle"))
+    return probe_bundle(tmp_path_factory)
 
 
 @pytest.fixture

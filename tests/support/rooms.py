@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from roost.isolation.bundle import Bundle, build_bundle
 from roost.isolation.driver import RoomSpec, Template
 from roost.isolation.namespaces.driver import NamespacesDriver
@@ -24,11 +26,31 @@ from roost.model.function import Limits
 PROBE = "room_probe"
 
 
-def probe_bundle(data_dir: Path) -> Bundle:
-    """A bundle whose rooms can run `room_probe`."""
-    bundle = build_bundle(data_dir)
+def _own_capabilities() -> frozenset[int]:
+    text = Path("/proc/self/status").read_text()
+    permitted = int(text.partition("CapPrm:")[2].split()[0], 16)
+    return frozenset(number for number in range(64) if permitted >> number & 1)
+
+
+#: The positive control of security tests: a room where what they check is not protected.
+WEAK = RoomPolicy(
+    seccomp=b"",
+    masked=(),
+    proc_read_only=False,
+    hide_boot_id=False,
+    no_new_privileges=False,
+    user_namespace=False,
+    capabilities=_own_capabilities(),
+)
+
+
+def probe_bundle(factory: pytest.TempPathFactory) -> Bundle:
+    """A bundle whose rooms can run `room_probe`; made once for the test processes of a run, for it takes seconds."""
+    bundle = build_bundle(factory.getbasetemp().parent / "roost-probe-bundle")
     for site in bundle.root.glob("lib/python3.*/site-packages"):
-        shutil.copy(Path(__file__).with_name(f"{PROBE}.py"), site)
+        copying = site / f"{PROBE}.{os.getpid()}"
+        shutil.copy(Path(__file__).with_name(f"{PROBE}.py"), copying)
+        copying.rename(site / f"{PROBE}.py")
     return bundle
 
 
@@ -88,11 +110,16 @@ class World:
 
 
 @asynccontextmanager
-async def world(bundle: Bundle, directory: Path, policy: RoomPolicy | None = None) -> AsyncIterator[World]:
-    """A driver that is closed at the end, with every room; what then is left on the machine fails the test."""
+async def world(
+    bundle: Bundle, directory: Path, policy: RoomPolicy | None = None, *, alone: bool = True
+) -> AsyncIterator[World]:
+    """A driver that is closed at the end, with every room; what then is left on the machine fails the test.
+
+    `alone`: there is no other driver in this process, so that its descriptors can be counted too.
+    """
     data_dir = directory / "data"
     data_dir.mkdir(parents=True, exist_ok=True)
-    before = Remains.of(data_dir)
+    before = Remains.of(data_dir, descriptors=alone)
     driver = NamespacesDriver(data_dir, bundle, guest=PROBE, policy=policy)
     await driver.start()
     made = World(driver, host_template(directory / "template"), directory)
@@ -116,7 +143,7 @@ class Remains:
     descriptors: int
 
     @classmethod
-    def of(cls, data_dir: Path) -> Remains:
+    def of(cls, data_dir: Path, *, descriptors: bool = True) -> Remains:
         tag = f"roost-{hashlib.sha256(os.fsencode(data_dir.resolve())).hexdigest()[:8]}"
         parents = [path for tree in ("", "*/") for path in Path("/sys/fs/cgroup").glob(f"{tree}{tag}")]
         cgroups = [path for parent in parents for path in (parent, *_directories(parent))]
@@ -132,7 +159,7 @@ class Remains:
             processes=tuple(sorted(processes)),
             loops=tuple(sorted(loops)),
             mounts=tuple(mounts),
-            descriptors=len(list(Path("/proc/self/fd").iterdir())),
+            descriptors=len(list(Path("/proc/self/fd").iterdir())) if descriptors else 0,
         )
 
 
@@ -140,9 +167,9 @@ async def settled(data_dir: Path, wanted: Remains, timeout_s: float = 10.0) -> N
     """Wait until exactly `wanted` remains: the kernel unmounts and detaches a moment after the last process."""
     loop = asyncio.get_running_loop()
     deadline = loop.time() + timeout_s
-    while (found := Remains.of(data_dir)) != wanted and loop.time() < deadline:
+    while (found := Remains.of(data_dir, descriptors=wanted.descriptors > 0)) != wanted and loop.time() < deadline:
         await asyncio.sleep(0.02)
-    assert found == wanted
+    assert found == wanted, f"{found} is left, {wanted} was there before"
 
 
 def _directories(parent: Path) -> list[Path]:

@@ -1,0 +1,293 @@
+"""What a room's processes can see and change: of the host, of the kernel, of other rooms and of later ones."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from roost.isolation.bundle import Bundle
+from roost.isolation.driver import Mount
+from roost.isolation.namespaces.room import NamespacesRoom
+from tests.support.rooms import WEAK, World, probe_bundle, world
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+Pair = list[tuple[World, NamespacesRoom]]
+
+OPEN = """
+import os
+try:
+    os.close(os.open({path!r}, os.{mode}))
+    result = "opened"
+except OSError as error:
+    result = type(error).__name__
+"""
+READ = "result = open({path!r}, errors='replace').read()"
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return probe_bundle(tmp_path_factory)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def pair(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Pair]:
+    """A room as it should be, and a weak one."""
+    base: Path = tmp_path_factory.mktemp("rooms")
+    strong_world, weak_world = (world(bundle, base / n, p, alone=False) for n, p in (("strong", None), ("weak", WEAK)))
+    async with strong_world as strong, weak_world as weak:
+        yield [(strong, await strong.room("strong")), (weak, await weak.room("weak"))]
+
+
+async def both(pair: Pair, source: str) -> list[object]:
+    return [await made.ask(room, source) for made, room in pair]
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/proc/sys/kernel/core_pattern",
+        "/proc/sys/vm/overcommit_memory",
+        "/proc/sys/fs/file-max",
+        "/proc/sys/net/ipv4/ip_forward",
+        "/proc/sys/kernel/random/boot_id",
+    ],
+)
+async def test_the_kernel_cannot_be_set(pair: Pair, path: str) -> None:
+    strong, weak = await both(pair, OPEN.format(path=path, mode="O_WRONLY"))
+    assert strong in ("OSError", "PermissionError")
+    if not path.endswith("boot_id"):
+        assert weak == "opened"
+
+
+@pytest.mark.parametrize(
+    "path", ["/proc/kcore", "/proc/kmsg", "/proc/kpagecount", "/proc/sysrq-trigger", "/dev/mem", "/dev/kmsg"]
+)
+async def test_the_kernel_cannot_be_read(pair: Pair, path: str) -> None:
+    strong, _ = await both(pair, OPEN.format(path=path, mode="O_RDONLY"))
+    assert strong in ("PermissionError", "FileNotFoundError")
+
+
+@pytest.mark.parametrize("path", ["/proc/cmdline", "/proc/keys", "/proc/key-users", "/proc/kallsyms"])
+async def test_the_kernel_is_not_told_about(pair: Pair, path: str) -> None:
+    strong, weak = await both(pair, READ.format(path=path))
+    assert strong == "" and weak != ""
+
+
+async def test_directories_about_the_host_are_empty(pair: Pair) -> None:
+    source = "import os\nresult = {name: os.listdir('/proc/' + name) for name in ('bus', 'fs', 'irq', 'driver')}"
+    strong, weak = await both(pair, source)
+    assert isinstance(strong, dict) and isinstance(weak, dict)
+    assert not any(strong.values()) and all(weak[name] for name in ("fs", "irq"))
+
+
+async def test_each_room_has_a_boot_id_of_its_own(pair: Pair) -> None:
+    host = Path("/proc/sys/kernel/random/boot_id").read_text()
+    strong, weak = await both(pair, READ.format(path="/proc/sys/kernel/random/boot_id"))
+    assert strong != host and weak == host
+
+
+async def test_only_own_processes_are_seen(pair: Pair) -> None:
+    made, room = pair[0]
+    source = "import os\nresult = sorted(int(p) for p in os.listdir('/proc') if p.isdigit())"
+    pids = await made.ask(room, source)
+    assert pids[0] == 1 and len(pids) == 2
+
+
+async def test_no_cgroup_and_no_sysfs_is_there(pair: Pair) -> None:
+    made, room = pair[0]
+    mounts = await made.ask(room, READ.format(path="/proc/self/mounts"))
+    kinds = {line.split()[2] for line in mounts.splitlines()}
+    assert kinds <= {"overlay", "tmpfs", "proc", "devpts", "ext4", "xfs", "btrfs"}
+    options = [line.split()[3].split(",") for line in mounts.splitlines()]
+    assert all("nosuid" in option for option in options)
+
+
+async def test_the_init_holds_its_two_sockets_and_nothing_else(pair: Pair) -> None:
+    made, room = pair[0]
+    source = "import os\nresult = {fd: os.readlink('/proc/1/fd/' + fd) for fd in os.listdir('/proc/1/fd')}"
+    found = await made.ask(room, source)
+    sockets = {fd for fd, target in found.items() if target.startswith("socket:")}
+    assert {fd: found[fd] for fd in "012"} == dict.fromkeys("012", "/dev/null")
+    assert {"3", "4"} <= sockets and set(found) - {"0", "1", "2"} - sockets == set()
+
+
+async def test_on_the_host_the_room_is_nobody(pair: Pair) -> None:
+    ids = []
+    for _, room in pair:
+        status = Path(f"/proc/{room.pid}/status").read_text()
+        ids.append(int(status.partition("Uid:")[2].split()[0]))
+    assert ids[0] >= 0x10000000 and ids[1] == 0
+
+
+async def test_two_rooms_have_different_host_ids(pair: Pair) -> None:
+    made, room = pair[0]
+    other = await made.room("other")
+    assert Path(f"/proc/{room.pid}").stat().st_uid // 65536 != Path(f"/proc/{other.pid}").stat().st_uid // 65536
+
+
+@pytest.mark.parametrize("path", ["/.roost/bin/python3", "/proc/self/exe"])
+async def test_the_runtime_cannot_be_overwritten(pair: Pair, path: str) -> None:
+    strong, _ = await both(pair, OPEN.format(path=path, mode="O_WRONLY"))
+    assert strong in ("OSError", "PermissionError")
+
+
+async def test_caches_of_the_runtime_cannot_be_poisoned(pair: Pair) -> None:
+    made, room = pair[0]
+    source = """
+        import glob, os
+        result = []
+        for path in ("/.roost/x", glob.glob("/.roost/lib/python3.*/site-packages")[0] + "/x.py"):
+            try:
+                open(path, "w")
+                result.append("written")
+            except OSError as error:
+                result.append(error.errno)
+        """
+    assert await made.ask(room, source) == [30, 30]
+
+
+async def test_writes_reach_neither_the_host_nor_the_template_nor_other_rooms(pair: Pair) -> None:
+    made, room = pair[0]
+    source = """
+        import os
+        for path in ("/usr/bin/roost-test", "/etc/roost-test", "/tmp/roost-test", "/dev/shm/roost-test"):
+            open(path, "w").write("x")
+        os.unlink("/usr/bin/env")
+        import ctypes
+        result = ctypes.CDLL(None).shmget(77, 4096, 0o1666)
+        """
+    assert await made.ask(room, source) >= 0
+    assert not Path("/usr/bin/roost-test").exists() and Path("/usr/bin/env").exists()
+    assert not list(made.template.root.rglob("roost-test"))
+    later = await made.room("later")
+    look = """
+        import os
+        paths = ("/usr/bin/roost-test", "/etc/roost-test", "/tmp/roost-test", "/dev/shm/roost-test")
+        lines = open("/proc/sysvipc/shm").read().splitlines()
+        there = [path for path in paths if os.path.exists(path)]
+        result = [there, os.path.exists("/usr/bin/env"), len(lines), os.listdir("/tmp")]
+        """
+    assert await made.ask(later, look) == [[], True, 1, []]
+
+
+async def test_the_network_is_a_loopback_of_its_own(pair: Pair) -> None:
+    made, room = pair[0]
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        abstract = socket.socket(socket.AF_UNIX)
+        name = f"roost-test-{os.getpid()}"
+        abstract.bind(f"\0{name}")
+        abstract.listen()
+        source = f"""
+            import socket
+            def attempt(family, address):
+                try:
+                    with socket.socket(family) as sock:
+                        sock.settimeout(3)
+                        sock.connect(address)
+                    return "connected"
+                except OSError as error:
+                    return type(error).__name__ if error.errno != 101 else "unreachable"
+            result = [attempt(socket.AF_INET, ("127.0.0.1", {server.getsockname()[1]})),
+                      attempt(socket.AF_UNIX, "\\0{name}"),
+                      attempt(socket.AF_INET, ("192.0.2.1", 80)), attempt(socket.AF_INET, ("169.254.169.254", 80)),
+                      attempt(socket.AF_INET6, ("2001:db8::1", 80)),
+                      open("/proc/net/dev").read().count(":")]
+            with socket.create_server(("127.0.0.1", 80)) as own:
+                result.append(attempt(socket.AF_INET, own.getsockname()))
+            """
+        answers = await made.ask(room, source)
+        abstract.close()
+    refused = "ConnectionRefusedError"
+    assert answers == [refused, refused, "unreachable", "unreachable", "unreachable", 1, "connected"]
+
+
+@pytest.mark.parametrize("link", ["/proc", "/proc/self/root", "/etc", "../../../../../../etc"])
+async def test_a_hostile_layer_cannot_redirect_mounts(pair: Pair, link: str) -> None:
+    """Links planted where the host mounts or writes next are replaced in the layer, and followed by nobody."""
+    made, _ = pair[0]
+    name = "hostile-" + str(abs(hash(link)) % 10000)
+    layer = made.directory / f"{name}.img"
+    victim = made.directory / f"{name}-victim"
+    victim.write_text("untouched")
+    await made.driver.disks.create(layer, 16)
+    with await made.driver.disks.attach(layer) as disk:
+        for directory in ("root", "root/upper"):
+            os.mkdir(directory, dir_fd=disk.mount_fd)
+        for place in ("code", "proc", "dev", "tmp", "run", ".roost", "etc"):
+            os.symlink(link, f"root/upper/{place}", dir_fd=disk.mount_fd)
+    code = made.directory / f"{name}-code"
+    code.mkdir()
+    (code / "handler").write_text("mine")
+    before = sorted(os.listdir("/etc"))
+    room = await made.room(name, layer=layer, mounts=(Mount(source=code, target="/code", read_only=True),))
+    source = """
+        import os
+        places = ("/code", "/proc", "/dev", "/tmp", "/run", "/.roost", "/etc")
+        links = [path for path in places if os.path.islink(path)]
+        result = [open("/code/handler").read(), links, os.path.exists("/proc/self/status"),
+                  open("/etc/hostname").read().strip()]
+        """
+    assert await made.ask(room, source) == ["mine", [], True, name]
+    assert sorted(os.listdir("/etc")) == before and victim.read_text() == "untouched"
+
+
+async def test_files_that_the_host_writes_next_are_not_followed(pair: Pair) -> None:
+    made, _ = pair[0]
+    layer = made.directory / "hosts.img"
+    victim = made.directory / "victim"
+    victim.write_text("untouched")
+    await made.driver.disks.create(layer, 16)
+    with await made.driver.disks.attach(layer) as disk:
+        for directory in ("root", "root/upper", "root/upper/etc"):
+            os.mkdir(directory, dir_fd=disk.mount_fd)
+        for place in ("hosts", "resolv.conf", "hostname"):
+            os.symlink(str(victim), f"root/upper/etc/{place}", dir_fd=disk.mount_fd)
+    room = await made.room("hosts", layer=layer)
+    assert "localhost" in await made.ask(room, READ.format(path="/etc/hosts"))
+    assert victim.read_text() == "untouched"
+
+
+async def test_set_user_id_programs_give_nothing(pair: Pair) -> None:
+    made, room = pair[0]
+    source = """
+        import os, shutil, subprocess
+        shutil.copy("/usr/bin/grep", "/tmp/grep")
+        os.chmod("/tmp/grep", 0o6755)
+        command = ["/tmp/grep", "-E", "CapEff|NoNewPrivs", "/proc/self/status"]
+        result = subprocess.run(command, capture_output=True, text=True).stdout.split()
+        """
+    assert await made.ask(room, source) == ["CapEff:", "0000000000000000", "NoNewPrivs:", "1"]
+
+
+async def test_everything_that_was_started_ends_with_the_room(pair: Pair) -> None:
+    made, _ = pair[0]
+    room = await made.room("daemons")
+    source = """
+        import os, signal, time
+        for _ in range(5):
+            if os.fork() == 0:
+                os.setsid()
+                for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+                    signal.signal(number, signal.SIG_IGN)
+                if os.fork() == 0:
+                    time.sleep(600)
+                os._exit(0)
+        result = 1
+        """
+    await made.ask(room, source)
+    assert room.usage().pids >= 6
+    await room.destroy()
+    assert not [name for name in os.listdir("/proc") if name.isdigit() and _root_of(name) == "daemons"]
+
+
+def _root_of(pid: str) -> str:
+    """The room whose cgroup the process is in."""
+    try:
+        return Path(f"/proc/{pid}/cgroup").read_text().rstrip().rpartition("/")[2].partition(".")[0]
+    except OSError:
+        return ""
