@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 from roost.functions.definition import NasConfig, OssMountConfig
 from roost.model.errors import InvalidArgument
 from roost.model.function import VolumeMount
 
 _VOLUME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
-#: Where a mount would hide what the room itself needs.
+#: Where a mount would hide what the room itself needs; /mnt/session(s) hold the sessions' own files.
 _TAKEN = (
     "/.roost",
     "/bin",
@@ -18,6 +19,8 @@ _TAKEN = (
     "/etc",
     "/lib",
     "/lib64",
+    "/mnt/session",
+    "/mnt/sessions",
     "/opt",
     "/proc",
     "/run",
@@ -54,7 +57,7 @@ def volume_mounts(
                 quota_mb=quota_mb,
             )
         )
-    _check_apart([mount.target for mount in mounts])
+    check_apart(mounts)
     return tuple(mounts)
 
 
@@ -80,7 +83,9 @@ def _target(field: str, path: str) -> str:
     return target
 
 
-def _check_apart(targets: list[str]) -> None:
+def check_apart(mounts: Sequence[VolumeMount]) -> None:
+    """Raise InvalidArgument when one mount would hide another."""
+    targets = [mount.target for mount in mounts]
     for index, target in enumerate(targets):
         for other in targets[:index]:
             if target == other or target.startswith(other + "/") or other.startswith(target + "/"):

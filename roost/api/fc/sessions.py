@@ -18,7 +18,7 @@ from roost.api.fc.render import iso
 from roost.functions.affinity import IdleTimeout, Ttl
 from roost.functions.catalog import FunctionCatalog
 from roost.functions.definition import NasConfig, OssMountConfig, Shape
-from roost.functions.volumes import volume_mounts
+from roost.functions.volumes import check_apart, volume_mounts
 from roost.model.errors import InvalidArgument
 from roost.model.function import LATEST, Affinity, FunctionSpec
 from roost.model.session import Session, SessionState, check_session_id
@@ -96,7 +96,7 @@ class Sessions:
             else given.disable_session_id_reuse,
             auto_pause=bool(given.enable_auto_pause),
             auto_resume=bool(given.enable_auto_resume),
-            config=_config(given),
+            config=_config(given, spec),
         )
         return session_json(session)
 
@@ -210,8 +210,9 @@ def _user(given: _CreateSession) -> str:
     return user
 
 
-def _config(given: _CreateSession) -> Mapping[str, Any]:
+def _config(given: _CreateSession, spec: FunctionSpec) -> Mapping[str, Any]:
     mounts = volume_mounts(given.nas_config, given.oss_mount_config)
+    check_apart([*spec.mounts, *mounts])
     config: dict[str, Any] = {}
     if given.nas_config is not None:
         config["nasConfig"] = given.nas_config.to_json()

@@ -110,6 +110,15 @@ def test_a_session_that_can_not_be_is_refused(server: Any, client: Any, function
     assert server.sessions.sessions == {}
 
 
+def test_a_mount_of_a_session_does_not_hide_one_of_its_function(server: Any, client: Any) -> None:
+    def nas(target: str) -> Any:
+        return fc.NASConfig(mount_points=[fc.NASMountConfig(server_addr="v:/", mount_dir=target)])
+
+    client.update_function("chat", fc.UpdateFunctionRequest(body=fc.UpdateFunctionInput(nas_config=nas("/mnt/a"))))
+    assert refused(lambda: create(client, nas_config=nas("/mnt/a/b"))) == (400, "InvalidArgument")
+    assert create(client, nas_config=nas("/mnt/b")).session_status == "Active"
+
+
 def test_sessions_are_listed_by_page_and_filter(client: Any) -> None:
     for index in range(3):
         create(client, session_id=f"s-{index}")
