@@ -61,7 +61,7 @@ def test_every_setting_arrives() -> None:
     assert (spec.handler, spec.timeout_s, spec.concurrency, spec.template) == ("agent.run", 60.0, 2, "trixie")
     assert (spec.limits.memory_mb, spec.limits.cpu, spec.limits.disk_mb) == (1024, 1.0, 10240)
     assert (spec.limits.pids, spec.limits.open_files) == (32, 99)
-    assert spec.packages == ("pypi", "npm")
+    assert set(spec.packages) == {"pypi", "npm"}
     assert spec.environment == {"A": "b"}
     assert (spec.isolation_mode, spec.sessions.affinity) == (IsolationMode.SESSION_EXCLUSIVE, Affinity.HEADER_FIELD)
     assert (spec.sessions.header, spec.sessions.ttl_s, spec.sessions.idle_timeout_s) == ("x-chat-id", 100, 50)
