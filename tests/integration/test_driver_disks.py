@@ -9,16 +9,27 @@ from pathlib import Path
 
 import pytest
 
-from roost.isolation.disks import Disks
+from roost.isolation.disks import Disk, Disks
 from roost.model.errors import StorageFull, Unavailable
 
 STATE = 1024 + 0x3A
 
 
+def _directory(disk: Disk) -> Path:
+    return Path(f"/proc/self/fd/{disk.mount_fd}")
+
+
+def _state(image: Path) -> int:
+    """1: cleanly unmounted."""
+    return int(struct.unpack("<H", image.read_bytes()[STATE : STATE + 2])[0])
+
+
 def _write(disk_fd: int, name: str, data: bytes) -> None:
     fd = os.open(name, os.O_WRONLY | os.O_CREAT, 0o600, dir_fd=disk_fd)
     try:
-        os.write(fd, data)
+        written = os.write(fd, data)
+        if written < len(data):
+            os.write(fd, data[written:])
         os.fsync(fd)
     finally:
         os.close(fd)
@@ -32,7 +43,7 @@ async def test_files_stay_in_an_image(tmp_path: Path) -> None:
         _write(disk.mount_fd, "file", b"kept")
     assert await disks.released(image)
     with await disks.attach(image) as disk:
-        assert os.listdir(disk.mount_fd) == ["file", "lost+found"] or "file" in os.listdir(disk.mount_fd)
+        assert (_directory(disk) / "file").read_text() == "kept"
     assert await disks.released(image)
 
 
@@ -52,7 +63,7 @@ async def test_clones_show_one_file_system(tmp_path: Path) -> None:
         other = disk.clone()
         try:
             _write(disk.mount_fd, "file", b"x")
-            assert "file" in os.listdir(other)
+            assert Path(f"/proc/self/fd/{other}/file").read_text() == "x"
         finally:
             os.close(other)
 
@@ -75,13 +86,15 @@ async def test_an_image_that_was_not_unmounted_is_checked_first(tmp_path: Path) 
     disks = Disks(tmp_path / "disks")
     image = tmp_path / "image"
     await disks.create(image, 16)
-    with image.open("r+b") as file:
-        file.seek(STATE)
-        file.write(struct.pack("<H", 0))
+    torn = tmp_path / "torn"
     with await disks.attach(image) as disk:
-        _write(disk.mount_fd, "file", b"x")
-    assert await disks.released(image)
-    assert struct.unpack("<H", image.read_bytes()[STATE : STATE + 2]) == (1,)
+        _write(disk.mount_fd, "file", b"kept")
+        torn.write_bytes(image.read_bytes())  # as a power failure would leave it
+    assert _state(torn) == 0
+    with await disks.attach(torn) as disk:
+        assert (_directory(disk) / "file").read_text() == "kept"
+    assert await disks.released(torn)
+    assert _state(torn) == 1
 
 
 async def test_what_is_no_image_is_refused_with_the_reason(tmp_path: Path) -> None:
@@ -101,11 +114,10 @@ async def test_a_full_host_disk_is_storage_full(tmp_path: Path) -> None:
     """The images lie on a disk of their own here, which is too small for them."""
     disks = Disks(tmp_path / "disks")
     with await disks.scratch(4) as small:
-        directory = Path(f"/proc/self/fd/{small.mount_fd}")
-        _write(small.mount_fd, "rest", b"")
-        with (directory / "rest").open("wb") as file, pytest.raises(OSError, match="No space left"):
-            while file.write(bytes(4096)):
-                file.flush()
+        directory = _directory(small)
+        with pytest.raises(OSError, match="No space left"):
+            for number in range(64):
+                _write(small.mount_fd, f"fill-{number}", bytes(1 << 17))
         with pytest.raises(StorageFull, match="is full"):
             await disks.create(directory / "image", 16)
-        assert "image" not in os.listdir(small.mount_fd)
+        assert not (directory / "image").exists()
