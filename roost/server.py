@@ -136,7 +136,7 @@ class Server:
             fleet=self.fleet,
             observer=self.observer,
             directory=self.fleet,
-            logs=_Tails(self.logs),
+            logs=self.logs,
             invoke_limits=InvokeLimits(lease_timeout_s=config.queue_timeout),
         )
         console = Console(
@@ -262,16 +262,6 @@ class Server:
 
     def _drops(self) -> Drops:
         return Drops(log_lines=self.logs.dropped, records=self.observer.dropped)
-
-
-class _Tails:
-    """The gateway's view of the logs."""
-
-    def __init__(self, logs: FunctionLogs) -> None:
-        self._logs = logs
-
-    def tail(self, request_id: str) -> bytes:
-        return self._logs.tail_for_known_request(request_id)
 
 
 def _ignore(_: object) -> None:

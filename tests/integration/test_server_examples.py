@@ -74,6 +74,7 @@ def test_a_chat_agent_runs_python_installs_packages_and_remembers(agents: Server
         Text("Done."),
     )
     events = chat(agents, "chat-agent", "ann", "Now with six")
+    assert {"type": "result", "name": "install_package", "output": "installed six"} in events
     assert "(42, 'six')" in str([e for e in events if e["type"] == "result"][-1])
 
     # Another conversation has a room of its own: other variables, other packages, no secret in either.

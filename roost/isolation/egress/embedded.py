@@ -1,68 +1,68 @@
-"""An ASGI application on a unix socket, served by uvicorn inside this process's event loop."""
+"""An ASGI application on a unix socket inside this process's event loop: uvicorn's protocol without its main loop.
+
+One for the control plane and one for each room that has doors, so it must cost nothing while nobody calls.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import socket
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import uvicorn
-
-
-class _Quiet(uvicorn.Server):
-    """Leaves the process's signals to the server that embeds it, and says when it accepts."""
-
-    def __init__(self, config: uvicorn.Config) -> None:
-        super().__init__(config)
-        self.accepting = asyncio.Event()
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        self.accepting.set()
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
+from uvicorn.server import ServerState
 
 
 class EmbeddedServer:
-    """`start` returns when connections are accepted; `close` when the last one has ended or `grace_s` has passed."""
+    """`start` returns when connections are accepted; `close` lets requests end for `grace_s` seconds."""
 
-    def __init__(self, app: Any, path: Path, *, mode: int = 0o600, grace_s: int = 5, max_connections: int = 1000):
+    def __init__(
+        self, app: Any, path: Path, *, mode: int = 0o600, grace_s: float = 5, max_connections: int = 64
+    ) -> None:
         self._path = path
         self._mode = mode
-        self._server = _Quiet(
-            uvicorn.Config(
-                app,
-                log_config=None,
-                access_log=False,
-                lifespan="off",
-                ws="none",
-                limit_concurrency=max_connections,
-                timeout_graceful_shutdown=grace_s,
-            )
+        self._grace_s = grace_s
+        self._state = ServerState()
+        self._config = uvicorn.Config(
+            app,
+            log_config=None,
+            access_log=False,
+            lifespan="off",
+            ws="none",
+            date_header=False,  # uvicorn's main loop keeps these fresh; the gateway adds what clients should see
+            server_header=False,
+            limit_concurrency=max_connections,
         )
-        self._task: asyncio.Task[None] | None = None
+        self._config.load()
+        self._server: asyncio.Server | None = None
 
     async def start(self) -> None:
         """Raises OSError when the socket can't be made."""
         self._path.unlink(missing_ok=True)
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         listener.bind(str(self._path))
         os.chmod(self._path, self._mode)  # noqa: PTH101 - of the socket itself, not through a link
-        listener.listen(256)
-        self._task = asyncio.create_task(self._server.serve(sockets=[listener]))
-        await self._server.accepting.wait()
+        self._server = await asyncio.get_running_loop().create_unix_server(self._connection, sock=listener, backlog=256)
+
+    def _connection(self) -> asyncio.Protocol:
+        protocol = self._config.http_protocol_class
+        assert not isinstance(protocol, str)
+        return protocol(config=self._config, server_state=self._state, app_state={})  # type: ignore[call-arg]
 
     async def close(self) -> None:
         """Idempotent."""
-        if self._task is None:
+        server, self._server = self._server, None
+        if server is None:
             return
-        self._server.should_exit = True
-        task, self._task = self._task, None
-        await task
+        server.close()
+        for connection in list(self._state.connections):
+            connection.shutdown()
+        if self._state.tasks:
+            await asyncio.wait(list(self._state.tasks), timeout=self._grace_s)
+        for task in list(self._state.tasks):
+            task.cancel()
+        for connection in list(self._state.connections):
+            connection.transport.abort()
         self._path.unlink(missing_ok=True)
