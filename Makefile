@@ -1,5 +1,6 @@
 # make up      set up, start Roost in the background, deploy the examples
 # make test    set up, and run every check and test
+# make up MODEL=local   the same with a small model on this machine, after make local-model
 # Others: install, down, local-model, soak, bench, lock, clean
 
 SHELL := /bin/sh
@@ -31,7 +32,9 @@ install: .venv/.installed
 	@touch $@
 
 up: install
-	@$(AS_ROOT) $(ROOST) up
+	@$(AS_ROOT) $(ROOST) up $(if $(MODEL),--model $(MODEL))
+	@[ -n "$$OPENAI_BASE_URL$$OPENAI_API_KEY$(MODEL)" ] || echo "No model is configured: set OPENAI_BASE_URL, OPENAI_API_KEY" \
+		"and OPENAI_MODEL, or run make local-model (a small one); then make down, make up (MODEL=local)."
 	@command -v node >/dev/null || echo "Node.js is not installed: the node-agent example is left out."
 	@$(ROOST) deploy $$(for one in $(EXAMPLES); do \
 		case $$one in *node*) command -v node >/dev/null || continue;; esac; echo $$one; done) || \

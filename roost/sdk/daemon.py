@@ -18,7 +18,7 @@ import httpx
 from roost.sdk.errors import Failed
 
 MODULE = "roost.server"
-START_TIMEOUT = 60.0
+START_TIMEOUT = 120.0  # with a local model, that has to be loaded too
 STOP_TIMEOUT = 60.0
 
 
