@@ -187,6 +187,7 @@ class _Session:
             if self._close_code is None:
                 self._close_code = close.code
                 self._exchange.send_now(encode_close(close.code, close.reason))
+            self._exchange.close()
         self._arrived.set()
 
     async def watch_host(self) -> None:

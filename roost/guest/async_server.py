@@ -99,6 +99,10 @@ class Exchange:
         if self._connection.is_writable and not self.disconnected.is_set():
             self._connection.write_now(data)
 
+    def close(self) -> None:
+        """After `upgrade`: send what is left and close. The handler may go on without the connection."""
+        self._connection.close()
+
     def allow_reading(self, allowed: bool) -> None:
         """After `upgrade`: whether `receiver` takes more."""
         self._connection.allow_reading(allowed)

@@ -11,7 +11,6 @@ import sys
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NoReturn
 
 #: Signals that the supervisor (or the zygote before it) may have changed, and user code expects untouched.
@@ -114,8 +113,7 @@ def close_others(keep: set[int]) -> None:
         if limit < fd:  # closerange(0, 0) of Python 3.11 closes everything
             os.closerange(limit, fd)
         limit = fd + 1
-    open_fds = [int(name.name) for name in Path("/proc/self/fd").iterdir()]
-    os.closerange(limit, max(limit, *open_fds) + 1)
+    os.closerange(limit, max(limit, os.sysconf("SC_OPEN_MAX")))
 
 
 def _exit_with(body: Callable[[], None]) -> NoReturn:

@@ -18,7 +18,6 @@ def worker_environment(config: StartConfig) -> dict[str, str]:
         "PYTHONUSERBASE": f"{home}/.local",
         # A plain `pip install` goes where prepare_path looks, and not into the interpreter's own directory.
         "PIP_USER": "1",
-        "PYTHONDONTWRITEBYTECODE": "1",
         **config.env,
     }
     if config.time_zone:

@@ -57,7 +57,10 @@ def prepare_path(code: str, user_base: str) -> None:
     wanted = [code, LAYER_DIR if Path(LAYER_DIR).is_dir() else "", site]
     added = [path for path in wanted if path]
     sys.path[:] = added + [path for path in sys.path if path not in ("", *added)]
-    importlib.invalidate_caches()
+    for path in added:
+        # Forget what the zygote may have seen there. importlib.invalidate_caches() would do more than this, and
+        # import a good part of the standard library for it.
+        sys.path_importer_cache.pop(path, None)
 
 
 def reseed(entropy: bytes) -> None:

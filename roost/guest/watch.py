@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import ctypes
 import select
 import signal
@@ -23,7 +24,8 @@ class Watcher:
         self._epoll = select.epoll()
         self._callbacks: dict[int, tuple[HasFileno, Callable[[], object], bool]] = {}
         self._lock = threading.Lock()
-        threading.Thread(target=self._run, name="guest-watcher", daemon=True).start()
+        # Unlike Thread.start this does not wait until the thread runs: it is on the way of a cold start.
+        _thread.start_new_thread(self._run, ())
 
     def add(self, sock: HasFileno, on_hangup: Callable[[], object]) -> None:
         """Call `on_hangup` (in the watcher's thread) once the peer has half-closed."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import random
 import socket
 import sys
 import threading
@@ -30,9 +31,11 @@ def send_and_close(sock: socket.socket, data: bytes) -> None:
 
 
 def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port: int = server.getsockname()[1]
-        return port
+    """Below the range that the kernel hands out: no other test's client is given it in the meantime."""
+    while True:
+        port = random.randrange(15000, 32000)
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
 
 
 WAITING = """
@@ -301,6 +304,7 @@ def test_egress_forwards_to_the_hosts_proxy(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as proxy:
         proxy.bind(str(tmp_path / "proxy.sock"))
         proxy.listen()
+        proxy.settimeout(20)
         options = (f"--egress-port={port}", f"--egress-path={tmp_path / 'proxy.sock'}")
         with Guest(tmp_path, *options) as guest:
             guest.ready("def handler(event, context): pass", egress=True)
