@@ -6,28 +6,38 @@ import asyncio
 
 from starlette.requests import ClientDisconnect, Request
 
-from roost.model.errors import PayloadTooLarge
+from roost.model.errors import InvalidArgument, PayloadTooLarge
 
 #: What is thrown away at most before the connection is closed on a client that goes on sending.
 DISCARD_BYTES = 256 << 20
 DISCARD_S = 10.0
+#: Seconds a client may send nothing in the middle of a body.
+STALL_S = 30.0
 
 
 class Body:
     """One request's body. `read` once, then `discard`, on every path."""
 
-    def __init__(self, request: Request) -> None:
+    def __init__(self, request: Request, *, stall_s: float = STALL_S) -> None:
         self._request = request
+        self._stall_s = stall_s
         self._ended = False
 
     async def read(self, limit: int) -> bytes:
-        """All of it. Raises PayloadTooLarge beyond `limit` bytes, ClientDisconnect."""
+        """All of it. Raises PayloadTooLarge beyond `limit` bytes, InvalidArgument on a stall, ClientDisconnect."""
         length = self._request.headers.get("content-length", "0")
         if length.isascii() and length.isdigit() and int(length) > limit:
             raise PayloadTooLarge(f"The body has {length} bytes; at most {limit} are accepted here.")
         chunks, size = [], 0
         while not self._ended:
-            chunk = await self._next()
+            try:
+                async with asyncio.timeout(self._stall_s):
+                    chunk = await self._next()
+            except TimeoutError:
+                self._ended = True
+                raise InvalidArgument(
+                    f"The body stopped for more than {self._stall_s:g} seconds.", code="RequestTimeout"
+                ) from None
             size += len(chunk)
             if size > limit:
                 raise PayloadTooLarge(f"The body has more than the {limit} bytes that are accepted here.")

@@ -72,6 +72,7 @@ class Functions:
                 and wanted.get("runtime") in {None, "", config.runtime}
                 and wanted.get("description", "") in (config.description or "")
                 and not wanted.get("gpuType")
+                and wanted.get("fcVersion") in {None, "", "v3"}
                 and all(of_entry.get(tag.key) == tag.value for tag in tags)
             )
 

@@ -142,6 +142,9 @@ def test_listing_goes_page_by_page(server: Any, zip64: Zip) -> None:
         if not token:
             break
     assert seen == [["b-1", "b-2"], ["b-3"]]
+    for query, count in (({"fc_version": "v2"}, 0), ({"runtime": "python3.10"}, 4), ({"function_name": "a-2"}, 1)):
+        found = client.list_functions(fc.ListFunctionsRequest(**query)).body.functions or []
+        assert len(found) == count, query
     for wrong in (0, 101):
         assert refused(lambda w=wrong: client.list_functions(fc.ListFunctionsRequest(limit=w))).status_code == 400
 

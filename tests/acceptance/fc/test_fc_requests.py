@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import time
 from collections.abc import Callable
 from typing import Any
@@ -174,6 +175,16 @@ def test_a_body_over_its_limit_is_refused_however_it_is_sent(server: Any, open_s
 
     url = open_server.url + path + "/x/concurrency"
     assert code_of(httpx.put(url, content=chunks())) == (413, "EntityTooLarge")
+
+
+def test_uploads_that_break_off_do_not_keep_others_out(open_server: Any, zip64: Callable[..., str]) -> None:
+    head = b"POST /2023-03-30/functions HTTP/1.1\r\nhost: h\r\ncontent-length: 50000000\r\n\r\n"
+    for _ in range(5):
+        with socket.create_connection(("127.0.0.1", open_server.port)) as connection:
+            connection.sendall(head + b"x" * 100_000)
+    body = BASE | {"code": {"zipFile": zip64()}, "description": "d"}
+    made = httpx.post(open_server.url + "/2023-03-30/functions", content=json.dumps(body).ljust(2 << 20), timeout=20)
+    assert made.status_code == 200
 
 
 def test_a_package_over_its_limit_is_refused(server: Any) -> None:
