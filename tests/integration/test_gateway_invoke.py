@@ -244,6 +244,26 @@ async def test_past_its_time_a_request_is_cancelled(tmp_path: Path, lets_go: boo
 
 
 @on_both_loops
+async def test_a_cancelled_function_that_goes_on_talking_has_not_let_go(tmp_path: Path) -> None:
+    async def app(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await read_request(reader)
+        await reader.read()
+        with contextlib.suppress(ConnectionError):
+            while not writer.is_closing():
+                writer.write(b"HTTP/1.1 200 OK\r\n\r\n")
+                await writer.drain()
+                await asyncio.sleep(0.02)
+
+    async with world(tmp_path, app, spec(timeout_s=0.1), invoke=InvokeLimits(grace_s=0.3)) as w:
+        reader, writer = await w.connect()
+        writer.write(GET)
+        assert (await read_answer(reader)).status == 504
+        await eventually(lambda: bool(w.records.seen))
+        writer.close()
+    assert w.fleet.leases[0].abandoned == ["timeout"]
+
+
+@on_both_loops
 async def test_past_its_time_a_begun_reply_is_broken_off(tmp_path: Path) -> None:
     app = Stuck(lets_go=True, first=b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n")
     async with world(tmp_path, app, spec(timeout_s=0.3)) as w:
