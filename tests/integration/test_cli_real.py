@@ -65,6 +65,13 @@ def test_the_tutorial(environment: dict[str, str], server: Server, tmp_path: Pat
     assert all(row["sessionStatus"] == "Active" for row in listed)
 
 
+def test_the_sdk_example_of_the_reference(environment: dict[str, str], server: Server, tmp_path: Path) -> None:
+    server.deploy("hello", {"index.py": "def handler(event, context):\n    return event\n"})
+    (code,) = re.findall(r"^```python\n(.*?)^```", (ROOT / "docs/reference/fc-api.md").read_text(), re.M | re.S)
+    (tmp_path / "example.py").write_text(code.replace("127.0.0.1:8700", server.url.removeprefix("http://")))
+    assert "'functionName': 'hello'" in shell(f"{sys.executable} example.py", environment, tmp_path)
+
+
 def test_faults_logs_and_updates(environment: dict[str, str], tmp_path: Path) -> None:
     (tmp_path / "roost.toml").write_text('name = "clumsy"\nhandler = "agent.run"\nmemory = 256\n')
     (tmp_path / "agent.py").write_text(
