@@ -34,6 +34,10 @@ _OPTIONS: dict[str, str | None] = {"noinit_itable": None, "errors": "remount-ro"
 _ATTRIBUTES = linux.MOUNT_ATTR_NOSUID | linux.MOUNT_ATTR_NODEV | linux.MOUNT_ATTR_NOATIME
 
 
+class _InUse(Unavailable):
+    """Something else has the image attached."""
+
+
 class Disk:
     """An attached disk: the descriptor of a detached mount. The loop device lives as long as a mount of it does."""
 
@@ -100,6 +104,27 @@ class Disks:
             return _attach(fd)
         finally:
             os.close(fd)
+
+    async def mount(self, path: Path, *, timeout_s: float = _RELEASE_TIMEOUT_S) -> int:
+        """A detached mount of an image that several rooms may share, the caller's to close.
+
+        The kernel keeps the image attached while any mount of it lives, whoever attached it. Raises Unavailable.
+        """
+        deadline = time.monotonic() + timeout_s
+        while True:
+            with contextlib.suppress(_InUse):
+                return (await self.attach(path, timeout_s=0)).mount_fd
+            device = _device_of(path)
+            if device is not None:
+                with contextlib.suppress(OSError):  # it was released meanwhile
+                    mount_fd = linux.new_mount("ext4", {"source": device, **_OPTIONS}, _ATTRIBUTES)
+                    # Mounted, the device cannot change its image any more; before, it could.
+                    if _device_of(path) == device:
+                        return mount_fd
+                    os.close(mount_fd)
+            if time.monotonic() >= deadline:
+                raise Unavailable(f"The disk image {path} is in use, and cannot be shared.")
+            await asyncio.sleep(0.005)
 
     async def scratch(self, size_mb: int) -> Disk:
         """An empty disk without a name: it goes when nothing uses it any more."""
@@ -199,9 +224,19 @@ async def _lock(fd: int, path: Path, timeout_s: float) -> None:
             return
         except BlockingIOError:
             if time.monotonic() >= deadline:
-                raise Unavailable(f"The disk image {path} is still in use.") from None
+                raise _InUse(f"The disk image {path} is still in use.") from None
         await asyncio.sleep(pause)
         pause = min(pause * 2, 0.05)
+
+
+def _device_of(path: Path) -> str | None:
+    """The loop device that has this image."""
+    wanted = str(path.resolve())
+    for file in Path("/sys/block").glob("loop*/loop/backing_file"):
+        with contextlib.suppress(OSError):
+            if file.read_text().rstrip("\n") == wanted:
+                return f"/dev/{file.parents[1].name}"
+    return None
 
 
 def _is_clean(fd: int) -> bool:

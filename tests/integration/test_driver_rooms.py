@@ -215,6 +215,28 @@ async def test_mounts_are_read_only_or_writable_and_owned_by_the_room(rooms: Wor
     assert (volume / "other").stat().st_uid == 0
 
 
+async def test_a_volume_on_a_disk_image_is_shared_and_has_its_quota(rooms: World) -> None:
+    image = rooms.directory / "volume.img"
+    await rooms.driver.disks.create(image, 8)
+    volume = (Mount(source=image, target="/volume"),)
+    first, second = await asyncio.gather(*(rooms.room(name, mounts=volume) for name in ("one", "two")))
+    await rooms.ask(first, "open('/volume/file', 'w').write('shared'); result = 1")
+    assert await rooms.ask(second, "result = open('/volume/file').read()") == "shared"
+    fill = """
+        import errno
+        try:
+            with open("/volume/fill", "wb", buffering=0) as file:
+                while file.write(bytes(1 << 16)):
+                    pass
+        except OSError as error:
+            result = errno.errorcode[error.errno]
+        """
+    assert await rooms.ask(second, fill) == "ENOSPC"
+    await first.destroy()
+    await second.destroy()
+    assert await rooms.driver.disks.released(image)
+
+
 @pytest.mark.parametrize("target", ["relative", "/", "/a/../b", "/a/./b"])
 async def test_a_bad_target_is_refused(rooms: World, target: str) -> None:
     with pytest.raises(InvalidArgument, match="mount target"):

@@ -8,6 +8,7 @@ import hashlib
 import os
 import re
 import socket
+import stat
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack, ExitStack
 from functools import partial
@@ -170,7 +171,7 @@ class NamespacesDriver:
                 opened.callback(disk.close)
                 listeners = _listen(spec.run_dir, opened, undo)
                 mounts = _mounts(spec)
-                trees = _clone(mounts, opened)
+                trees = await self._trees(mounts, opened)
                 cgroup = cgroups.create(f"{spec.id}.{identity.index}", spec.limits)
                 undo.push_async_callback(cgroup.remove)
                 status_read, status_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
@@ -217,6 +218,19 @@ class NamespacesDriver:
             make = partial(self.disks.scratch, size_mb)
             pool = self._scratch[size_mb] = Pool(make, Disk.close, ahead=_DISKS_AHEAD, quiet=self._quiet)
         return await pool.take()
+
+    async def _trees(self, mounts: Sequence[Mount], opened: ExitStack) -> list[int]:
+        """A detached mount for each: of the directory, or of the disk image."""
+        trees = []
+        for mount in mounts:
+            try:
+                is_image = stat.S_ISREG(os.stat(mount.source).st_mode)  # noqa: PTH116
+                tree = await self.disks.mount(mount.source) if is_image else linux.clone_tree(str(mount.source))
+            except OSError as error:
+                raise Unavailable(f"{mount.target} cannot be mounted: {error.strerror}.") from error
+            opened.callback(os.close, tree)
+            trees.append(tree)
+        return trees
 
     async def recover(self, handle: Mapping[str, Any]) -> NamespacesRoom | None:
         """Raises InvalidArgument if the handle is not one of this driver."""
@@ -284,18 +298,6 @@ def _mounts(spec: RoomSpec) -> Sequence[Mount]:
     if spec.egress_dir is not None:
         mounts.append(Mount(source=spec.egress_dir, target="/run/roost", read_only=True))
     return sorted(mounts, key=lambda mount: mount.target.rstrip("/").count("/"))
-
-
-def _clone(mounts: Sequence[Mount], opened: ExitStack) -> list[int]:
-    trees = []
-    for mount in mounts:
-        try:
-            tree = linux.clone_tree(str(mount.source))
-        except OSError as error:
-            raise Unavailable(f"{mount.target} cannot be mounted: {error.strerror}.") from error
-        opened.callback(os.close, tree)
-        trees.append(tree)
-    return trees
 
 
 def _listen(run_dir: Path, opened: ExitStack, undo: AsyncExitStack) -> list[int]:
