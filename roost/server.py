@@ -45,7 +45,8 @@ from roost.isolation.egress.index_proxy import IndexLimits
 from roost.isolation.egress.upstreams import read_upstreams
 from roost.isolation.namespaces.driver import NamespacesDriver
 from roost.isolation.templates import Templates
-from roost.model.errors import NotFound, RoostError
+from roost.model.errors import InvalidArgument, NotFound, RoostError
+from roost.model.function import FunctionSpec
 from roost.model.session import Session
 from roost.model.signature import Keys
 from roost.model.usage import TransitionRecord
@@ -75,7 +76,9 @@ class Server:
         # What is stored.
         self.store = Store(data / "roost.db")
         self.packages = PackageStore(data / "code")
-        self.catalog = FunctionCatalog(self.store, self.packages, keys=self.keys, region=config.region)
+        self.catalog = FunctionCatalog(
+            self.store, self.packages, keys=self.keys, region=config.region, admit=self._admit
+        )
         # What is observed.
         self.logs = FunctionLogs(data / "logs", max_bytes_per_file=config.log_file_mb << 20)
         self.meter = Meter()
@@ -256,6 +259,12 @@ class Server:
     async def _session_ended(self, session: Session) -> None:
         await self.fleet.session_ended(session)
         self.assembly.forget(session)
+
+    def _admit(self, spec: FunctionSpec) -> None:
+        """Refuse, at deployment, what this machine can't run."""
+        if spec.isolation != self.driver.name:
+            raise InvalidArgument(f"This server has no isolation '{spec.isolation}', only '{self.driver.name}'.")
+        self.templates.get(spec.template)
 
     def _gauges(self) -> Iterable[FunctionGauges]:
         return self.fleet.gauges()  # the fleet is made after the metrics

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from roost.functions.definition import NasConfig, OssMountConfig
 from roost.model.errors import InvalidArgument
-from roost.model.function import VolumeMount
+from roost.model.function import SESSION_TARGET, SHARED_SESSIONS_TARGET, VolumeMount
 
 _VOLUME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 #: Where a mount would hide what the room itself needs; /mnt/session(s) hold the sessions' own files.
@@ -19,8 +19,8 @@ _TAKEN = (
     "/etc",
     "/lib",
     "/lib64",
-    "/mnt/session",
-    "/mnt/sessions",
+    SESSION_TARGET,
+    SHARED_SESSIONS_TARGET,
     "/opt",
     "/proc",
     "/run",

@@ -15,12 +15,17 @@ from typing import Any, Protocol
 from roost.instances.instance import Prepared
 from roost.instances.volumes import Volumes
 from roost.isolation.driver import Mount, RoomSpec, Template
-from roost.model.function import FunctionSpec, Hook, IsolationMode, VolumeMount
+from roost.model.function import (
+    SESSION_TARGET,
+    SHARED_SESSIONS_TARGET,
+    FunctionSpec,
+    Hook,
+    IsolationMode,
+    VolumeMount,
+)
 from roost.model.session import Session
 
 SESSION_VOLUME = "sessions"
-SESSION_TARGET = "/mnt/session"
-SHARED_TARGET = "/mnt/sessions"
 
 
 class TemplateSource(Protocol):
@@ -103,7 +108,7 @@ class Assembly:
             return SESSION_TARGET
         path = _session_path(spec.name, session)
         os.close(self._volumes.open(spec.account, SESSION_VOLUME, path))
-        return f"{SHARED_TARGET}/{session.user}/{session.id}"
+        return f"{SHARED_SESSIONS_TARGET}/{session.user}/{session.id}"
 
     def forget(self, session: Session) -> None:
         """The session has ended and its room is gone: so is its writable layer. Its volume stays."""
@@ -187,7 +192,7 @@ def _volumes(spec: FunctionSpec, session: Session | None) -> tuple[VolumeMount, 
         return (*spec.mounts, *asked, own)
     if spec.sessions.affinity == "NONE":
         return spec.mounts
-    return (*spec.mounts, VolumeMount(volume=SESSION_VOLUME, path=f"/{spec.name}", target=SHARED_TARGET))
+    return (*spec.mounts, VolumeMount(volume=SESSION_VOLUME, path=f"/{spec.name}", target=SHARED_SESSIONS_TARGET))
 
 
 def _session_path(function: str, session: Session) -> str:

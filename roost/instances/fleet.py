@@ -15,10 +15,10 @@ from typing import Any, Protocol, TypeVar
 
 from roost.instances.instance import Instance, Surroundings
 from roost.instances.lease import Lease, SessionRef
-from roost.instances.pool import Pool
+from roost.instances.pool import Pool, exclusive
 from roost.instances.sessions import SessionBook
-from roost.model.errors import Conflict, NotFound, RoostError, Throttled, Unavailable
-from roost.model.function import Affinity, FunctionSpec, IsolationMode, Runtime
+from roost.model.errors import AccessDenied, Conflict, NotFound, RoostError, Throttled, Unavailable
+from roost.model.function import Affinity, FunctionSpec, Runtime
 from roost.model.instance import ALIVE, State, StopReason
 from roost.model.session import Session, SessionState
 from roost.telemetry.metrics import FunctionGauges
@@ -133,6 +133,9 @@ class InstanceFleet:
 
     async def _lease_session(self, pool: Pool, spec: FunctionSpec, ref: SessionRef, timeout_s: float) -> Lease:
         known = self._book.find((spec.account, spec.name, ref.id)) if ref.id else None
+        if known is None and ref.id and ref.generated:
+            # Only the server hands these out: one that it does not know was planted, or is over.
+            raise NotFound(f"Session {ref.id} of function {spec.name} does not exist.", code="SessionNotFound")
         session = await self._active(known or self._book.open(spec, spec.version, ref.id, {}))
         instance = await self._place(pool, spec, session)
         restored = bool(session.instance_id) and session.instance_id != instance.id
@@ -171,7 +174,7 @@ class InstanceFleet:
         instance = self._pinned.get(session.key)
         if instance is not None and instance.usable:
             return instance
-        chosen = self._shareable(pool, spec) or self._start(pool, session if _exclusive(spec) else None)
+        chosen = self._shareable(pool, spec) or self._start(pool, session if exclusive(spec) else None)
         if chosen is None:
             raise Throttled("This server has no room for another instance.", retry_after=1)
         chosen.sessions.add(session.key)
@@ -180,7 +183,7 @@ class InstanceFleet:
 
     @staticmethod
     def _shareable(pool: Pool, spec: FunctionSpec) -> Instance | None:
-        if _exclusive(spec):
+        if exclusive(spec):
             return None
         roomy = [
             i
@@ -302,6 +305,8 @@ class InstanceFleet:
                 continue
             try:
                 pool.update(self._specs.resolve(account, name, key[2]))
+            except AccessDenied:
+                continue  # its invocations are switched off for now; what runs goes idle
             except NotFound:
                 for instance in pool.instances.values():
                     instance.stop(StopReason.DELETED, grace=self._limits.stop_grace)
@@ -371,7 +376,7 @@ class InstanceFleet:
         if instance is None:
             return
         instance.sessions.discard(session.key)
-        if instance.session is not None:
+        if instance.session is not None or exclusive(instance.spec):
             instance.stop(StopReason.SESSION_ENDED, grace=self._limits.stop_grace)
             await instance.stopped.wait()
 
@@ -395,7 +400,7 @@ class InstanceFleet:
         room = await self._around.driver.recover(handle["room"]) if about else None
         if room is None:
             return ""
-        with contextlib.suppress(NotFound):
+        with contextlib.suppress(NotFound, AccessDenied):
             spec = self._specs.resolve(about["account"], about["function"], about["version"])
             session = self._book.find((spec.account, spec.name, about["session"])) if about["session"] else None
             if spec.revision == about["revision"] and bool(session) == bool(about["session"]):
@@ -432,10 +437,6 @@ class InstanceFleet:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None and not isinstance(error, RoostError):
             log.error("a background task failed", exc_info=error)
-
-
-def _exclusive(spec: FunctionSpec) -> bool:
-    return spec.isolation_mode is not IsolationMode.SHARE
 
 
 def _slots(spec: FunctionSpec) -> int:

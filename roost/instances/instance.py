@@ -27,6 +27,8 @@ from roost.model.usage import TransitionRecord
 log = logging.getLogger(__name__)
 
 RESTART_TIMEOUT = 15.0
+#: For an application's own shutdown, where no pre-stop hook says how long it may take.
+SHUTDOWN_TIMEOUT = 2.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -357,11 +359,11 @@ class Instance:
             reason = StopReason.OUT_OF_MEMORY if self.out_of_memory() else reason
             self.failure = self.failure or self._exit_error()
         self._move(State.STOPPING, reason=reason)
-        hook = self.spec.pre_stop
-        if hook and self._link and self.room and self._exit is None and reason is not StopReason.START_FAILED:
+        if self._link and self.room and self._exit is None and self.served:
+            # Asked of every guest: an ASGI application's shutdown depends on it too.
             with contextlib.suppress(OSError):
                 await self.room.thaw()
-                await self._link.pre_stop(hook.timeout_s)
+                await self._link.pre_stop(self.spec.pre_stop.timeout_s if self.spec.pre_stop else SHUTDOWN_TIMEOUT)
         await self._take_down()
         self._move(State.STOPPED, reason=reason)
         self._gone.set()

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from roost.instances.decide import to_start
 from roost.instances.instance import Instance
 from roost.model.errors import RoostError, Throttled
-from roost.model.function import FunctionSpec
+from roost.model.function import Affinity, FunctionSpec, IsolationMode
 from roost.model.instance import State, StopReason
 
 _STARTING = (State.STARTING, State.RESUMING)
@@ -87,7 +87,15 @@ class Pool:
             future.set_result(instance)
 
     def _shared(self, instance: Instance) -> bool:
-        return instance.session is None and not instance.sessions and instance.spec.revision == self.spec.revision
+        """Whether a request without a session may run there.
+
+        With an MCP server such a request becomes a session (its reply names it), so there must be room for one more.
+        """
+        if instance.session is not None or instance.spec.revision != self.spec.revision:
+            return False
+        if exclusive(instance.spec):
+            return not instance.sessions and not (instance.leases and _by_session(instance.spec))
+        return not instance.sessions or len(instance.sessions) < instance.spec.sessions.sessions_per_instance
 
     def _best(self) -> Instance | None:
         free = [i for i in self.instances.values() if i.free_slots > 0 and self._shared(i)]
@@ -126,7 +134,9 @@ class Pool:
         """The function changed: instances of another revision take no new requests and end after their last."""
         self.spec = spec
         for instance in list(self.instances.values()):
-            if instance.spec.revision != spec.revision and instance.usable:
+            if instance.spec.revision == spec.revision:
+                instance.spec = spec  # how long it may idle, and other things that need no new room
+            elif instance.usable:
                 instance.stop(StopReason.UPDATED)
         self.scale()
 
@@ -140,6 +150,15 @@ class Pool:
     def waiting(self) -> int:
         """Requests that have no instance yet."""
         return sum(not future.done() for future in self._waiting)
+
+
+def exclusive(spec: FunctionSpec) -> bool:
+    """Whether sessions (or requests) have an instance for themselves."""
+    return spec.isolation_mode is not IsolationMode.SHARE
+
+
+def _by_session(spec: FunctionSpec) -> bool:
+    return spec.sessions.affinity is not Affinity.NONE
 
 
 def _next(queue: Queue) -> asyncio.Future[Instance] | None:

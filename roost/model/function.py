@@ -1,6 +1,6 @@
 """A function as an instance needs it: an immutable snapshot of one version's code and configuration.
 
-The Function Compute JSON shapes live in `api.fc`; what is here is the meaning. All sizes carry their unit in the name.
+Function Compute's JSON shapes live in `functions.definition`; here is the meaning. Sizes carry their unit in the name.
 """
 
 from __future__ import annotations
@@ -10,6 +10,10 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 LATEST = "LATEST"
+
+#: Where a room has the files of its session (an instance of its own), or of all sessions that share it.
+SESSION_TARGET = "/mnt/session"
+SHARED_SESSIONS_TARGET = "/mnt/sessions"
 
 
 class Runtime(StrEnum):
