@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import dataclasses
 import os
 import signal
 from collections.abc import AsyncIterator
@@ -280,11 +282,11 @@ async def test_the_egress_directory_is_at_run_roost(rooms: World) -> None:
 
 async def test_a_zygote_that_was_killed_is_replaced(rooms: World) -> None:
     first = await rooms.room("first")
-    zygote = next(iter(rooms.driver._zygotes.values()))
-    assert zygote._process is not None
-    os.kill(zygote._process.pid, signal.SIGKILL)
-    while zygote.alive:
-        await asyncio.sleep(0.01)
+    (zygote,) = _zygotes()
+    os.kill(zygote, signal.SIGKILL)
+    async with asyncio.timeout(10):
+        while zygote in _zygotes():
+            await asyncio.sleep(0.01)
     second = await rooms.room("second")
     assert [await rooms.ask(room, "result = 1") for room in (first, second)] == [1, 1]
 
@@ -311,3 +313,33 @@ async def test_destroying_while_being_made_is_clean(rooms: World) -> None:
         await asyncio.sleep(0.02)
     left = Remains.of(data_dir)
     assert left.processes == () and all(Path(path).name.startswith("roost-") for path in left.cgroups)
+
+
+async def test_a_zygote_that_made_many_rooms_has_a_successor(rooms: World) -> None:
+    rooms.driver._zygotes._rooms_each = 2
+    first = await rooms.room("first")
+    (before,) = _zygotes()
+    second = await rooms.room("second")
+    async with asyncio.timeout(10):
+        while before in _zygotes():
+            await asyncio.sleep(0.01)
+    third = await rooms.room("third")
+    assert [await rooms.ask(room, "result = 1") for room in (first, second, third)] == [1, 1, 1]
+    assert len(_zygotes()) == 1
+
+
+async def test_templates_that_are_not_used_are_not_kept_warm(rooms: World) -> None:
+    rooms.driver._zygotes._most = 2
+    for number in range(4):
+        await rooms.driver.warm(dataclasses.replace(rooms.template, name=f"template-{number}"))
+    assert len(_zygotes()) == 2
+
+
+def _zygotes() -> set[int]:
+    """Process ids of this process' zygotes."""
+    found = set()
+    for pid in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split():
+        with contextlib.suppress(FileNotFoundError):
+            if Path(f"/proc/{pid}/comm").read_text() == "roost-zygote\n":
+                found.add(int(pid))
+    return found

@@ -23,6 +23,7 @@ from roost.isolation.namespaces.helper import Helper
 from roost.isolation.namespaces.policy import RoomPolicy
 from roost.isolation.namespaces.pool import Pool, Quiet
 from roost.isolation.namespaces.room import SOCKETS, NamespacesRoom, start_time
+from roost.isolation.namespaces.zygotes import Zygotes
 from roost.isolation.usernamespaces import IDS, Identity, Ranges, first_id
 from roost.model.errors import InvalidArgument, Unavailable
 
@@ -71,8 +72,7 @@ class NamespacesDriver:
         self._quiet = Quiet()
         self._identities = Pool(self._make_identity, self._release_identity, ahead=_IDENTITIES_AHEAD, quiet=self._quiet)
         self._scratch: dict[int, Pool[Disk]] = {}
-        self._zygotes: dict[Template, Helper] = {}
-        self._starting: dict[Template, asyncio.Lock] = {}
+        self._zygotes = Zygotes(self._setup)
 
     # -- the driver's own life
 
@@ -94,42 +94,25 @@ class NamespacesDriver:
         for pool in self._scratch.values():
             await pool.close()
         self._scratch.clear()
-        for helper in (*self._zygotes.values(), self._maker):
-            await helper.close()
-        self._zygotes.clear()
+        await self._zygotes.close()
+        await self._maker.close()
         if self._cgroups is not None:
             self._cgroups.remove_parents()
 
     async def warm(self, template: Template) -> None:
-        await self._zygote(template)
+        await self._zygotes.warm(template)
 
-    async def _zygote(self, template: Template) -> Helper:
-        zygote = self._zygotes.get(template)
-        if zygote is not None and zygote.alive:
-            return zygote
-        async with self._starting.setdefault(template, asyncio.Lock()):
-            zygote = self._zygotes.pop(template, None)
-            if zygote is not None:
-                if zygote.alive:
-                    self._zygotes[template] = zygote
-                    return zygote
-                await zygote.close()
-            assert self._policy is not None
-            root = {
-                "root": str(template.root),
-                "binds": [[str(source), target] for source, target in template.binds],
-                "bundle": str(self._bundle.root),
-                "command": self._bundle.command("roost.isolation.namespaces.zygote"),
-            }
-            program = {
-                "guest": self._guest,
-                "preload": list(template.preload),
-                "policy": self._policy.to_json(),
-            }
-            zygote = Helper("launcher", (root, program))
-            await zygote.start()
-            self._zygotes[template] = zygote
-            return zygote
+    def _setup(self, template: Template) -> list[dict[str, Any]]:
+        """What a template's launcher and zygote are told."""
+        assert self._policy is not None
+        root = {
+            "root": str(template.root),
+            "binds": [[str(source), target] for source, target in template.binds],
+            "bundle": str(self._bundle.root),
+            "command": self._bundle.command("roost.isolation.namespaces.zygote"),
+        }
+        program = {"guest": self._guest, "preload": list(template.preload), "policy": self._policy.to_json()}
+        return [root, program]
 
     # -- identities
 
@@ -157,11 +140,11 @@ class NamespacesDriver:
         if self._cgroups is None:
             raise Unavailable("The namespaces driver was not started.")
         _check(spec)
-        zygote = await self._zygote(spec.template)
+        await self._zygotes.warm(spec.template)
         with self._quiet:
-            return await self._create(spec, zygote, self._cgroups)
+            return await self._create(spec, self._cgroups)
 
-    async def _create(self, spec: RoomSpec, zygote: Helper, cgroups: Cgroups) -> NamespacesRoom:
+    async def _create(self, spec: RoomSpec, cgroups: Cgroups) -> NamespacesRoom:
         identity = await self._identities.take()
         async with AsyncExitStack() as undo:
             undo.callback(self._ranges.give_back, identity.index)
@@ -190,7 +173,7 @@ class NamespacesDriver:
                         *trees,
                     ]
                     message = _message(spec, identity.base, mounts, len(joins))
-                    reply, (pidfd,) = await zygote.request(message, fds)
+                    reply, (pidfd,) = await self._zygotes.fork(spec.template, message, fds)
                 undo_pidfd = undo.enter_context(ExitStack())
                 undo_pidfd.callback(os.close, pidfd)
                 await _entered(status_read)

@@ -129,6 +129,12 @@ class Helper:
             if future is not None and not future.done():
                 future.set_exception(Unavailable(f"The {self._module} has ended."))
 
+    async def drain(self) -> None:
+        """Wait until nothing that was asked is unanswered."""
+        pending = list(self._pending.values())
+        if pending:
+            await asyncio.wait(pending)
+
     async def close(self) -> None:
         """End the process. Rooms that it made live on."""
         await self._stop()
