@@ -10,7 +10,7 @@ from pathlib import Path
 
 from roost.model.errors import Unavailable
 
-IDS = 65536
+IDS = 65536  # in each user namespace
 RANGES = 4095  # of 65536 ids, within one of the blocks below
 _BLOCK = 0x10000000
 _BLOCKS = 6

@@ -17,8 +17,7 @@ from pathlib import Path
 
 from roost.isolation import linux
 from roost.isolation.namespaces import wire
-
-IDS = 65536  # in each user namespace
+from roost.isolation.usernamespaces import IDS
 
 
 def serve(sock: socket.socket) -> None:
