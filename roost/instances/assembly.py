@@ -85,7 +85,9 @@ class Assembly:
         template = self._templates.get(spec.template)
         run_dir = self._places.run / instance_id
         with contextlib.ExitStack() as stack:
-            mounts = [*self._packages(spec), *(self._volume(m, spec, session, stack) for m in _volumes(spec, session))]
+            mounts = self._packages(spec)
+            for volume in _volumes(spec, session):
+                mounts.append(await self._volume(volume, spec, session, stack))
             layer = await self._layer(spec, session)
             run_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
             stack.callback(self._egress.detach, run_dir)
@@ -127,10 +129,17 @@ class Assembly:
             if digest
         ]
 
-    def _volume(
+    async def _volume(
         self, mount: VolumeMount, spec: FunctionSpec, session: Session | None, stack: contextlib.ExitStack
     ) -> Mount:
-        fd = self._volumes.open(spec.account, mount.volume, _fill(mount.path, session))
+        path = _fill(mount.path, session)
+        if mount.quota_mb is not None:
+            image = self._volumes.image(spec.account, mount.volume, path)
+            if not image.exists():
+                with contextlib.suppress(FileExistsError):  # another instance made it in the same moment
+                    await self._images.create(image, mount.quota_mb)
+            return Mount(source=image, target=mount.target, read_only=mount.read_only)
+        fd = self._volumes.open(spec.account, mount.volume, path)
         stack.callback(os.close, fd)
         return Mount(source=Path(f"/proc/self/fd/{fd}"), target=mount.target, read_only=mount.read_only)
 

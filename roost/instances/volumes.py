@@ -8,9 +8,11 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import hashlib
 import os
 import re
 import struct
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 from roost.model.errors import InvalidArgument, StorageFull, Unavailable
@@ -46,10 +48,7 @@ class Volumes:
         Unavailable.
         """
         parts = [account, volume, *PurePosixPath("/" + path).parts[1:]]
-        if not _NAME.fullmatch(volume):
-            raise InvalidArgument(f"'{volume}' is not a volume name: letters, digits, '_', '-', '.', at most 128.")
-        if any(p in (".", "..") or "\0" in p for p in parts):
-            raise InvalidArgument(f"'{path}' is not a path inside the volume '{volume}'.")
+        _check(volume, parts, path)
         fd = os.open(self._root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             for part in parts:
@@ -58,6 +57,18 @@ class Volumes:
             os.close(fd)
             raise self._explain(error, volume, path) from error
         return fd
+
+    def image(self, account: str, volume: str, path: str) -> Path:
+        """The disk image that is mounted for the folder `path` of a volume when the folder has a quota.
+
+        Named by a digest of the path, in the account's `.disks`. It need not exist yet. Raises as `open`.
+        """
+        directory = self._root / account / ".disks"
+        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        _check(volume, PurePosixPath(path).parts, path)
+        name = "/".join((volume, *PurePosixPath("/" + path).parts[1:]))
+        digest = hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest()[:32]
+        return directory / f"{volume[:64]}-{digest}.img"
 
     def path(self, account: str, volume: str) -> Path:
         """Where the volume is on the host. Not for opening what is inside: that is `open`'s."""
@@ -79,3 +90,10 @@ def _step(fd: int, part: str) -> int:
     child = open_beneath(fd, part, os.O_PATH | os.O_DIRECTORY)
     os.close(fd)
     return child
+
+
+def _check(volume: str, parts: Sequence[str], path: str) -> None:
+    if not _NAME.fullmatch(volume):
+        raise InvalidArgument(f"'{volume}' is not a volume name: letters, digits, '_', '-', '.', at most 128.")
+    if any(part in (".", "..") or "\0" in part for part in parts):
+        raise InvalidArgument(f"'{path}' is not a path inside the volume '{volume}'.")

@@ -32,7 +32,10 @@ class Template:
 
 @dataclass(frozen=True, kw_only=True)
 class Mount:
-    """A host directory in the room. The host opened it safely already (openat2, no links)."""
+    """A host directory in the room, or a disk image (a regular file), attached once for all rooms that have it.
+
+    The host opened it safely already (openat2, no links).
+    """
 
     source: Path
     target: str

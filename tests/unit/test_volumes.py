@@ -1,0 +1,76 @@
+"""Names and links of volumes: nothing leads out, whatever a room has put there."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from roost.instances.volumes import Volumes
+from roost.model.errors import InvalidArgument
+
+
+@pytest.fixture
+def volumes(tmp_path: Path) -> Volumes:
+    return Volumes(tmp_path / "volumes")
+
+
+def where(fd: int) -> str:
+    try:
+        return os.readlink(f"/proc/self/fd/{fd}")
+    finally:
+        os.close(fd)
+
+
+def test_folders_are_made_on_the_way(volumes: Volumes, tmp_path: Path) -> None:
+    assert where(volumes.open("acc", "notes", "/ann/s1/t1")) == str(tmp_path / "volumes/acc/notes/ann/s1/t1")
+    assert where(volumes.open("acc", "notes", "/")) == str(tmp_path / "volumes/acc/notes")
+    assert (tmp_path / "volumes").stat().st_mode & 0o77 == 0
+
+
+@pytest.mark.parametrize("path", ["..", "/../x", "a/../../b", "a/..", "x\0y", "/" + "n" * 300])
+def test_a_path_that_leads_out_is_refused(volumes: Volumes, path: str) -> None:
+    with pytest.raises(InvalidArgument):
+        volumes.open("acc", "notes", path)
+
+
+@pytest.mark.parametrize("name", ["", "..", ".disks", "a/b", "-x", "x" * 129, "a b"])
+def test_a_name_that_is_none_is_refused(volumes: Volumes, name: str) -> None:
+    with pytest.raises(InvalidArgument):
+        volumes.open("acc", name, "/")
+    with pytest.raises(InvalidArgument):
+        volumes.image("acc", name, "/")
+
+
+@pytest.mark.parametrize("target", ["/etc", "..", "../other", "/proc/self/root"])
+def test_a_link_that_a_room_planted_is_not_followed(volumes: Volumes, tmp_path: Path, target: str) -> None:
+    os.close(volumes.open("acc", "notes", "/ann"))
+    (tmp_path / "volumes/acc/notes/ann/s1").symlink_to(target)
+    with pytest.raises(InvalidArgument):
+        volumes.open("acc", "notes", "/ann/s1")
+    with pytest.raises(InvalidArgument):
+        volumes.open("acc", "notes", "/ann/s1/deeper")
+
+
+def test_a_file_in_the_way_is_said(volumes: Volumes, tmp_path: Path) -> None:
+    os.close(volumes.open("acc", "notes", "/"))
+    (tmp_path / "volumes/acc/notes/file").touch()
+    with pytest.raises(InvalidArgument, match="not a folder"):
+        volumes.open("acc", "notes", "/file")
+
+
+def test_no_descriptor_is_left_open(volumes: Volumes, tmp_path: Path) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    for path in ("/a/b", "..", "/" + "n" * 300):
+        try:
+            os.close(volumes.open("acc", "notes", path))
+        except InvalidArgument:
+            continue
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_each_path_has_an_image_of_its_own(volumes: Volumes) -> None:
+    images = {volumes.image("acc", v, p) for v in ("a", "b") for p in ("/", "/x", "/x/y")}
+    assert len(images) == 6
+    assert volumes.image("acc", "a", "/x") == volumes.image("acc", "a", "x")
