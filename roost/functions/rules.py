@@ -107,6 +107,10 @@ def _check_isolation(config: FunctionConfig) -> None:
         raise InvalidArgument("instanceIsolationMode: SESSION_EXCLUSIVE needs a sessionAffinity.")
     if mode is IsolationMode.REQUEST_EXCLUSIVE and (config.instance_concurrency or 1) > 1:
         raise InvalidArgument("instanceConcurrency: must be 1 with REQUEST_EXCLUSIVE.")
+    if mode is IsolationMode.REQUEST_EXCLUSIVE and affinity != Affinity.NONE.value:
+        raise InvalidArgument(
+            "sessionAffinity: has no meaning with REQUEST_EXCLUSIVE, where no two requests share an instance."
+        )
 
 
 def isolation_mode(config: FunctionConfig) -> IsolationMode:

@@ -18,7 +18,7 @@ from roost.instances.lease import Lease, SessionRef
 from roost.instances.pool import Pool, exclusive
 from roost.instances.sessions import SessionBook
 from roost.model.errors import AccessDenied, Conflict, NotFound, RoostError, Throttled, Unavailable
-from roost.model.function import Affinity, FunctionSpec, Runtime
+from roost.model.function import Affinity, FunctionSpec, IsolationMode, Runtime
 from roost.model.instance import ALIVE, State, StopReason
 from roost.model.session import Session, SessionState
 from roost.telemetry.metrics import FunctionGauges
@@ -72,6 +72,8 @@ class InstanceLease:
         if not self._released:
             self._released = True
             self._fleet.returned(self.session)
+            if self.spec.isolation_mode is IsolationMode.REQUEST_EXCLUSIVE:
+                self._instance.stop(StopReason.REQUEST_ENDED)
             self._instance.give_back()
 
     def abandon(self, reason: str) -> None:
@@ -226,7 +228,7 @@ class InstanceFleet:
 
     def abandoned(self, instance: Instance, reason: str) -> None:
         """A handler did not let go of its request: kill what must be killed, and no more."""
-        if instance.leases > 1:
+        if instance.leases > 1 or instance.spec.isolation_mode is IsolationMode.REQUEST_EXCLUSIVE:
             instance.stop(StopReason.TIMEOUT)
             instance.give_back()
             return

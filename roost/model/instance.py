@@ -55,6 +55,7 @@ class StopReason(StrEnum):
     UPDATED = "updated"  # the function's code or configuration changed
     DELETED = "deleted"
     SESSION_ENDED = "session_ended"
+    REQUEST_ENDED = "request_ended"  # it was made for one request (REQUEST_EXCLUSIVE)
     EXITED = "exited"
     OUT_OF_MEMORY = "out_of_memory"
     TIMEOUT = "timeout"

@@ -302,6 +302,19 @@ async def test_a_handler_that_does_not_let_go_has_its_worker_replaced(bench: Ben
     assert instance.usable
 
 
+async def test_with_request_isolation_an_instance_ends_with_its_request(bench: Bench) -> None:
+    spec = replace(SPEC, isolation_mode=IsolationMode.REQUEST_EXCLUSIVE, scaling=Scaling(max_instances=1))
+    first = await bench.fleet.lease(spec)
+    waiting = asyncio.create_task(bench.fleet.lease(spec))
+    await asyncio.sleep(0)
+    first.release()
+    second = await waiting
+    assert second.instance_id != first.instance_id
+    second.abandon("timeout")
+    await until(lambda: bench.driver.alive == [])
+    assert [r.reason for r in bench.events.transitions if r.after is State.STOPPED] == ["request_ended", "timeout"]
+
+
 async def test_a_full_server_ends_an_idle_instance_for_a_new_one(bench: Bench) -> None:
     spec = replace(SPEC, scaling=Scaling(max_instances=20))
     leases = [await bench.fleet.lease(spec) for _ in range(10)]

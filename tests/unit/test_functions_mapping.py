@@ -90,13 +90,24 @@ HEADER = json.dumps({"affinityHeaderFieldName": "X-Session"})
         ({"runtime": "python3"}, 1, 1),
         ({"runtime": "python3", "instanceConcurrency": 5}, 5, 5),
         ({"runtime": "custom", "instanceIsolationMode": "SESSION_EXCLUSIVE"}, 200, 1),
-        ({"runtime": "custom", "instanceIsolationMode": "REQUEST_EXCLUSIVE"}, 1, 1),
     ],
 )
 def test_how_sessions_share_instances(given: dict[str, Any], concurrency: int, sessions: int) -> None:
     made = spec(**given, sessionAffinity="HEADER_FIELD", sessionAffinityConfig=HEADER)
     assert (made.concurrency, made.sessions.sessions_per_instance) == (concurrency, sessions)
     assert made.sessions.header == "x-session"
+
+
+def test_a_request_of_its_own_takes_one_at_a_time_and_knows_no_session() -> None:
+    made = spec(runtime="custom", instanceIsolationMode="REQUEST_EXCLUSIVE")
+    assert (made.concurrency, made.isolation_mode) == (1, IsolationMode.REQUEST_EXCLUSIVE)
+    with pytest.raises(InvalidArgument, match="sessionAffinity"):
+        spec(
+            runtime="custom",
+            instanceIsolationMode="REQUEST_EXCLUSIVE",
+            sessionAffinity="HEADER_FIELD",
+            sessionAffinityConfig=HEADER,
+        )
 
 
 @pytest.mark.parametrize(
