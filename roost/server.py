@@ -42,7 +42,7 @@ from roost.isolation.bundle import build_bundle
 from roost.isolation.egress.cache import CacheLimits
 from roost.isolation.egress.embedded import EmbeddedServer
 from roost.isolation.egress.index_proxy import IndexLimits
-from roost.isolation.egress.upstreams import read_upstreams
+from roost.isolation.egress.upstreams import Upstreams, read_upstreams
 from roost.isolation.namespaces.driver import NamespacesDriver
 from roost.isolation.templates import Templates
 from roost.model.errors import InvalidArgument, NotFound, RoostError
@@ -92,9 +92,10 @@ class Server:
         # What runs.
         self.driver = NamespacesDriver(data, build_bundle(data))
         self.templates = Templates(data)
+        self.volumes = Volumes(data / "volumes")
         self.egress = RoomEgress(
             data / "index-cache",
-            upstreams=read_upstreams(os.environ),
+            upstreams=_package_indexes(),
             limits=IndexLimits(cache=CacheLimits(total=config.package_cache_mb << 20)),
             model=config.model,
             on_bytes=self.metrics.egress,
@@ -102,7 +103,7 @@ class Server:
         self.assembly = Assembly(
             places=Places(code=data / "code", sessions=data / "sessions", run=config.run_dir),
             templates=self.templates,
-            volumes=Volumes(data / "volumes"),
+            volumes=self.volumes,
             images=self.driver.disks,
             egress=self.egress,
             region=config.region,
@@ -204,7 +205,7 @@ class Server:
         for account, name in self.catalog.names():
             for spec in self.catalog.specs(account, name):
                 self.fleet.provision(spec)
-        for task in (self.book.run(), self._collect()):
+        for task in (self.book.run(), self._collect(), self.volumes.sweep()):
             stack.push_async_callback(_cancel, asyncio.create_task(task))
 
     @contextlib.asynccontextmanager
@@ -248,7 +249,7 @@ class Server:
     async def _forget(self, account: str, name: str) -> None:
         await self.fleet.function_deleted(account, name)
         await self.logs.delete(account, name)
-        self.assembly.forget_function(account, name)
+        await self.assembly.forget_function(account, name)
         self.metrics.forget(account, name)
 
     def _code_in_use(self) -> frozenset[str]:
@@ -258,7 +259,7 @@ class Server:
 
     async def _session_ended(self, session: Session) -> None:
         await self.fleet.session_ended(session)
-        self.assembly.forget(session)
+        await self.assembly.forget(session, deleted=not self.book.remembers(session))
 
     def _admit(self, spec: FunctionSpec) -> None:
         """Refuse, at deployment, what this machine can't run."""
@@ -271,6 +272,15 @@ class Server:
 
     def _drops(self) -> Drops:
         return Drops(log_lines=self.logs.dropped, records=self.observer.dropped)
+
+
+def _package_indexes() -> Upstreams:
+    """The host's own indexes. A setting of pip's or npm's that Roost can't follow must not keep it from starting."""
+    try:
+        return read_upstreams(os.environ)
+    except RoostError as error:
+        log.warning("the host's package indexes can't be used, rooms get the public ones: %s", error.message)
+        return read_upstreams({}, root=Path("/nonexistent"), prefix=Path("/nonexistent"))
 
 
 def _ignore(_: object) -> None:

@@ -6,7 +6,6 @@ import contextlib
 import hashlib
 import os
 import secrets
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,14 +111,18 @@ class Assembly:
         os.close(self._volumes.open(spec.account, SESSION_VOLUME, path))
         return f"{SHARED_SESSIONS_TARGET}/{session.user}/{session.id}"
 
-    def forget(self, session: Session) -> None:
-        """The session has ended and its room is gone: so is its writable layer. Its volume stays."""
-        self._layer_path(session).unlink(missing_ok=True)
+    async def forget(self, session: Session, *, deleted: bool) -> None:
+        """The session has ended and its room is gone: so is its writable layer, and if it was deleted its volume.
 
-    def forget_function(self, account: str, name: str) -> None:
+        The volume of a session that merely expired stays: who comes back with the same id finds the files.
+        """
+        self._layer_path(session).unlink(missing_ok=True)
+        if deleted:
+            await self._volumes.remove(session.account, SESSION_VOLUME, _session_path(session.function, session))
+
+    async def forget_function(self, account: str, name: str) -> None:
         """The function is gone: so is what its sessions kept."""
-        with contextlib.suppress(OSError):
-            shutil.rmtree(self._volumes.path(account, SESSION_VOLUME) / name)
+        await self._volumes.remove(account, SESSION_VOLUME, f"/{name}")
 
     def _packages(self, spec: FunctionSpec) -> list[Mount]:
         targets = ((spec.code, "/code"), (spec.layers, "/opt"))

@@ -72,6 +72,11 @@ class SessionBook:
         session = self._sessions.get(key)
         return None if session is None or session.state is SessionState.EXPIRED else session
 
+    def remembers(self, session: Session) -> bool:
+        """Whether a record of it is kept: it is alive or has expired, but was not deleted."""
+        current = self._sessions.get(session.key)
+        return current is not None and current.created == session.created
+
     def list(self, account: str, function: str) -> list[Session]:
         """Of one function, oldest first."""
         mine = (s for s in self._sessions.values() if s.account == account and s.function == function)

@@ -5,12 +5,14 @@ A volume of sessions is laid out as `<user>/<session>/<task>`. What is in a volu
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import ctypes
 import errno
 import hashlib
 import os
 import re
+import secrets
 import struct
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
@@ -38,7 +40,9 @@ class Volumes:
 
     def __init__(self, root: Path) -> None:
         self._root = root
-        root.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._trash = root / ".trash"
+        self._trash.mkdir(parents=True, exist_ok=True, mode=0o700)
+        root.chmod(0o700)
 
     def open(self, account: str, volume: str, path: str) -> int:
         """A descriptor (O_PATH) of the folder `path` of a volume, made if absent. The caller closes it.
@@ -70,9 +74,31 @@ class Volumes:
         digest = hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest()[:32]
         return directory / f"{volume[:64]}-{digest}.img"
 
-    def path(self, account: str, volume: str) -> Path:
-        """Where the volume is on the host. Not for opening what is inside: that is `open`'s."""
-        return self._root / account / volume
+    async def remove(self, account: str, volume: str, path: str) -> None:
+        """Delete the folder `path` of a volume and all below it, if it is there.
+
+        It is gone when this returns or is cancelled; its blocks are freed soon after, or by the next server's `sweep`.
+        """
+        *parents, last = PurePosixPath("/" + path).parts[1:]
+        try:
+            parent = self.open(account, volume, "/".join(parents))
+            try:
+                os.rename(last, self._trash / secrets.token_hex(16), src_dir_fd=parent)
+            finally:
+                os.close(parent)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise self._explain(error, volume, path) from error
+        await self.sweep()
+
+    async def sweep(self) -> None:
+        """Free what was deleted. What a room left may be deeper than any recursion of ours: rm(1) does it."""
+        for leftover in list(self._trash.iterdir()):
+            process = await asyncio.create_subprocess_exec(
+                "rm", "-rf", "--one-file-system", "--", str(leftover), stdin=asyncio.subprocess.DEVNULL
+            )
+            await process.wait()
 
     @staticmethod
     def _explain(error: OSError, volume: str, path: str) -> InvalidArgument | StorageFull | Unavailable:

@@ -74,3 +74,28 @@ def test_each_path_has_an_image_of_its_own(volumes: Volumes) -> None:
     images = {volumes.image("acc", v, p) for v in ("a", "b") for p in ("/", "/x", "/x/y")}
     assert len(images) == 6
     assert volumes.image("acc", "a", "/x") == volumes.image("acc", "a", "x")
+
+
+async def test_a_removed_folder_is_gone_however_deep_it_is(volumes: Volumes, tmp_path: Path) -> None:
+    fd = volumes.open("acc", "notes", "/ann/s1")
+    for _ in range(3000):
+        os.mkdir("d", dir_fd=fd)
+        child = os.open("d", os.O_PATH, dir_fd=fd)
+        os.close(fd)
+        fd = child
+    os.close(fd)
+    await volumes.remove("acc", "notes", "/ann/s1")
+    await volumes.remove("acc", "notes", "/ann/s1")
+    assert os.listdir(tmp_path / "volumes/acc/notes/ann") == []
+    assert os.listdir(tmp_path / "volumes/.trash") == []
+
+
+async def test_removing_follows_no_link(volumes: Volumes, tmp_path: Path) -> None:
+    os.close(volumes.open("acc", "notes", "/ann"))
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "outside/kept").touch()
+    (tmp_path / "volumes/acc/notes/ann/s1").symlink_to(tmp_path / "outside")
+    with pytest.raises(InvalidArgument):
+        await volumes.remove("acc", "notes", "/ann/s1/kept")
+    await volumes.remove("acc", "notes", "/ann/s1")
+    assert (tmp_path / "outside/kept").exists()
