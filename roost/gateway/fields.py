@@ -67,11 +67,22 @@ _DROP_GUEST = _HOP | _FORWARDED
 
 
 def guest_head(
-    head: RequestHead, *, method: str, target: bytes, control_path: str, prefix: str, peer: str, extra: bytes
+    head: RequestHead,
+    *,
+    method: str,
+    target: bytes,
+    control_path: str,
+    prefix: str,
+    peer: str,
+    keyed: bool,
+    extra: bytes,
 ) -> bytes:
-    """The request as the guest gets it; `prefix` is "" for an event. `extra` are whole lines: the `x-fc-*` fields."""
+    """The request as the guest gets it; `prefix` is "" for an event. `extra` are whole lines: the `x-fc-*` fields.
+
+    `keyed`: what proves the caller's identity was meant for this server, and stays here.
+    """
     out = [b"%b %b HTTP/1.1\r\n" % (method.encode("ascii"), target)]
-    _copy(head, out, _DROP_GUEST, _is_ours if prefix else _signed_or_ours)
+    _copy(head, out, _DROP_GUEST, _signed_or_ours if keyed else _is_ours)
     _frame(head, method, out)
     _forwarded(head, peer, out)
     if prefix:

@@ -28,8 +28,11 @@ class Gatekeeper:
 
     def check_http(
         self, account: str, spec: FunctionSpec, qualifier: str, headers: Mapping[str, str], method: str
-    ) -> str:
-        """Raises Unauthenticated without a right bearer key, AccessDenied for a method that is not allowed."""
+    ) -> bool:
+        """Whether a bearer key was asked for, and given.
+
+        Raises Unauthenticated without a right one, AccessDenied for a method that is not allowed.
+        """
         access = self._rules.http_access(account, spec.name, qualifier)
         if method not in access.methods:
             raise AccessDenied(f"Function {spec.name} does not take {method} requests.", code="MethodNotAllowed")
@@ -39,7 +42,7 @@ class Gatekeeper:
                 raise Unauthenticated(
                     f"Function {spec.name} needs 'Authorization: Bearer <key>'.", code="AuthenticationRequired"
                 )
-        return account
+        return access.auth is HttpAuth.BEARER
 
     def check_signed(self, method: str, path: str, query: str, headers: Mapping[str, str], body_sha256: str) -> str:
         """Raises Unauthenticated unless the ACS3 signature is right."""

@@ -59,6 +59,7 @@ class _Call:
     started: float  # Unix time
     headers: Mapping[str, str]
     spec: FunctionSpec | None = None
+    keyed: bool = False  # Authorization carried a key of this server's
     lease: Lease | None = None
     leased_at: float = 0.0
     outcome: Outcome = Outcome.OK
@@ -167,7 +168,7 @@ class Invoker:
                 check_bodiless(claimed)
             return self._catalog.resolve(account, route.name, route.qualifier)
         spec = self._catalog.resolve(self._account, route.name, route.qualifier)
-        self._access.check_http(self._account, spec, route.qualifier, call.headers, head.method)
+        call.keyed = self._access.check_http(self._account, spec, route.qualifier, call.headers, head.method)
         return spec
 
     async def _submit(self, call: _Call, spec: FunctionSpec) -> None:
@@ -261,6 +262,7 @@ class Invoker:
             control_path="/invoke" if event else "/http-invoke",
             prefix="" if isinstance(route, Event) else route.prefix,
             peer=request.peer,
+            keyed=event or call.keyed,
             extra=extra,
         )
 

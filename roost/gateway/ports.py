@@ -21,19 +21,17 @@ class Catalog(Protocol):
 
 
 class Access(Protocol):
-    """Who may call. Header names are lower case.
-
-    Both methods raise Unauthenticated or AccessDenied, and return the account that calls.
-    """
+    """Who may call. Header names are lower case. Both methods raise Unauthenticated or AccessDenied."""
 
     def check_http(
         self, account: str, spec: FunctionSpec, qualifier: str, headers: Mapping[str, str], method: str
-    ) -> str:
-        """May this HTTP request reach this function?"""
+    ) -> bool:
+        """May this HTTP request reach this function? True: its Authorization is a key of this server's, and the
+        function must not see it; False: Authorization is the function's own business."""
         ...
 
     def check_signed(self, method: str, path: str, query: str, headers: Mapping[str, str], body_sha256: str) -> str:
-        """Is the ACS3 signature right? `path` and `query` are as sent, percent-encoded.
+        """The account whose ACS3 signature this is. `path` and `query` are as sent, percent-encoded.
 
         `body_sha256` is what the caller claims in `x-acs-content-sha256`, "" without it: the gateway itself compares
         it with the body as that goes by, and never delivers a body that differs.

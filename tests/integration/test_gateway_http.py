@@ -60,6 +60,14 @@ async def test_a_request_reaches_the_guest_with_its_fields(tmp_path: Path) -> No
     assert not lease.abandoned
 
 
+@pytest.mark.parametrize(("given", "reaches"), [(b"Bearer key", False), (b"Bearer of-the-function", True)])
+async def test_a_key_of_the_server_stays_with_it(tmp_path: Path, given: bytes, reaches: bool) -> None:
+    async with world(tmp_path, mirror) as w:
+        answer = await w.raw(b"GET /echo HTTP/1.1\r\nHost: h\r\nConnection: close\r\nAuthorization: %b\r\n\r\n" % given)
+    assert answer.startswith(b"HTTP/1.1 200 OK")
+    assert (given in answer) is reaches
+
+
 @on_both_loops
 async def test_connections_are_kept_on_both_sides(tmp_path: Path) -> None:
     opened = 0
