@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import base64
+import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from roost.sdk import manifest, package, vendor
+from roost.sdk import bytecode, manifest, package, vendor
 from roost.sdk.client import API, Client, function_path
 from roost.sdk.errors import Failed, UsageError
 from roost.sdk.uploads import Uploads
@@ -54,13 +55,15 @@ class Deployer:
             function = manifest.to_function(parsed, self._environment)
         except UsageError as error:
             raise UsageError(f"{directory / manifest.FILE}: {error}") from error
-        members = self._members(directory)
-        digest = package.digest(members)
+        python = self._python()
+        vendored = self._vendored(directory, python)
+        members = package.collect(directory, vendored)
+        digest = f"{package.digest(members)} {python}"
         present = self._client.function(name)
         note = self._uploads.note(self._client.server.url, name)
         if present is None or not note.says(digest, str(present.get("codeChecksum", ""))):
             self._say("packing")
-            content = package.build(members)
+            content = _pack(members, vendored, python)
             self._say(f"uploading {len(content) / 1e6:.1f} MB")
             function["code"] = {"zipFile": base64.b64encode(content).decode()}
         reply = self._put(name, function, new=present is None)
@@ -74,17 +77,12 @@ class Deployer:
             chat=function.get("sessionAffinity") == "HEADER_FIELD",
         )
 
-    def _members(self, directory: Path) -> package.Members:
-        vendored = None
-        if (directory / vendor.FILE).is_file():
-            self._say(f"installing {vendor.FILE}")
-            vendored = vendor.vendor(
-                directory,
-                self._python(),
-                self._cache / "requirements",
-                lambda line: self._say(f"pip: {line[:90]}"),
-            )
-        return package.collect(directory, vendored)
+    def _vendored(self, directory: Path, python: str) -> Path | None:
+        if not (directory / vendor.FILE).is_file():
+            return None
+        self._say(f"installing {vendor.FILE}")
+        cache = self._cache / "requirements"
+        return vendor.vendor(directory, python, cache, lambda line: self._say(f"pip: {line[:90]}"))
 
     def _python(self) -> str:
         """Version of the rooms' interpreter, as "3.11"."""
@@ -104,6 +102,13 @@ class Deployer:
         minimum = (parsed.get("scaling") or {}).get("min")
         if minimum is not None:
             self._client.send_json("PUT", function_path(name, "/scaling-config"), {"minInstances": minimum})
+
+
+def _pack(members: package.Members, vendored: Path | None, python: str) -> bytes:
+    """The zip of `members`, with their bytecode where this interpreter can make that of the rooms."""
+    with tempfile.TemporaryDirectory(prefix="roost-deploy-") as folder:
+        compiled = bytecode.of_package(members, vendored, Path(folder)) if python == bytecode.OWN_PYTHON else {}
+        return package.build({**members, **compiled})
 
 
 def merge(parsed: Mapping[str, Any], overrides: Overrides) -> dict[str, Any]:

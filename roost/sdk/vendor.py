@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from roost.sdk import bytecode, package
 from roost.sdk.errors import Failed
 
 FILE = "requirements.txt"
@@ -28,13 +29,14 @@ def vendor(
 ) -> Path | None:
     """A folder with what `directory`/requirements.txt asks for, for Python `python` ("3.11"); None without the file.
 
-    Each line that pip prints goes to `progress`. Raises Failed with pip's last lines when it can't be installed.
+    Where `python` is this interpreter's version, bytecode lies beside the sources. Each line that pip prints goes to
+    `progress`. Raises Failed with pip's last lines when it can't be installed.
     """
     requirements = directory.absolute() / FILE
     if not requirements.is_file():
         return None
     digest = hashlib.sha256()
-    for part in (python, platform.machine(), requirements.read_text()):
+    for part in (python, sys.version, platform.machine(), requirements.read_text()):
         digest.update(part.encode() + b"\0")
     target = cache / digest.hexdigest()[:32]
     if target.is_dir():
@@ -45,6 +47,9 @@ def vendor(
         _install(requirements, python, made, progress)
         # Scripts name an interpreter of this machine in their first line; `python -m` works in the room.
         shutil.rmtree(made / "bin", ignore_errors=True)
+        if python == bytecode.OWN_PYTHON:
+            progress("compiling")
+            bytecode.compile_members(dict(package.files(made)), made)
         try:
             made.rename(target)
         except OSError:
@@ -58,7 +63,7 @@ def pip_command(requirements: Path, python: str, target: Path) -> list[str]:
     """The pip command; for another Python than this one only wheels can be taken."""
     command = [sys.executable, "-m", "pip", "install", "--target", str(target), "--no-input", "--no-compile"]
     command += ["--disable-pip-version-check", "--progress-bar", "off", "-r", str(requirements)]
-    if python != f"{sys.version_info.major}.{sys.version_info.minor}":
+    if python != bytecode.OWN_PYTHON:
         command += ["--python-version", python, "--only-binary", ":all:"]
     return command
 

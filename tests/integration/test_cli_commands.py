@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from roost.sdk import cli
+from roost.sdk import bytecode, cli
 from tests.support.fake_roost import FakeRoost
 from tests.support.wheels import write_wheel
 
@@ -72,6 +72,7 @@ def agent(tmp_path: Path) -> Path:
 
 
 def test_deploy_creates_then_updates(run: Run, server: FakeRoost, agent: Path) -> None:
+    server.python = sys.version.split()[0]
     first = run("deploy", str(agent), "--env", "B=$x")
     assert (first.code, first.err) == (0, "")
     assert first.out.startswith("Deployed agent (")
@@ -79,7 +80,7 @@ def test_deploy_creates_then_updates(run: Run, server: FakeRoost, agent: Path) -
     sent = server.last("POST", "/2023-03-30/functions").json()
     assert sent["environmentVariables"] == {"A": os.environ["HOME"], "B": "$x"}
     archive = zipfile.ZipFile(io.BytesIO(base64.b64decode(sent["code"]["zipFile"])))
-    assert archive.namelist() == ["agent.py", "roost.toml"]
+    assert archive.namelist() == [bytecode.place("agent.py"), "agent.py", "roost.toml"]
 
     assert run("deploy", str(agent)).out.startswith("Updated agent (")
     update = server.last("PUT", "/2023-03-30/functions/agent").json()
@@ -92,6 +93,16 @@ def test_deploy_creates_then_updates(run: Run, server: FakeRoost, agent: Path) -
     assert "code" in server.last("PUT", "/2023-03-30/functions/agent").json()
     server.functions["agent"]["codeChecksum"] = "changed by another"
     run("deploy", str(agent))
+    assert "code" in server.last("PUT", "/2023-03-30/functions/agent").json()
+
+
+def test_rooms_of_another_python_get_no_bytecode(run: Run, server: FakeRoost, agent: Path) -> None:
+    server.python = "3.99.0"
+    run("deploy", str(agent))
+    sent = server.last("POST", "/2023-03-30/functions").json()["code"]["zipFile"]
+    assert zipfile.ZipFile(io.BytesIO(base64.b64decode(sent))).namelist() == ["agent.py", "roost.toml"]
+    server.python = sys.version.split()[0]
+    run("deploy", str(agent))  # nothing has changed but the rooms
     assert "code" in server.last("PUT", "/2023-03-30/functions/agent").json()
 
 
@@ -123,6 +134,7 @@ def test_requirements_are_installed_into_the_package(run: Run, server: FakeRoost
         sent = server.functions["agent"]["code"]["zipFile"]
         archive = zipfile.ZipFile(io.BytesIO(base64.b64decode(sent)))
         assert archive.read("greeting.py") == b"WORD = 'hello'\n"
+        assert b"hello" in archive.read(bytecode.place("greeting.py"))
         wheel.unlink(missing_ok=True)
 
     (agent / "requirements.txt").write_text(f"{wheel}\n# changed\n")
