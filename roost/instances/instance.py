@@ -11,7 +11,7 @@ import contextlib
 import json
 import logging
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -29,6 +29,10 @@ log = logging.getLogger(__name__)
 RESTART_TIMEOUT = 15.0
 #: For an application's own shutdown, where no pre-stop hook says how long it may take.
 SHUTDOWN_TIMEOUT = 2.0
+#: A control connection that breaks usually tells of the room's end; this long one waits to hear of that instead.
+LOST_GRACE = 1.0
+#: Between tries to take down a room that does not end; the longest, which then repeats.
+_DESTROY_PAUSE_MAX = 30.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +61,10 @@ class Surroundings:
     clock: Callable[[], float]  # Unix seconds
     start_timeout: float
     stop_grace: float
+
+
+class _StopAsked(Exception):
+    """The instance was told to stop before it was up."""
 
 
 class Instance:
@@ -99,6 +107,8 @@ class Instance:
         self._stop_deadline = float("inf")
         self._pause_wanted = False
         self._resume_wanted = False
+        self._restarting = False
+        self._coming_up: asyncio.Task[None] | None = None
         self._since = self.created
         self._busy_since = 0.0
         self._leased_s = 0.0
@@ -111,9 +121,14 @@ class Instance:
     @property
     def free_slots(self) -> int:
         """Slots that can be leased now."""
-        if self.state not in LEASABLE or self._stop_wanted or self._pause_wanted or self._exit:
+        if self.state not in LEASABLE or self._stop_wanted or self._pause_wanted or self._exit or self._restarting:
             return 0
         return self.slots - self.leases
+
+    @property
+    def idle_since(self) -> float:
+        """When the last lease was given back, or it became ready."""
+        return self._idle_since
 
     @property
     def usable(self) -> bool:
@@ -156,6 +171,20 @@ class Instance:
         if self._stop_wanted is None:
             self._stop_wanted = reason
         self._stop_deadline = min(self._stop_deadline, deadline)
+        # Nobody has a lease yet, so there is nothing to wait for. Once: a second one would break off the tidying up.
+        if self._coming_up is not None and not self._coming_up.cancelling():
+            self._coming_up.cancel()
+        self._wake.set()
+
+    def keep(self, kept: bool) -> None:
+        """Whether it is provisioned, and so not stopped for being idle."""
+        if kept is not self.kept:
+            self.kept = kept
+            self._wake.set()
+
+    def adjust(self, spec: FunctionSpec) -> None:
+        """Take over what changed in the function and needs no new room."""
+        self.spec = spec
         self._wake.set()
 
     async def pause(self) -> None:
@@ -171,18 +200,26 @@ class Instance:
 
     async def resume(self) -> None:
         """A new room over the kept files. Raises what prevented it."""
-        self._resume_wanted = True
-        self._wake.set()
-        await self._until(lambda: self.state is State.READY)
+        self.wake_up()
+        await self._until(lambda: self.state in LEASABLE)
+
+    def wake_up(self) -> None:
+        """Have a paused instance resumed, without waiting for it."""
+        if self.state is State.PAUSED:
+            self._resume_wanted = True
+            self._wake.set()
 
     async def restart_worker(self) -> bool:
         """Kill what runs the function's code and start it anew in the same room. False: it did not come back."""
         if self._link is None:
             return False
+        self._restarting = True  # with a higher concurrency there are free slots, but nobody to serve them
         try:
             await self._link.restart(RESTART_TIMEOUT)
         except RoostError:
             return False
+        finally:
+            self._restarting = False
         return True
 
     async def _until(self, reached: Callable[[], bool]) -> None:
@@ -198,7 +235,7 @@ class Instance:
         """Why a request's connection broke: waits at most `timeout` seconds for the reason to be known."""
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._gone.wait(), timeout)
-        return self._exit_error() or self.failure or Unavailable("The instance closed the connection.")
+        return self.failure or self._exit_error() or Unavailable("The instance closed the connection.")
 
     def _exit_error(self) -> InstanceExited | None:
         if self._exit is None:
@@ -224,18 +261,37 @@ class Instance:
     async def run(self, *, adopt: Room | None = None) -> None:
         """The whole life, from STARTING to STOPPED. Never raises but for cancellation, which stops it at once."""
         reason = StopReason.START_FAILED
+        self.served = adopt is not None  # by an earlier server
         try:
-            await (self._adopt(adopt) if adopt else self._boot())
+            await self._come_up(self._adopt(adopt) if adopt else self._boot())
+            reason = StopReason.EXITED
             self._move(State.READY)
             reason = await self._live()
+        except _StopAsked:
+            reason = self._stop_wanted or reason
         except RoostError as error:
             self.failure = error
-            log.info("instance %s of %s did not start: %s", self.id, self.spec.name, error.message)
-        except OSError as error:
+            log.info("instance %s of %s failed: %s", self.id, self.spec.name, error.message)
+        except Exception as error:
+            # Whatever it was, those who wait are told, and the start is not tried again and again.
             self.failure = Unavailable(f"The instance could not be made: {error}.")
             log.exception("instance %s of %s", self.id, self.spec.name)
         finally:
             await asyncio.shield(asyncio.ensure_future(self._end(reason)))
+
+    async def _come_up(self, work: Coroutine[Any, Any, None]) -> None:
+        """Do the work unless `stop` is or was asked for: then it is broken off, with _StopAsked."""
+        self._coming_up = asyncio.ensure_future(work)
+        if self._stop_wanted is not None:
+            self._coming_up.cancel()
+        try:
+            await self._coming_up
+        except asyncio.CancelledError:
+            if self._stop_wanted is None:
+                raise
+            raise _StopAsked from None
+        finally:
+            self._coming_up = None
 
     async def _boot(self) -> None:
         self._gone.clear()
@@ -265,17 +321,28 @@ class Instance:
 
     def _new_link(self, room: RoomSpec) -> GuestLink:
         spec, on_output = self.spec, self._around.on_output
-        self._link = GuestLink(
+        link = self._link = GuestLink(
             room.run_dir / "guest.sock",
             on_log=lambda stream, text: on_output(spec, self.id, stream, text),
-            on_exit=self._worker_exited,
+            on_exit=lambda how: self._worker_exited(link, how),
+            on_lost=lambda: self._link_lost(link),
         )
-        return self._link
+        return link
 
-    def _worker_exited(self, how: WorkerExit) -> None:
-        self._exit = how
-        self._gone.set()
-        self._wake.set()
+    def _worker_exited(self, link: GuestLink, how: WorkerExit) -> None:
+        if link is self._link and self._exit is None:  # what a room says that is being taken down changes nothing
+            self._exit = how
+            self._gone.set()
+            self._wake.set()
+
+    def _link_lost(self, link: GuestLink) -> None:
+        asyncio.get_running_loop().call_later(LOST_GRACE, self._give_up, link)
+
+    def _give_up(self, link: GuestLink) -> None:
+        """A room without its control connection ends itself before long, so it gets no new requests."""
+        if link is self._link and self._exit is None:
+            log.warning("instance %s of %s broke its control connection", self.id, self.spec.name)
+            self.stop(StopReason.LOST)
 
     def _watch(self, room: Room, link: GuestLink) -> None:
         async def watch() -> None:
@@ -328,8 +395,12 @@ class Instance:
     async def _freeze(self) -> None:
         # The state changes first: a lease taken during the freeze sees FROZEN, and the next decision thaws.
         self._move(State.FROZEN)
-        if self.room:
-            await self.room.freeze()
+        try:
+            if self.room:
+                await self.room.freeze()
+        except RoostError as error:
+            log.warning("instance %s: %s", self.id, error.message)
+            await self._thaw()
 
     async def _thaw(self) -> None:
         if self.room:
@@ -339,6 +410,7 @@ class Instance:
 
     async def _sleep_on_disk(self) -> StopReason | None:
         """PAUSED until resumed (None) or stopped (the reason)."""
+        self._resume_wanted = False
         self._move(State.PAUSED)
         await self._take_down()
         self._settled.set()
@@ -349,7 +421,7 @@ class Instance:
         self._pause_wanted = self._resume_wanted = False
         self.generation += 1
         self._move(State.RESUMING)
-        await self._boot()
+        await self._come_up(self._boot())
         self._idle_since = self._around.clock()
         self._move(State.READY)
         return None
@@ -359,30 +431,50 @@ class Instance:
             reason = StopReason.OUT_OF_MEMORY if self.out_of_memory() else reason
             self.failure = self.failure or self._exit_error()
         self._move(State.STOPPING, reason=reason)
+        try:
+            await self._say_goodbye()
+            await self._take_down()
+        except Exception:
+            log.exception("instance %s of %s: its end", self.id, self.spec.name)
+        finally:
+            self._move(State.STOPPED, reason=reason)
+            self._gone.set()
+            self.stopped.set()
+            self._on_change(self)
+
+    async def _say_goodbye(self) -> None:
+        """Let the guest run its pre-stop hook; asked of every guest, an ASGI application's shutdown depends on it."""
         if self._link and self.room and self._exit is None and self.served:
-            # Asked of every guest: an ASGI application's shutdown depends on it too.
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError, RoostError):
                 await self.room.thaw()
                 await self._link.pre_stop(self.spec.pre_stop.timeout_s if self.spec.pre_stop else SHUTDOWN_TIMEOUT)
-        await self._take_down()
-        self._move(State.STOPPED, reason=reason)
-        self._gone.set()
-        self.stopped.set()
-        self._on_change(self)
 
     async def _take_down(self) -> None:
-        room, self.room = self.room, None
-        if room is not None:
+        link, self._link = self._link, None
+        if self.room is not None:
             if self._watcher is not None:
                 self._watcher.cancel()
-            await room.destroy()
-        if self._link is not None:
-            await self._link.drained(1.0)
-            await self._link.close()
-            self._link = None
+            await self._destroy(self.room)
+            self.room = None
+        if link is not None:
+            await link.drained(1.0)
+            await link.close()
         if self._prepared is not None:
             self._prepared.release()
             self._prepared = None
+
+    async def _destroy(self, room: Room) -> None:
+        """A room that does not end (a process stuck in the kernel) is tried again: what it holds is not given up."""
+        pause = 0.1
+        while True:
+            try:
+                await room.destroy()
+            except (RoostError, OSError) as error:
+                log.error("instance %s of %s: %s", self.id, self.spec.name, error)
+                await asyncio.sleep(pause)
+                pause = min(pause * 2, _DESTROY_PAUSE_MAX)
+            else:
+                return
 
     # --- records -----------------------------------------------------------------------------------------------
 

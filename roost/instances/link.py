@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,8 @@ from roost.model.errors import Fault, InitializerFailed, InstanceExited, RoostEr
 
 LINE_LIMIT = 1 << 20
 _STACK_LINES = 100
+#: A guest that floods the connection gets this many lines handled, then others get their turn.
+_LINES_A_TURN = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,14 +28,23 @@ class WorkerExit:
 
 
 class GuestLink:
-    """One guest's control connection. `on_log(stream, text)` and `on_exit(WorkerExit)` are called in order."""
+    """One guest's control connection. `on_log(stream, text)` and `on_exit(WorkerExit)` are called in order.
+
+    `on_lost` is called when the guest's end is closed, or what came was no protocol; not after `close`.
+    """
 
     def __init__(
-        self, socket: Path, *, on_log: Callable[[str, str], None], on_exit: Callable[[WorkerExit], None]
+        self,
+        socket: Path,
+        *,
+        on_log: Callable[[str, str], None],
+        on_exit: Callable[[WorkerExit], None],
+        on_lost: Callable[[], None],
     ) -> None:
         self._socket = socket
         self._on_log = on_log
         self._on_exit = on_exit
+        self._on_lost = on_lost
         self._writer: asyncio.StreamWriter | None = None
         self._reader_task: asyncio.Task[None] | None = None
         self._ready: asyncio.Future[float] | None = None
@@ -64,7 +76,10 @@ class GuestLink:
         await self._ask_ready({"op": "restart"}, timeout)
 
     async def pre_stop(self, timeout: float) -> None:
-        """Run the pre-stop hook; returns after `timeout` seconds at the latest."""
+        """Run the pre-stop hook; returns after `timeout` seconds at the latest, sooner if the guest has gone."""
+        if self._lost():
+            return
+        self._pre_stopped.clear()
         self._send({"op": "pre_stop"})
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._pre_stopped.wait(), timeout)
@@ -73,10 +88,10 @@ class GuestLink:
         """Close the connection. Log lines that were already received have been delivered."""
         if self._reader_task is not None:
             self._reader_task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._reader_task
+            await asyncio.gather(self._reader_task, return_exceptions=True)
         if self._writer is not None:
-            self._writer.close()
+            # Not `close`: that waits for a guest that does not read what was sent.
+            self._writer.transport.abort()
 
     def broken(self, error: RoostError) -> None:
         """The room has ended: fail whoever waits for the guest's answer."""
@@ -89,6 +104,8 @@ class GuestLink:
             await asyncio.wait([self._reader_task], timeout=timeout)
 
     async def _ask_ready(self, message: Mapping[str, Any], timeout: float) -> float:
+        if self._lost():
+            raise Unavailable("The guest closed its control connection.")
         self._ready = asyncio.get_running_loop().create_future()
         self._send(message)
         try:
@@ -100,12 +117,21 @@ class GuestLink:
         if self._writer is not None and not self._writer.is_closing():
             self._writer.write(json.dumps(message, separators=(",", ":")).encode() + b"\n")
 
+    def _lost(self) -> bool:
+        return self._reader_task is None or self._reader_task.done()
+
     async def _read(self, reader: asyncio.StreamReader) -> None:
         # A line over the limit (ValueError) or a dead peer end the connection; the room's own end is seen elsewhere.
         with contextlib.suppress(ConnectionError, ValueError):
+            lines = 0
             while line := await reader.readline():
                 self._receive(line)
+                lines += 1
+                if lines % _LINES_A_TURN == 0:
+                    await asyncio.sleep(0)
         self.broken(Unavailable("The guest closed its control connection."))
+        self._pre_stopped.set()
+        self._on_lost()
 
     def _receive(self, line: bytes) -> None:
         try:
@@ -156,12 +182,19 @@ def parse_fault(value: object) -> Fault:
 
 
 def _text(value: object) -> str:
-    return value if isinstance(value, str) else ""
+    """Text that can be encoded: JSON may hold halves of surrogate pairs."""
+    return value.encode("utf-8", "replace").decode() if isinstance(value, str) else ""
 
 
 def _whole(value: object) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) else None
+    """An exit code or a signal's number, if it can be one."""
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 256 else None
 
 
 def _number(value: object) -> float:
-    return float(value) if isinstance(value, int | float) else 0.0
+    """Milliseconds; 0.0 for what is no such time (JSON's numbers may be of any size)."""
+    try:
+        number = float(value) if isinstance(value, int | float) else 0.0
+    except OverflowError:
+        return 0.0
+    return number if math.isfinite(number) and number >= 0 else 0.0

@@ -13,6 +13,10 @@ from roost.model.function import Affinity, FunctionSpec, IsolationMode
 from roost.model.instance import State, StopReason
 
 _STARTING = (State.STARTING, State.RESUMING)
+#: Provisioned instances that crash are started again after a pause that doubles up to the longest; one that lived
+#: longer than that ends the series.
+_REST_S = 0.5
+_REST_MAX_S = 60.0
 
 Queue = deque[asyncio.Future[Instance]]
 
@@ -30,6 +34,10 @@ class Pool:
         self._waiting: Queue = deque()
         self._max_waiting = max_waiting
         self._start = start
+        self._closed: RoostError | None = None
+        self._failed_starts = 0  # since the last good one
+        self._crashes = 0  # in a row
+        self._rest: asyncio.TimerHandle | None = None
 
     # --- leases ------------------------------------------------------------------------------------------------
 
@@ -54,6 +62,8 @@ class Pool:
         return True
 
     def _join(self, queue: Queue, limit: int) -> asyncio.Future[Instance]:
+        if self._closed is not None:
+            raise self._closed
         if len(queue) >= limit:
             _drop_done(queue)
         if len(queue) >= limit:
@@ -104,17 +114,22 @@ class Pool:
     # --- size --------------------------------------------------------------------------------------------------
 
     def scale(self) -> None:
-        """Start what is missing."""
+        """Start what is missing. After a failed start one at a time, until one succeeds: the others would fail too."""
+        if self._closed is not None:
+            return
         mine = [i for i in self.instances.values() if i.usable]
         shared = [i for i in mine if self._shared(i)]
+        starting = sum(i.state in _STARTING for i in shared)
         count = to_start(
             waiting=self.waiting if self.spec.scaling.on_demand else 0,
-            starting=sum(i.state in _STARTING for i in shared),
+            starting=starting,
             alive=len(shared),
             slots=self.slots(),
-            minimum=self.spec.scaling.min_instances,
+            minimum=self.spec.scaling.min_instances if self._rest is None else 0,
             maximum=self.spec.scaling.max_instances - (len(mine) - len(shared)),
         )
+        if self._failed_starts:
+            count = min(count, max(0, 1 - starting))
         for _ in range(count):
             if self._start(self) is None:
                 break
@@ -124,7 +139,7 @@ class Pool:
         """Mark the provisioned ones: oldest first, up to the minimum."""
         shared = sorted((i for i in self.instances.values() if i.usable and self._shared(i)), key=lambda i: i.created)
         for number, instance in enumerate(shared):
-            instance.kept = number < self.spec.scaling.min_instances
+            instance.keep(number < self.spec.scaling.min_instances)
 
     def slots(self) -> int:
         """Concurrent requests that one instance takes."""
@@ -132,19 +147,59 @@ class Pool:
 
     def update(self, spec: FunctionSpec) -> None:
         """The function changed: instances of another revision take no new requests and end after their last."""
+        if spec.revision != self.spec.revision:
+            self._failed_starts = self._crashes = 0
+            self._stop_resting()
+        self._closed = None
         self.spec = spec
         for instance in list(self.instances.values()):
             if instance.spec.revision == spec.revision:
-                instance.spec = spec  # how long it may idle, and other things that need no new room
+                instance.adjust(spec)  # how long it may idle, and other things that need no new room
             elif instance.usable:
                 instance.stop(StopReason.UPDATED)
         self.scale()
 
+    def started(self) -> None:
+        """An instance is up."""
+        self._failed_starts = 0
+
     def failed_start(self, instance: Instance, error: RoostError) -> None:
-        """An instance did not start: those it was started for get the reason, so that no start is retried for ever."""
+        """An instance did not start: those it was started for get the reason, so that no start is retried for ever.
+
+        When no other can serve them, everyone who waits gets it: each would only have seen one more failed start.
+        """
         _fail(instance.waiting, len(instance.waiting), error)
-        if instance.session is None and not instance.sessions:
-            _fail(self._waiting, instance.slots, error)
+        if instance.session is not None or instance.sessions:
+            return
+        self._failed_starts += 1
+        others = any(i.usable and self._shared(i) for i in self.instances.values())
+        _fail(self._waiting, instance.slots if others else len(self._waiting), error)
+
+    def crashed(self, lived_s: float) -> None:
+        """An instance ended by itself: provisioned ones are not started again at once."""
+        self._crashes = 1 if lived_s > _REST_MAX_S else self._crashes + 1
+        if self.spec.scaling.min_instances and self._rest is None and self._closed is None:
+            pause = min(_REST_S * 2 ** min(self._crashes, 10), _REST_MAX_S)
+            self._rest = asyncio.get_running_loop().call_later(pause, self._rested)
+
+    def _rested(self) -> None:
+        self._rest = None
+        self.scale()
+
+    def _stop_resting(self) -> None:
+        if self._rest is not None:
+            self._rest.cancel()
+            self._rest = None
+
+    def close(self, error: RoostError) -> None:
+        """Start nothing any more; who waits, and who comes, gets `error`. `update` opens it again."""
+        self._closed = error
+        self._stop_resting()
+        _fail(self._waiting, len(self._waiting), error)
+
+    @property
+    def closed(self) -> bool:
+        return self._closed is not None
 
     @property
     def waiting(self) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -49,6 +49,7 @@ class SessionBook:
         self._ended = ended
         self._sessions: dict[Key, Session] = {}
         self._stored_use: dict[Key, float] = {}
+        self._in_use: dict[Key, int] = {}  # requests under way
 
     async def load(self) -> None:
         """Read all from the store. A session that was on its way when the server ended is put where it was safe."""
@@ -118,9 +119,14 @@ class SessionBook:
         self._sessions[session.key] = session
         return session
 
+    def discard(self, session: Session) -> None:
+        """Take back `open`: nothing came of it."""
+        if self._sessions.get(session.key) is session:
+            del self._sessions[session.key]
+
     def assign(self, session: Session, instance_id: str) -> Session:
-        """Note in memory which instance the session is pinned to (`persist` stores it)."""
-        assigned = replace(session, instance_id=instance_id, last_used=self._clock())
+        """Note in memory which instance the session is pinned to (`persist` stores it). Raises NotFound."""
+        assigned = replace(self.get(*session.key), instance_id=instance_id, last_used=self._clock())
         self._sessions[session.key] = assigned
         return assigned
 
@@ -137,22 +143,41 @@ class SessionBook:
         try:
             await self._store.put(session)
         except RoostError:
-            if before is None:
-                self._sessions.pop(session.key, None)
-            else:
-                self._sessions[session.key] = before
+            if self._sessions.get(session.key) is session:  # it may have moved on, or be gone
+                if before is None:
+                    del self._sessions[session.key]
+                else:
+                    self._sessions[session.key] = before
             raise
-        self._stored_use[session.key] = session.last_used
+        if session.key in self._sessions:
+            self._stored_use[session.key] = session.last_used
         return session
 
     async def change(self, session: Session, fields: Mapping[str, Any]) -> Session:
-        """Replace fields of the session."""
-        return await self.save(replace(session, **fields, modified=self._clock()))
+        """Replace fields of the session as it is now. Raises NotFound if it was deleted meanwhile."""
+        return await self.save(replace(self.get(*session.key), **fields, modified=self._clock()))
 
     async def move(self, session: Session, state: SessionState) -> Session:
-        """A checked change of state. Raises Conflict."""
-        check_session_transition(session, state)
-        return await self.save(replace(session, state=state, modified=self._clock()))
+        """A checked change of state. Raises Conflict, or NotFound if it was deleted meanwhile."""
+        check_session_transition(self.get(*session.key), state)
+        return await self.change(session, {"state": state})
+
+    def put_back(self, key: Key, state: SessionState) -> None:
+        """A change of state did not succeed. Memory only: it is what a restarted server makes of the stored state."""
+        session = self._sessions.get(key)
+        if session is not None and session.state in (SessionState.PAUSING, SessionState.RESUMING):
+            self._sessions[key] = replace(session, state=state)
+
+    def enter(self, key: Key) -> None:
+        """A request begins: until `leave`, the session is not idle."""
+        self._in_use[key] = self._in_use.get(key, 0) + 1
+
+    def leave(self, key: Key) -> None:
+        """A request that had entered is over."""
+        left = self._in_use.pop(key) - 1
+        if left:
+            self._in_use[key] = left
+        self.touch(key)
 
     def touch(self, key: Key) -> None:
         """The session is in use. Memory only; `sweep` stores it now and then."""
@@ -163,33 +188,42 @@ class SessionBook:
     async def end(self, session: Session, *, forget: bool) -> None:
         """Expire it (`forget=False`, the id is remembered for a while) or delete it."""
         if forget:
-            self._sessions.pop(session.key, None)
-            self._stored_use.pop(session.key, None)
-            await self._store.delete(*session.key)
+            await self._forget(session.key)
         elif session.state is not SessionState.EXPIRED:
             await self.save(replace(session, state=SessionState.EXPIRED, modified=self._clock()))
         await self._ended(session)
 
+    async def _forget(self, key: Key) -> None:
+        """Gone from memory at once, from the store when it returns; still there if the store refuses it."""
+        session = self._sessions.pop(key, None)
+        try:
+            await self._store.delete(*key)
+        except RoostError:
+            if session is not None:
+                self._sessions.setdefault(key, session)
+            raise
+        if key not in self._sessions:
+            self._stored_use.pop(key, None)
+
     async def forget_function(self, account: str, function: str) -> None:
         """The function is gone: so are its sessions."""
-        for session in self.list(account, function):
-            await self.end(session, forget=True)
+        await _all(self.end(session, forget=True) for session in self.list(account, function))
 
     # --- time --------------------------------------------------------------------------------------------------
 
     async def sweep(self) -> None:
         """Expire what is due, drop old tombstones, store times of last use."""
         now = self._clock()
-        for session in list(self._sessions.values()):
-            if session.state is SessionState.EXPIRED:
-                if now - session.modified > TOMBSTONE_SECONDS:
-                    self._sessions.pop(session.key, None)
-                    self._stored_use.pop(session.key, None)
-                    await self._store.delete(*session.key)
-            elif now >= session.expires_at():
-                await self.end(session, forget=False)
-            elif session.last_used - self._stored_use.get(session.key, 0.0) > TOUCH_INTERVAL:
-                await self.save(session)
+        await _all(work for session in list(self._sessions.values()) if (work := self._due(session, now)))
+
+    def _due(self, session: Session, now: float) -> Coroutine[Any, Any, object] | None:
+        if session.state is SessionState.EXPIRED:
+            return self._forget(session.key) if now - session.modified > TOMBSTONE_SECONDS else None
+        if now >= (replace(session, last_used=now) if session.key in self._in_use else session).expires_at():
+            return self.end(session, forget=False)
+        if session.last_used - self._stored_use.get(session.key, 0.0) > TOUCH_INTERVAL:
+            return self.save(session)
+        return None
 
     async def run(self, interval: float = 1.0) -> None:
         """Sweep for ever; a failing store is reported and tried again."""
@@ -199,3 +233,11 @@ class SessionBook:
                 await self.sweep()
             except RoostError as error:
                 log.warning("sessions can't be stored: %s", error.message)
+
+
+async def _all(works: Iterable[Coroutine[Any, Any, object]]) -> None:
+    """Do them all, one that fails or waits holds up no other. Raises the first failure at the end."""
+    results = await asyncio.gather(*works, return_exceptions=True)
+    for result in results:
+        if isinstance(result, BaseException):
+            raise result

@@ -12,7 +12,7 @@ import pytest
 
 from roost.instances.fleet import FleetLimits, InstanceFleet
 from roost.instances.instance import Surroundings
-from roost.instances.lease import SessionRef
+from roost.instances.lease import Lease, SessionRef
 from roost.instances.sessions import SessionBook
 from roost.model.errors import Conflict, InitializerFailed, InstanceExited, NotFound, Throttled, Unavailable
 from roost.model.function import Affinity, FunctionSpec, Idle, IsolationMode, Runtime, Scaling, SessionPolicy
@@ -55,6 +55,11 @@ class Bench:
     async def _ended(self, session: Session) -> None:
         await self.fleet.session_ended(session)
 
+    async def lease(self, spec: FunctionSpec, session: SessionRef | None = None, *, timeout_s: float = 60.0) -> Lease:
+        """Lease of a function that is deployed like this."""
+        self.known[spec.name] = spec
+        return await self.fleet.lease(spec, session, timeout_s=timeout_s)
+
     def resolve(self, account: str, name: str, qualifier: str | None) -> FunctionSpec:
         if name not in self.known:
             raise NotFound(name)
@@ -77,10 +82,10 @@ async def until(condition: Callable[[], bool]) -> None:
 
 
 async def test_from_zero_then_warm(bench: Bench) -> None:
-    first = await bench.fleet.lease(SPEC)
+    first = await bench.lease(SPEC)
     assert first.cold
     first.release()
-    second = await bench.fleet.lease(SPEC)
+    second = await bench.lease(SPEC)
     assert not second.cold
     assert second.instance_id == first.instance_id
     second.release()
@@ -89,9 +94,9 @@ async def test_from_zero_then_warm(bench: Bench) -> None:
 
 
 async def test_one_request_an_instance_up_to_the_maximum_then_the_queue(bench: Bench) -> None:
-    leases = await asyncio.gather(*(bench.fleet.lease(SPEC) for _ in range(3)))
+    leases = await asyncio.gather(*(bench.lease(SPEC) for _ in range(3)))
     assert len({lease.instance_id for lease in leases}) == 3
-    waiting = asyncio.create_task(bench.fleet.lease(SPEC))
+    waiting = asyncio.create_task(bench.lease(SPEC))
     await asyncio.sleep(0.02)
     assert not waiting.done()
     leases[0].release()
@@ -102,22 +107,22 @@ async def test_one_request_an_instance_up_to_the_maximum_then_the_queue(bench: B
 
 
 async def test_a_full_queue_and_a_passed_deadline_are_throttled(bench: Bench) -> None:
-    leases = [await bench.fleet.lease(SPEC) for _ in range(3)]
-    waiting = [asyncio.create_task(bench.fleet.lease(SPEC, timeout_s=0.05)) for _ in range(5)]
+    leases = [await bench.lease(SPEC) for _ in range(3)]
+    waiting = [asyncio.create_task(bench.lease(SPEC, timeout_s=0.05)) for _ in range(5)]
     await asyncio.sleep(0)
     with pytest.raises(Throttled, match="Too many"):
-        await bench.fleet.lease(SPEC)
+        await bench.lease(SPEC)
     for result in await asyncio.gather(*waiting, return_exceptions=True):
         assert isinstance(result, Throttled)
         assert result.retry_after
     for lease in leases:
         lease.release()
-    (await bench.fleet.lease(SPEC)).release()
+    (await bench.lease(SPEC)).release()
 
 
 async def test_a_cancelled_wait_leaves_nothing_behind(bench: Bench) -> None:
     bench.driver.gate = asyncio.Event()
-    waiting = asyncio.create_task(bench.fleet.lease(SPEC))
+    waiting = asyncio.create_task(bench.lease(SPEC))
     await asyncio.sleep(0.02)
     waiting.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -128,19 +133,19 @@ async def test_a_cancelled_wait_leaves_nothing_behind(bench: Bench) -> None:
 
 
 async def test_idle_is_frozen_then_thawed_by_a_lease(bench: Bench) -> None:
-    lease = await bench.fleet.lease(SPEC)
+    lease = await bench.lease(SPEC)
     lease.release()
     instance = bench.fleet.instances()[0]
     await until(lambda: instance.state is State.FROZEN)
     assert bench.driver.rooms[0].frozen
-    again = await bench.fleet.lease(SPEC)
+    again = await bench.lease(SPEC)
     assert not bench.driver.rooms[0].frozen
     again.release()
 
 
 async def test_idle_is_stopped(bench: Bench) -> None:
     spec = replace(SPEC, idle=Idle(freeze_after_s=0.01, stop_after_s=0.05))
-    (await bench.fleet.lease(spec)).release()
+    (await bench.lease(spec)).release()
     await until(lambda: bench.fleet.instances() == [])
     assert bench.events.transitions[-1].reason == "idle"
 
@@ -151,26 +156,26 @@ async def test_idle_is_stopped(bench: Bench) -> None:
 async def test_a_start_that_fails_tells_the_caller_why(bench: Bench, script: str, error: type[Exception]) -> None:
     bench.driver.script = script
     with pytest.raises(error):
-        await bench.fleet.lease(SPEC)
+        await bench.lease(SPEC)
     await until(lambda: bench.fleet.instances() == [])
     assert len(bench.driver.rooms) == 1, "a failing start is not repeated by itself"
     bench.driver.script = "ready"
-    (await bench.fleet.lease(SPEC)).release()
+    (await bench.lease(SPEC)).release()
 
 
 async def test_a_room_that_can_not_be_made(bench: Bench) -> None:
     bench.driver.fail_create = True
     with pytest.raises(Unavailable, match="loop"):
-        await bench.fleet.lease(SPEC)
+        await bench.lease(SPEC)
 
 
 async def test_a_guest_that_talks_nonsense_is_survived(bench: Bench) -> None:
     bench.driver.script = "garbage"
-    (await bench.fleet.lease(SPEC)).release()
+    (await bench.lease(SPEC)).release()
 
 
 async def test_a_dead_room_gives_its_reason(bench: Bench) -> None:
-    lease = await bench.fleet.lease(SPEC)
+    lease = await bench.lease(SPEC)
     bench.driver.rooms[0].oom_kills = 1
     bench.driver.rooms[0].die()
     failure = await lease.failure()
@@ -182,11 +187,11 @@ async def test_a_dead_room_gives_its_reason(bench: Bench) -> None:
 
 
 async def test_an_update_drains_and_replaces(bench: Bench) -> None:
-    old = await bench.fleet.lease(SPEC)
+    old = await bench.lease(SPEC)
     new_spec = replace(SPEC, revision="2")
     bench.known["f"] = new_spec
     bench.fleet.function_changed("a", "f")
-    new = await bench.fleet.lease(new_spec)
+    new = await bench.lease(new_spec)
     assert new.instance_id != old.instance_id
     assert bench.driver.alive[0].id == old.instance_id, "the old one lives while it is leased"
     old.release()
@@ -195,7 +200,7 @@ async def test_an_update_drains_and_replaces(bench: Bench) -> None:
 
 
 async def test_a_deleted_function_ends_its_instances(bench: Bench) -> None:
-    (await bench.fleet.lease(SPEC)).release()
+    (await bench.lease(SPEC)).release()
     bench.known.clear()
     bench.fleet.function_changed("a", "f")
     await until(lambda: bench.driver.alive == [])
@@ -205,6 +210,7 @@ async def test_provisioned_instances_stay(bench: Bench) -> None:
     spec = replace(
         SPEC, scaling=Scaling(min_instances=2, max_instances=3), idle=Idle(freeze_after_s=0.01, stop_after_s=0.02)
     )
+    bench.known["f"] = spec
     bench.fleet.provision(spec)
     await until(lambda: [i.state for i in bench.fleet.instances()] == [State.FROZEN] * 2)
     await asyncio.sleep(0.1)
@@ -212,11 +218,11 @@ async def test_provisioned_instances_stay(bench: Bench) -> None:
 
 
 async def test_an_exclusive_session_keeps_its_instance(bench: Bench) -> None:
-    one = await bench.fleet.lease(SESSIONS, SessionRef(id="s1"))
-    two = await bench.fleet.lease(SESSIONS, SessionRef(id="s2"))
+    one = await bench.lease(SESSIONS, SessionRef(id="s1"))
+    two = await bench.lease(SESSIONS, SessionRef(id="s2"))
     assert one.instance_id != two.instance_id
     one.release()
-    again = await bench.fleet.lease(SESSIONS, SessionRef(id="s1"))
+    again = await bench.lease(SESSIONS, SessionRef(id="s1"))
     assert again.instance_id == one.instance_id
     assert not again.restored
     assert bench.store.rows["a", "f", "s1"].instance_id == one.instance_id
@@ -226,18 +232,18 @@ async def test_an_exclusive_session_keeps_its_instance(bench: Bench) -> None:
 
 async def test_two_first_requests_of_a_session_meet_on_one_instance(bench: Bench) -> None:
     spec = replace(SESSIONS, concurrency=2)
-    leases = await asyncio.gather(*(bench.fleet.lease(spec, SessionRef(id="s")) for _ in range(2)))
+    leases = await asyncio.gather(*(bench.lease(spec, SessionRef(id="s")) for _ in range(2)))
     assert leases[0].instance_id == leases[1].instance_id
     for lease in leases:
         lease.release()
 
 
 async def test_a_session_whose_instance_died_gets_a_new_one_and_is_told(bench: Bench) -> None:
-    one = await bench.fleet.lease(SESSIONS, SessionRef(id="s"))
+    one = await bench.lease(SESSIONS, SessionRef(id="s"))
     one.release()
     bench.driver.rooms[0].die()
     await until(lambda: bench.fleet.instances() == [])
-    two = await bench.fleet.lease(SESSIONS, SessionRef(id="s"))
+    two = await bench.lease(SESSIONS, SessionRef(id="s"))
     assert two.restored
     assert two.session is not None
     assert two.session.id == "s"
@@ -245,7 +251,7 @@ async def test_a_session_whose_instance_died_gets_a_new_one_and_is_told(bench: B
 
 
 async def test_a_session_without_an_id_gets_one(bench: Bench) -> None:
-    lease = await bench.fleet.lease(SESSIONS, SessionRef(id="", generated=True))
+    lease = await bench.lease(SESSIONS, SessionRef(id="", generated=True))
     assert lease.session is not None
     assert len(lease.session.id) == 32
     lease.release()
@@ -256,44 +262,44 @@ async def test_shared_sessions_fill_an_instance_before_the_next(bench: Bench) ->
         SPEC, concurrency=10,
         sessions=SessionPolicy(affinity=Affinity.HEADER_FIELD, header="x-s", sessions_per_instance=2),
     )  # fmt: skip
-    leases = [await bench.fleet.lease(spec, SessionRef(id=f"s{n}")) for n in range(3)]
+    leases = [await bench.lease(spec, SessionRef(id=f"s{n}")) for n in range(3)]
     assert leases[0].instance_id == leases[1].instance_id != leases[2].instance_id
     for lease in leases:
         lease.release()
 
 
 async def test_pause_frees_the_room_and_resume_keeps_both_ids(bench: Bench) -> None:
-    lease = await bench.fleet.lease(SESSIONS, SessionRef(id="s"))
+    lease = await bench.lease(SESSIONS, SessionRef(id="s"))
     lease.release()
     session = bench.book.get("a", "f", "s")
     paused = await bench.fleet.pause_session(session)
     assert paused.state is SessionState.PAUSED
     assert bench.driver.alive == []
     with pytest.raises(Conflict):
-        await bench.fleet.lease(SESSIONS, SessionRef(id="s"))
+        await bench.lease(SESSIONS, SessionRef(id="s"))
     with pytest.raises(Conflict):
         await bench.fleet.pause_session(paused)
     resumed = await bench.fleet.resume_session(paused)
     assert resumed.state is SessionState.ACTIVE
-    again = await bench.fleet.lease(SESSIONS, SessionRef(id="s"))
+    again = await bench.lease(SESSIONS, SessionRef(id="s"))
     assert again.instance_id == lease.instance_id
     again.release()
 
 
 async def test_expiry_ends_the_session_and_its_instance(bench: Bench) -> None:
     spec = replace(SESSIONS, sessions=replace(SESSIONS.sessions, idle_timeout_s=1, disable_id_reuse=True))
-    (await bench.fleet.lease(spec, SessionRef(id="s"))).release()
+    (await bench.lease(spec, SessionRef(id="s"))).release()
     session = bench.book.get("a", "f", "s")
     await bench.book.save(replace(session, last_used=session.last_used - 2))
     await bench.book.sweep()
     assert bench.book.get("a", "f", "s").state is SessionState.EXPIRED
     assert bench.driver.alive == []
     with pytest.raises(Conflict, match="can't be used again"):
-        await bench.fleet.lease(spec, SessionRef(id="s"))
+        await bench.lease(spec, SessionRef(id="s"))
 
 
 async def test_a_handler_that_does_not_let_go_has_its_worker_replaced(bench: Bench) -> None:
-    lease = await bench.fleet.lease(SPEC)
+    lease = await bench.lease(SPEC)
     lease.abandon("timeout")
     lease.release()
     await until(lambda: bench.driver.rooms[0].restarts == 1)
@@ -304,8 +310,8 @@ async def test_a_handler_that_does_not_let_go_has_its_worker_replaced(bench: Ben
 
 async def test_with_request_isolation_an_instance_ends_with_its_request(bench: Bench) -> None:
     spec = replace(SPEC, isolation_mode=IsolationMode.REQUEST_EXCLUSIVE, scaling=Scaling(max_instances=1))
-    first = await bench.fleet.lease(spec)
-    waiting = asyncio.create_task(bench.fleet.lease(spec))
+    first = await bench.lease(spec)
+    waiting = asyncio.create_task(bench.lease(spec))
     await asyncio.sleep(0)
     first.release()
     second = await waiting
@@ -317,10 +323,10 @@ async def test_with_request_isolation_an_instance_ends_with_its_request(bench: B
 
 async def test_a_full_server_ends_an_idle_instance_for_a_new_one(bench: Bench) -> None:
     spec = replace(SPEC, scaling=Scaling(max_instances=20))
-    leases = [await bench.fleet.lease(spec) for _ in range(10)]
+    leases = [await bench.lease(spec) for _ in range(10)]
     for lease in leases[:3]:
         lease.release()
-    other = await bench.fleet.lease(replace(SPEC, name="g"))
+    other = await bench.lease(replace(SPEC, name="g"))
     other.release()
     for lease in leases[3:]:
         lease.release()
@@ -329,21 +335,21 @@ async def test_a_full_server_ends_an_idle_instance_for_a_new_one(bench: Bench) -
 
 async def test_a_restarted_server_adopts_what_still_lives(bench: Bench, tmp_path: Path) -> None:
     bench.known["f"] = SESSIONS
-    lease = await bench.fleet.lease(SESSIONS, SessionRef(id="s"))
+    lease = await bench.lease(SESSIONS, SessionRef(id="s"))
     lease.release()
     second = Bench(tmp_path, bench.driver, bench.store)
     second.known["f"] = SESSIONS
     await second.book.load()
     assert await second.fleet.adopt() == 1
     assert bench.driver.swept == frozenset({lease.instance_id})
-    again = await second.fleet.lease(SESSIONS, SessionRef(id="s"))
+    again = await second.lease(SESSIONS, SessionRef(id="s"))
     assert again.instance_id == lease.instance_id
     again.release()
     await second.fleet.close()
 
 
 async def test_a_restarted_server_ends_what_it_can_not_own(bench: Bench, tmp_path: Path) -> None:
-    (await bench.fleet.lease(SPEC)).release()
+    (await bench.lease(SPEC)).release()
     second = Bench(tmp_path, bench.driver, bench.store)
     second.known["f"] = replace(SPEC, revision="other")
     assert await second.fleet.adopt() == 0
@@ -351,7 +357,7 @@ async def test_a_restarted_server_ends_what_it_can_not_own(bench: Bench, tmp_pat
 
 
 async def test_a_closing_fleet_refuses(bench: Bench) -> None:
-    (await bench.fleet.lease(SPEC)).release()
+    (await bench.lease(SPEC)).release()
     await bench.fleet.close()
     with pytest.raises(Unavailable, match="shutting down"):
-        await bench.fleet.lease(SPEC)
+        await bench.lease(SPEC)
