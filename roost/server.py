@@ -62,6 +62,8 @@ from roost.telemetry.usage_saver import UsageSaver
 log = logging.getLogger("roost")
 
 CONTROL_SOCKET = "control.sock"
+#: Followers of logs and slow uploads hold one each; that many of them must not keep others from the API.
+CONTROL_CONNECTIONS = 2000
 COLLECT_EVERY_S = 600.0
 
 
@@ -211,7 +213,12 @@ class Server:
     @contextlib.asynccontextmanager
     async def _control_plane(self) -> AsyncIterator[None]:
         """uvicorn on a unix socket of its own; the gateway is its only client."""
-        server = EmbeddedServer(self.control, self.config.run_dir / CONTROL_SOCKET, grace_s=int(self.config.stop_grace))
+        server = EmbeddedServer(
+            self.control,
+            self.config.run_dir / CONTROL_SOCKET,
+            grace_s=int(self.config.stop_grace),
+            max_connections=CONTROL_CONNECTIONS,
+        )
         await server.start()
         try:
             yield

@@ -93,7 +93,8 @@ class RoomEgress:
         self._client = httpx.AsyncClient(
             trust_env=False,
             timeout=httpx.Timeout(600, connect=10),
-            limits=httpx.Limits(max_connections=1000, max_keepalive_connections=100),
+            # Each room has a bound of its own; a common one would let a few rooms keep the others from their models.
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=100),
         )
 
     async def attach(self, spec: FunctionSpec, run_dir: Path) -> tuple[Path | None, Mapping[str, str]]:
@@ -106,7 +107,7 @@ class RoomEgress:
         account, name = spec.account, spec.name
         index = self._index.room(spec.packages, lambda count: self._on_bytes(account, name, count))
         model = ModelProxy(endpoint, self._client) if endpoint else None
-        server = EmbeddedServer(_Doors(model, index), directory / SOCKET, mode=0o666)
+        server = EmbeddedServer(_Doors(model, index), directory / SOCKET, mode=0o666, parser="h11")
         await server.start()
         self._servers[run_dir] = server
         environment = package_environment(spec.packages)

@@ -9,31 +9,50 @@ import asyncio
 import os
 import socket
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, cast
 
 import uvicorn
 from uvicorn.server import ServerState
 
 
+class _Refusal(asyncio.Protocol):
+    """Of a connection that is one too many: it is closed unread."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        cast("asyncio.Transport", transport).abort()
+
+
 class EmbeddedServer:
-    """`start` returns when connections are accepted; `close` lets requests end for `grace_s` seconds."""
+    """`start` returns when connections are accepted; `close` lets requests end for `grace_s` seconds.
+
+    What is behind a room's socket is hostile: `parser="h11"` bounds a request's head to 64 KiB, which "httptools",
+    faster, leaves to a proxy in front. Connections above `max_connections` are closed when they come.
+    """
 
     def __init__(
-        self, app: Any, path: Path, *, mode: int = 0o600, grace_s: float = 5, max_connections: int = 64
+        self,
+        app: Any,
+        path: Path,
+        *,
+        mode: int = 0o600,
+        grace_s: float = 5,
+        max_connections: int = 64,
+        parser: Literal["httptools", "h11"] = "httptools",
     ) -> None:
         self._path = path
         self._mode = mode
         self._grace_s = grace_s
+        self._max_connections = max_connections
         self._state = ServerState()
         self._config = uvicorn.Config(
             app,
+            http=parser,
             log_config=None,
             access_log=False,
             lifespan="off",
             ws="none",
             date_header=False,  # uvicorn's main loop keeps these fresh; the gateway adds what clients should see
             server_header=False,
-            limit_concurrency=max_connections,
         )
         self._config.load()
         self._server: asyncio.Server | None = None
@@ -47,6 +66,8 @@ class EmbeddedServer:
         self._server = await asyncio.get_running_loop().create_unix_server(self._connection, sock=listener, backlog=256)
 
     def _connection(self) -> asyncio.Protocol:
+        if len(self._state.connections) >= self._max_connections:
+            return _Refusal()
         protocol = self._config.http_protocol_class
         assert not isinstance(protocol, str)
         return protocol(config=self._config, server_state=self._state, app_state={})  # type: ignore[call-arg]

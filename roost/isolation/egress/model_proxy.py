@@ -6,9 +6,10 @@ OpenAI-compatible endpoint. The room chooses neither host nor scheme, and never 
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
@@ -34,7 +35,9 @@ OPERATIONS = {
     "models": "GET",
 }
 MAX_REQUEST = 32 << 20
-_PASSED_REQUEST = {"content-type", "accept", "openai-beta"}
+#: Of one room, at once. The others of the room wait; rooms together then can't use up what they share.
+MAX_REQUESTS = 16
+_PASSED_REQUEST = {b"content-type", b"accept", b"openai-beta", b"content-length"}
 _PASSED_RESPONSE = {"content-type", "retry-after", "x-request-id", "openai-processing-ms"}
 
 
@@ -56,40 +59,85 @@ def room_environment() -> dict[str, str]:
     return {"OPENAI_BASE_URL": f"http://127.0.0.1:3128{PREFIX.rstrip('/')}", "OPENAI_API_KEY": "held-by-the-host"}
 
 
+class _TooLarge(Exception):
+    """The request's body is larger than MAX_REQUEST."""
+
+
+class _Left(Exception):
+    """The room gave its request up."""
+
+
 class ModelProxy:
-    """An ASGI application for one room. The client is shared; it bounds connections and waits."""
+    """An ASGI application for one room. The client is shared; it bounds waits.
+
+    Bodies go by in both directions as they come: a room decides how large they are, and none is held in memory.
+    """
 
     def __init__(self, endpoint: ModelEndpoint, client: httpx.AsyncClient) -> None:
         self._endpoint = endpoint
         self._client = client
+        self._slots = asyncio.Semaphore(MAX_REQUESTS)
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         operation = scope["path"].removeprefix(PREFIX)
+        headers = dict(scope["headers"])
         if OPERATIONS.get(operation) != scope["method"]:
             await _refuse(send, 404, f"The model proxy does not offer {scope['method']} {scope['path']}.")
-        elif (body := await _body(receive)) is None:
-            await _refuse(send, 413, f"A request to the model has at most {MAX_REQUEST >> 20} MiB.")
+        elif _announced(headers) > MAX_REQUEST:
+            await _refuse_too_large(send)
         else:
-            await self._forward(scope, operation, body, send)
+            async with self._slots:
+                await self._while_wanted(scope["method"], operation, headers, receive, send)
 
-    async def _forward(self, scope: Message, operation: str, body: bytes, send: Send) -> None:
-        headers = {k.decode("latin-1"): v.decode("latin-1") for k, v in scope["headers"]}
-        passed = {k: v for k, v in headers.items() if k in _PASSED_REQUEST}
+    async def _while_wanted(
+        self, method: str, operation: str, headers: dict[bytes, bytes], receive: Receive, send: Send
+    ) -> None:
+        """`_forward`, given up when the room closes its connection: nobody pays for an answer that nobody reads."""
+        sent = asyncio.Event()
+        body = _body(receive, sent) if method == "POST" else None
+        if body is None:
+            sent.set()
+            headers.pop(b"content-length", None)
+        answering = asyncio.ensure_future(self._forward(method, operation, headers, body, send))
+        leaving = asyncio.ensure_future(_disconnected(receive, sent))
+        try:
+            await asyncio.wait((answering, leaving), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            leaving.cancel()
+            answering.cancel()
+            await asyncio.gather(answering, leaving, return_exceptions=True)
+        if not answering.cancelled():
+            answering.result()
+
+    async def _forward(
+        self, method: str, operation: str, headers: dict[bytes, bytes], body: AsyncIterator[bytes] | None, send: Send
+    ) -> None:
+        passed = [(name, value) for name, value in headers.items() if name in _PASSED_REQUEST]
         if self._endpoint.api_key:
-            passed["authorization"] = f"Bearer {self._endpoint.api_key}"
+            passed.append((b"authorization", f"Bearer {self._endpoint.api_key}".encode()))
         url = f"{self._endpoint.base_url.rstrip('/')}/{operation}"
         started = False
         try:
-            async with self._client.stream(scope["method"], url, content=body, headers=passed) as reply:
+            async with self._client.stream(method, url, content=body, headers=passed) as reply:
                 kept = [(k.encode(), v.encode()) for k, v in reply.headers.items() if k in _PASSED_RESPONSE]
                 await send({"type": "http.response.start", "status": reply.status_code, "headers": kept})
                 started = True
                 await _stream(reply.aiter_bytes(), send)
+        except _Left:
+            return
+        except _TooLarge:
+            await _refuse_too_large(send)
         except httpx.HTTPError as error:
             log.info("the model's endpoint failed: %s", type(error).__name__)
             if started:
                 raise  # the server breaks the connection: a cut reply must not look complete
             await _refuse(send, 502, f"The model's endpoint can't be reached ({type(error).__name__}).")
+
+
+def _announced(headers: Mapping[bytes, bytes]) -> int:
+    """Content-Length; 0 without one."""
+    length = headers.get(b"content-length", b"")
+    return int(length) if length.isdigit() and len(length) < 20 else 0
 
 
 async def _stream(chunks: AsyncIterator[bytes], send: Send) -> None:
@@ -98,21 +146,33 @@ async def _stream(chunks: AsyncIterator[bytes], send: Send) -> None:
     await send({"type": "http.response.body", "body": b""})
 
 
-async def _body(receive: Receive) -> bytes | None:
-    """The whole request body, or None when it is too large."""
-    parts: list[bytes] = []
+async def _disconnected(receive: Receive, sent: asyncio.Event) -> None:
+    """Return when the room has closed its connection, after all of its request has come."""
+    await sent.wait()
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _body(receive: Receive, sent: asyncio.Event) -> AsyncIterator[bytes]:
+    """The request's body as it comes; `sent` is set at its end. Raises _TooLarge or _Left."""
     size = 0
-    while True:
+    more = True
+    while more:
         message = await receive()
         if message["type"] == "http.disconnect":
-            return None
+            raise _Left
         part = message.get("body", b"")
         size += len(part)
         if size > MAX_REQUEST:
-            return None
-        parts.append(part)
-        if not message.get("more_body"):
-            return b"".join(parts)
+            raise _TooLarge
+        if part:
+            yield part
+        more = message.get("more_body", False)
+    sent.set()
+
+
+async def _refuse_too_large(send: Send) -> None:
+    await _refuse(send, 413, f"A request to the model has at most {MAX_REQUEST >> 20} MiB.")
 
 
 async def _refuse(send: Send, status: int, message: str) -> None:
