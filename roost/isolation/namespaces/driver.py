@@ -198,8 +198,13 @@ class NamespacesDriver:
         if pool is None:
             if len(self._scratch) >= _SIZES_AHEAD:
                 await self._scratch.pop(next(iter(self._scratch))).close()
-            make = partial(self.disks.scratch, size_mb)
-            pool = self._scratch[size_mb] = Pool(make, Disk.close, ahead=_DISKS_AHEAD, quiet=self._quiet)
+            pool = self._scratch[size_mb] = Pool(
+                partial(self.disks.scratch, size_mb),
+                Disk.close,
+                ahead=_DISKS_AHEAD,
+                quiet=self._quiet,
+                make_ahead=partial(self.disks.scratch_ahead, size_mb),
+            )
         return await pool.take()
 
     async def _trees(self, mounts: Sequence[Mount], opened: ExitStack) -> list[int]:

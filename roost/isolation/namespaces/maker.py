@@ -19,6 +19,8 @@ from roost.isolation import linux
 from roost.isolation.namespaces import wire
 from roost.isolation.usernamespaces import IDS
 
+_SLEEP_S = 10  # for which a new user namespace lives without a descriptor, if this process is killed meanwhile
+
 
 def serve(sock: socket.socket) -> None:
     """Answer requests until the server has gone."""
@@ -36,46 +38,33 @@ def serve(sock: socket.socket) -> None:
 
 def make_namespaces(base: int) -> list[int]:
     """Descriptors of a user namespace that maps 0..65535 to `base`.., and of a network namespace."""
-    ours, theirs = socket.socketpair()
-    pid = os.fork()
-    if pid == 0:
-        _live_in_new_namespaces(ours, theirs)
-    opened: list[int] = []
+    opened = [_network()]
     try:
-        theirs.close()
-        failure = ours.recv(4096)
-        if failure != b"ok":
-            raise OSError(1, failure.decode(errors="replace") or "the maker's child ended")
-        for table in ("uid_map", "gid_map"):
-            Path(f"/proc/{pid}/{table}").write_text(f"0 {base} {IDS}")
-        for kind in ("user", "net"):
-            fd = os.open(f"/proc/{pid}/ns/{kind}", os.O_RDONLY | os.O_CLOEXEC)
-            opened.append(fd)
+        opened.insert(0, _users(base))
     except OSError:
         wire.close_all(opened)
         raise
-    finally:
-        ours.close()
-        os.waitpid(pid, 0)
     return opened
 
 
-def _live_in_new_namespaces(ours: socket.socket, theirs: socket.socket) -> None:
-    """In the child: make the namespaces, and stay until the parent has opened them."""
+def _network() -> int:
+    """A new one, which this process is in until the next call."""
+    linux.unshare(linux.CLONE_NEWNET)
+    linux.bring_loopback_up()
+    with contextlib.suppress(FileNotFoundError):
+        Path("/proc/sys/net/ipv4/ip_unprivileged_port_start").write_text("0")
+    return os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+
+
+def _users(base: int) -> int:
+    pid = linux.start_sleeper(linux.CLONE_NEWUSER, _SLEEP_S)
     try:
-        ours.close()
-        try:
-            linux.unshare(linux.CLONE_NEWNET)
-            linux.bring_loopback_up()
-            with contextlib.suppress(FileNotFoundError):
-                Path("/proc/sys/net/ipv4/ip_unprivileged_port_start").write_text("0")
-            linux.unshare(linux.CLONE_NEWUSER)
-            theirs.send(b"ok")
-        except OSError as error:
-            theirs.send(str(error.strerror).encode())
-        theirs.recv(1)
+        for table in ("uid_map", "gid_map"):
+            Path(f"/proc/{pid}/{table}").write_text(f"0 {base} {IDS}")
+        return os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
     finally:
-        os._exit(0)
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
 
 
 def main() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Generic, TypeVar
@@ -11,16 +12,18 @@ from typing import Generic, TypeVar
 from roost.model.errors import RoostError
 
 T = TypeVar("T")
-_PAUSE_S = 0.002
+#: Longer than a room takes from its making until its guest has answered.
+_SETTLE_S = 0.05
 
 
 class Quiet:
-    """Whether rooms are being made at the moment. Refilling waits until none is: it would take their time."""
+    """Whether rooms are being made, or have just been. Refilling waits until none is: it would take their time."""
 
     def __init__(self) -> None:
         self._busy = 0
         self._free = asyncio.Event()
         self._free.set()
+        self._since = float("-inf")
 
     def __enter__(self) -> None:
         self._busy += 1
@@ -29,24 +32,38 @@ class Quiet:
     def __exit__(self, *_: object) -> None:
         self._busy -= 1
         if not self._busy:
+            self._since = time.monotonic()
             self._free.set()
 
     async def wait(self) -> None:
-        await self._free.wait()
+        while True:
+            await self._free.wait()
+            left = self._since + _SETTLE_S - time.monotonic()
+            if left <= 0:
+                return
+            await asyncio.sleep(left)
 
 
 class Pool(Generic[T]):
-    """Keeps `ahead` things ready. An empty pool makes one on demand."""
+    """Keeps `ahead` things ready, made by `make_ahead`. An empty pool makes one on demand."""
 
     def __init__(
-        self, make: Callable[[], Awaitable[T]], release: Callable[[T], None], *, ahead: int, quiet: Quiet
+        self,
+        make: Callable[[], Awaitable[T]],
+        release: Callable[[T], None],
+        *,
+        ahead: int,
+        quiet: Quiet,
+        make_ahead: Callable[[], Awaitable[T]] | None = None,
     ) -> None:
         self._make = make
+        self._make_ahead = make_ahead or make
         self._release = release
         self._ahead = ahead
         self._quiet = quiet
         self._ready: deque[T] = deque()
         self._refilling: asyncio.Task[None] | None = None
+        self._making: asyncio.Task[None] | None = None
 
     async def take(self) -> T:
         """One of them, the caller's from now on. Raises what making one raises."""
@@ -63,15 +80,19 @@ class Pool(Generic[T]):
         # A failure is told to the next one who finds the pool empty.
         with contextlib.suppress(RoostError):
             while len(self._ready) < self._ahead:
-                await asyncio.sleep(_PAUSE_S)
                 await self._quiet.wait()
-                self._ready.append(await self._make())
+                self._making = asyncio.create_task(self._add())
+                await asyncio.shield(self._making)
+
+    async def _add(self) -> None:
+        self._ready.append(await self._make_ahead())
 
     async def close(self) -> None:
-        """Release what is ready."""
+        """Release what is ready, and what is just being made."""
         self._ahead = 0
         if self._refilling is not None:
             self._refilling.cancel()
-            await asyncio.gather(self._refilling, return_exceptions=True)
+            begun = (task for task in (self._refilling, self._making) if task is not None)
+            await asyncio.gather(*begun, return_exceptions=True)
         while self._ready:
             self._release(self._ready.popleft())
