@@ -90,7 +90,7 @@ async def taken(writer: asyncio.StreamWriter, limit: int) -> int:
     sent = 0
     with contextlib.suppress(TimeoutError, ConnectionError):
         while sent < limit:
-            writer.write(bytes(1 << 16))
+            writer.write(b"a" * (1 << 16))
             async with asyncio.timeout(0.5):
                 await writer.drain()
             sent += 1 << 16
