@@ -83,12 +83,13 @@ def console_routes(console: Console) -> list[Route]:
         name = request.path_params["name"]
         console.exists(account, name)
         lines = _lines(request.query_params.get("lines", "100"))
+        of = request.query_params.get("requestId") or None
         if request.query_params.get("follow") in ("1", "true"):
-            return StreamingResponse(
-                _ndjson(console.logs.follow(account, name, lines)), media_type="application/x-ndjson"
-            )
-        records = await console.logs.tail(account, name, lines, request.query_params.get("requestId") or None)
-        return Response(b"".join(_line(r) for r in records), media_type="application/x-ndjson")
+            # One request's lines may lie far back between those of others.
+            records = console.logs.follow(account, name, MAX_LINES if of else lines)
+            return StreamingResponse(_ndjson(records, of), media_type="application/x-ndjson")
+        newest = await console.logs.tail(account, name, lines, of)
+        return Response(b"".join(_line(r) for r in newest), media_type="application/x-ndjson")
 
     async def usage(request: Request) -> Response:
         account = console.identity.account(request)
@@ -154,6 +155,8 @@ def _line(record: LogRecord) -> bytes:
     return json.dumps(record.to_json(), separators=(",", ":")).encode() + b"\n"
 
 
-async def _ndjson(records: AsyncIterator[LogRecord]) -> AsyncIterator[bytes]:
+async def _ndjson(records: AsyncIterator[LogRecord], request_id: str | None) -> AsyncIterator[bytes]:
+    """Each record as a line; with `request_id` that request's alone."""
     async for record in records:
-        yield _line(record)
+        if request_id in (None, record.request_id):
+            yield _line(record)

@@ -42,8 +42,7 @@ class Server:
         Raises UsageError when they make no sense.
         """
         url = (environment.get("ROOST_URL") or DEFAULT_URL).rstrip("/")
-        if not url.startswith(("http://", "https://")):
-            raise UsageError(f"ROOST_URL is {url!r}; it has to start with http:// or https://.")
+        check_url(url)
         key_id = environment.get("ROOST_ACCESS_KEY_ID", "")
         secret = environment.get("ROOST_ACCESS_KEY_SECRET", "")
         if bool(key_id) != bool(secret):
@@ -168,6 +167,16 @@ class Client:
         return value
 
 
+def check_url(url: str) -> None:
+    """Raise UsageError for what can't be the server's address."""
+    try:
+        parsed = httpx.URL(url)
+    except httpx.InvalidURL as error:
+        raise UsageError(f"ROOST_URL is {url!r}, which is not an address: {error}.") from error
+    if parsed.scheme not in {"http", "https"} or not parsed.host:
+        raise UsageError(f"ROOST_URL is {url!r}; it has to be like {DEFAULT_URL}.")
+
+
 def function_path(name: str, rest: str = "") -> str:
     """Path of a function in the functions API."""
     return f"{API}/functions/{quote(name, safe='')}{rest}"
@@ -183,8 +192,11 @@ def check(response: httpx.Response) -> None:
             [str(line) for line in said.get("stackTrace") or ()],
         )
     if response.is_error:
-        message = str(said.get("Message") or response.text[:300].strip() or response.reason_phrase)
-        raise Failed(message, status=response.status_code, code=str(said.get("Code") or ""))
+        if "Message" in said:
+            raise Failed(str(said["Message"]), status=response.status_code, code=str(said.get("Code") or ""))
+        # Without a Message it is no error of Roost: a function that is a web server, or something in between.
+        text = response.text[:300].strip() or response.reason_phrase
+        raise Failed(f"The answer was status {response.status_code}: {text}", status=response.status_code)
 
 
 def _json_object(response: httpx.Response) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from roost.sdk.client import Server
-from roost.sdk.daemon import Daemon, ServerOptions, data_directory
+from roost.sdk.daemon import Daemon, ServerOptions, address, data_directory
 from roost.sdk.errors import UsageError
 from roost.sdk.model_process import start_local_model
 
@@ -61,27 +61,26 @@ def up(
     host: Host = None, port: Port = None, data_dir: DataDir = None, config: ConfigFile = None, model: Model = None
 ) -> None:
     """Start the server in the background, unless it runs already."""
-    options = _options(host, port, data_dir, config, model)
-    daemon = _daemon(data_dir, host, port)
+    url, told = address(host, port, config, os.environ)
+    # The server runs in another working directory: what is relative in the file is meant from here.
+    kept_in = data_directory(data_dir, config, os.environ)
+    options = _options(host, told, kept_in, config, model)
+    daemon = Daemon(kept_in, url)
     if daemon.healthy():
         typer.echo(f"Roost is running already at {daemon.url}.")
         return
     pid = daemon.start(options)
-    stop = f"roost down --data-dir {data_dir}" if data_dir else "roost down"
+    usual = kept_in == data_directory(None, None, os.environ)
+    stop = "roost down" if usual else f"roost down --data-dir {kept_in}"
     typer.echo(f"Roost is running at {daemon.url} (pid {pid}); log: {daemon.log}; `{stop}` stops it.")
+    if url != Server.from_environment(os.environ).url:
+        typer.echo(f"Other commands find it with: export ROOST_URL={url}")
 
 
 def down(data_dir: DataDir = None) -> None:
     """Stop the server that `roost up` started."""
-    typer.echo("Roost has stopped." if _daemon(data_dir, None, None).stop() else "Roost is not running.")
-
-
-def _daemon(data_dir: Path | None, host: str | None, port: int | None) -> Daemon:
-    url = Server.from_environment(os.environ).url
-    if host or port:
-        reached = host if host not in {None, "0.0.0.0", "::"} else "127.0.0.1"  # noqa: S104 - compared, not bound
-        url = f"http://{f'[{reached}]' if reached and ':' in reached else reached}:{port or 8700}"
-    return Daemon(data_directory(data_dir, os.environ), url)
+    daemon = Daemon(data_directory(data_dir, None, os.environ), "")
+    typer.echo("Roost has stopped." if daemon.stop() else f"No server of {daemon.log.parent} is running.")
 
 
 def doctor(context: typer.Context) -> None:

