@@ -177,6 +177,7 @@ class InstanceFleet:
             stored = self._spawn(self._book.persist(key))  # the commit runs beside the instance's start
         instance.wake_up()
         cold = await pool.this_instance(instance, deadline - asyncio.get_running_loop().time())
+        restored = instance.forgot(key) or restored
         lease = await self._granted(instance, session, cold=cold, restored=restored)
         try:
             if stored is not None:

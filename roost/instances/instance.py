@@ -18,7 +18,7 @@ from typing import Any, Protocol
 from roost.instances.decide import Action, View, decide
 from roost.instances.link import GuestLink, WorkerExit, describe_exit
 from roost.isolation.driver import Driver, Room, RoomSpec
-from roost.model.errors import Fault, InstanceExited, RoostError, Unavailable
+from roost.model.errors import Fault, InitializerFailed, InstanceExited, RoostError, Unavailable
 from roost.model.function import FunctionSpec
 from roost.model.instance import LEASABLE, State, StopReason, check_transition
 from roost.model.session import Session
@@ -108,6 +108,7 @@ class Instance:
         self._pause_wanted = False
         self._resume_wanted = False
         self._restarting = False
+        self._forgotten: set[tuple[str, str, str]] = set()
         self._coming_up: asyncio.Task[None] | None = None
         self._since = self.created
         self._busy_since = 0.0
@@ -220,7 +221,14 @@ class Instance:
             return False
         finally:
             self._restarting = False
+        self._forgotten |= self.sessions
         return True
+
+    def forgot(self, session: tuple[str, str, str]) -> bool:
+        """Whether it lost what it had in memory of the session, keeping the files. True once for each loss."""
+        lost = session in self._forgotten
+        self._forgotten.discard(session)
+        return lost
 
     async def _until(self, reached: Callable[[], bool]) -> None:
         while not reached():
@@ -246,6 +254,14 @@ class Instance:
             return InstanceExited(Fault(type="OutOfMemory", message=text))
         return InstanceExited(Fault(type="InstanceExited", message=describe_exit(self._exit)))
 
+    def _cause(self, error: RoostError) -> RoostError:
+        """`error`, or what is behind it: to the guest, a process that the kernel ended for memory is just gone."""
+        if not isinstance(error, InitializerFailed) or not self.out_of_memory():
+            return error
+        limit = self.spec.limits.memory_mb
+        text = f"The function ran out of memory while it started: its limit is {limit} MB."
+        return InitializerFailed(Fault(type="OutOfMemory", message=text))
+
     def out_of_memory(self) -> bool:
         """Whether the kernel ended something in the room for memory."""
         return self._oom_kills() > 0
@@ -270,7 +286,7 @@ class Instance:
         except _StopAsked:
             reason = self._stop_wanted or reason
         except RoostError as error:
-            self.failure = error
+            self.failure = self._cause(error)
             log.info("instance %s of %s failed: %s", self.id, self.spec.name, error.message)
         except Exception as error:
             # Whatever it was, those who wait are told, and the start is not tried again and again.
@@ -422,6 +438,7 @@ class Instance:
         self.generation += 1
         self._move(State.RESUMING)
         await self._come_up(self._boot())
+        self._forgotten |= self.sessions
         self._idle_since = self._around.clock()
         self._move(State.READY)
         return None

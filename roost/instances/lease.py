@@ -28,7 +28,7 @@ class Lease(Protocol):
     app_socket: Path
     session: Session | None
     cold: bool  # this lease waited for the instance to start
-    restored: bool  # the session's former instance was gone; this one has its files, not its memory
+    restored: bool  # the session's files are here; what its former instance, or its former worker, had in memory is not
     request_headers: Mapping[str, str]  # session headers that go to the guest
 
     def release(self) -> None:
