@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from roost.sdk import bytecode, manifest, package, vendor
+from roost.sdk import bytecode, manifest, package, refusals, vendor
 from roost.sdk.client import API, Client, function_path
 from roost.sdk.errors import Failed, UsageError
 from roost.sdk.uploads import Uploads
@@ -66,9 +66,12 @@ class Deployer:
             content = _pack(members, vendored, python)
             self._say(f"uploading {len(content) / 1e6:.1f} MB")
             function["code"] = {"zipFile": base64.b64encode(content).decode()}
-        reply = self._put(name, function, new=present is None)
-        note.write(digest, str(reply.get("codeChecksum", "")))
-        self._scale(name, parsed)
+        try:
+            reply = self._put(name, function, new=present is None)
+            note.write(digest, str(reply.get("codeChecksum", "")))
+            self._scale(name, parsed)
+        except Failed as error:
+            raise _refused(error, directory) from error
         return Deployed(
             name=name,
             created=present is None,
@@ -104,11 +107,19 @@ class Deployer:
             self._client.send_json("PUT", function_path(name, "/scaling-config"), {"minInstances": minimum})
 
 
+def _refused(error: Failed, directory: Path) -> Failed:
+    """What the server refused, named as the user wrote it."""
+    said = refusals.in_words_of_the_file(str(error))
+    where = f"{directory / manifest.FILE}: " if said != str(error) else ""
+    return Failed(f"{where}{said}", status=error.status, code=error.code)
+
+
 def _pack(members: package.Members, vendored: Path | None, python: str) -> bytes:
     """The zip of `members`, with their bytecode where this interpreter can make that of the rooms."""
     with tempfile.TemporaryDirectory(prefix="roost-deploy-") as folder:
         compiled = bytecode.of_package(members, vendored, Path(folder)) if python == bytecode.OWN_PYTHON else {}
-        return package.build({**members, **compiled})
+        whole = {**members, **compiled}
+        return package.build(whole if package.size(whole) <= package.MAX_BYTES else members)
 
 
 def merge(parsed: Mapping[str, Any], overrides: Overrides) -> dict[str, Any]:

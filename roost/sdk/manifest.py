@@ -159,6 +159,9 @@ def _check_meaning(parsed: Mapping[str, Any]) -> None:
         hook = parsed.get(table)
         if hook is not None and ("handler" in hook) == ("command" in hook):
             raise UsageError(f"`{table}` needs one of `handler` and `command`.")
+    scaling = parsed.get("scaling") or {}
+    if "max" in scaling and scaling.get("min", 0) > scaling["max"]:
+        raise UsageError(f"`scaling.min` is {scaling['min']}, more than `scaling.max`, {scaling['max']}.")
     for volume in parsed.get("volumes") or ():
         if "name" not in volume or not volume.get("target", "").startswith("/"):
             raise UsageError("each of `volumes` needs a `name` and an absolute `target`.")

@@ -28,6 +28,8 @@ ALWAYS_IGNORED = (
     "*.pyc",
     ".roostignore",
 )
+#: What the server unpacks at most, in bytes.
+MAX_BYTES = 500 * 1024 * 1024
 #: The oldest time a zip can hold; a real one would change the bytes without changing the contents.
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 
@@ -78,12 +80,26 @@ def files(directory: Path) -> Iterator[tuple[str, Path]]:
 
 
 def collect(directory: Path, vendored: Path | None = None) -> Members:
-    """The files of `directory`, and those below `vendored` where the directory has none of that name."""
+    """The files of `directory`, and those below `vendored` where the directory has none of that name.
+
+    Raises UsageError for what no package can hold, or more than the server takes.
+    """
     members = dict(files(vendored)) if vendored else {}
     members |= dict(files(directory))
     if not members:
         raise UsageError(f"{directory} holds no files to deploy.")
+    if size(members) > MAX_BYTES:
+        largest = max(members, key=lambda name: members[name].stat().st_size)
+        raise UsageError(
+            f"{directory} makes a package of {size(members) >> 20} MB and a server takes {MAX_BYTES >> 20} MB; the largest "
+            f"file is {largest} ({members[largest].stat().st_size >> 20} MB). {IGNORE_FILE} names what is left out."
+        )
     return members
+
+
+def size(members: Members) -> int:
+    """Bytes that these files hold."""
+    return sum(path.stat().st_size for path in members.values())
 
 
 def digest(members: Members) -> str:

@@ -70,6 +70,7 @@ def pip_command(requirements: Path, python: str, target: Path) -> list[str]:
 
 def _install(requirements: Path, python: str, target: Path, progress: Callable[[str], None]) -> None:
     last: list[str] = []
+    errors: list[str] = []
     with subprocess.Popen(
         pip_command(requirements, python, target),
         cwd=requirements.parent,
@@ -83,7 +84,9 @@ def _install(requirements: Path, python: str, target: Path, progress: Callable[[
         assert process.stdout is not None
         for line in process.stdout:
             last = [*last[-4:], line.strip()]
+            if line.startswith("ERROR: "):
+                errors = [*errors[-4:], line.strip().removeprefix("ERROR: ")]
             progress(line.strip())
     if process.returncode:
-        raise Failed(f"pip could not install {requirements}: {' / '.join(last) or 'it said nothing'}")
+        raise Failed(f"pip could not install {requirements}: {' / '.join(errors or last) or 'it said nothing'}")
     target.mkdir(exist_ok=True)

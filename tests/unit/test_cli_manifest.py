@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from roost.sdk import manifest
+from roost.sdk import manifest, refusals
 from roost.sdk.errors import UsageError
 
 
@@ -137,3 +137,26 @@ def test_a_file_that_is_not_there_or_not_toml(tmp_path: Path) -> None:
     (tmp_path / "roost.toml").write_text("name = ")
     with pytest.raises(UsageError, match=r"roost\.toml"):
         manifest.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("said", "shown"),
+    [
+        ("memorySize: Input should be more (got '1').", "`memory`: Input should be more (got '1')."),
+        ("roost.packages[0]: Input should be 'pypi'.", "`packages`: Input should be 'pypi'."),
+        ("ossMountConfig.mountPoints[0].mountDir: /etc is no place.", "`volumes`: /etc is no place."),
+        ("instanceLifecycleConfig.preStop.timeout: too long.", "`pre_stop.timeout`: too long."),
+        ("There is no template 'x'.", "There is no template 'x'."),
+        ("tags: what roost.toml has no key for.", "tags: what roost.toml has no key for."),
+    ],
+)
+def test_a_refusal_names_the_key_of_the_file(said: str, shown: str) -> None:
+    assert refusals.in_words_of_the_file(said) == shown
+
+
+def test_every_key_that_refusals_name_is_one_of_the_file() -> None:
+    named = set(refusals.KEYS.values())
+    tables = {table for table in manifest.KEYS if table}
+    keys = {f"{table}.{key}" if table else key for table, keys in manifest.KEYS.items() for key in keys}
+    assert named <= keys | tables
+    assert set(manifest.KEYS[""]) <= named

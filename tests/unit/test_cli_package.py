@@ -87,6 +87,16 @@ def test_links(tmp_path: Path) -> None:
         packed(inside)
 
 
+def test_a_folder_that_no_server_takes_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    tree(tmp_path, "a.py")
+    with (tmp_path / "weights.bin").open("wb") as sparse:
+        sparse.truncate(package.MAX_BYTES)
+    with pytest.raises(UsageError, match=r"weights\.bin \(500 MB\)"):
+        packed(tmp_path)
+    (tmp_path / ".roostignore").write_text("*.bin\n")
+    assert names_in(packed(tmp_path)) == ["a.py"]
+
+
 def test_nothing_to_deploy_and_pipes(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no files"):
         packed(tmp_path)
