@@ -6,17 +6,23 @@ import asyncio
 import contextlib
 import json
 import math
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from roost.instances.pace import Pace
 from roost.model.errors import Fault, InitializerFailed, InstanceExited, RoostError, Unavailable
 
 LINE_LIMIT = 1 << 20
 _STACK_LINES = 100
 #: A guest that floods the connection gets this many lines handled, then others get their turn.
 _LINES_A_TURN = 64
+#: Of this process' time, what one connection's messages may take up: in the long run, and at once. A function's output
+#: at its full rate takes half of that share; what is over waits in the room.
+_SHARE = 0.1
+_BURST_S = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,12 +129,16 @@ class GuestLink:
     async def _read(self, reader: asyncio.StreamReader) -> None:
         # A line over the limit (ValueError) or a dead peer end the connection; the room's own end is seen elsewhere.
         with contextlib.suppress(ConnectionError, ValueError):
+            clock = time.monotonic  # the loop's own stands still meanwhile
+            pace = Pace(share=_SHARE, burst=_BURST_S)
             lines = 0
             while line := await reader.readline():
+                began = clock()
                 self._receive(line)
                 lines += 1
-                if lines % _LINES_A_TURN == 0:
-                    await asyncio.sleep(0)
+                pause = pace.spend(began, clock())
+                if pause or lines % _LINES_A_TURN == 0:
+                    await asyncio.sleep(pause)
         self.broken(Unavailable("The guest closed its control connection."))
         self._pre_stopped.set()
         self._on_lost()
