@@ -114,6 +114,12 @@ class Daemon:
 
     def start(self, options: ServerOptions) -> int:
         """Start it and return its pid when it answers. Raises Failed with the last line of its log."""
+        running = self.pid()
+        if running is not None:
+            raise Failed(
+                f"A server with the data directory {self.log.parent} runs already (pid {running}) and does not answer at "
+                f"{self.url}; stop it with `roost down`, or use its address."
+            )
         try:
             self.log.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             log = self.log.open("ab")

@@ -91,8 +91,9 @@ def collect(directory: Path, vendored: Path | None = None) -> Members:
     if size(members) > MAX_BYTES:
         largest = max(members, key=lambda name: members[name].stat().st_size)
         raise UsageError(
-            f"{directory} makes a package of {size(members) >> 20} MB and a server takes {MAX_BYTES >> 20} MB; the largest "
-            f"file is {largest} ({members[largest].stat().st_size >> 20} MB). {IGNORE_FILE} names what is left out."
+            f"{directory} makes a package of {size(members) >> 20} MB and a server takes {MAX_BYTES >> 20} MB; "
+            f"the largest file is {largest} ({members[largest].stat().st_size >> 20} MB). "
+            f"{IGNORE_FILE} names what is left out."
         )
     return members
 

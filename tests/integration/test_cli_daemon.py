@@ -48,6 +48,8 @@ def test_up_then_down(tmp_path: Path, port: int) -> None:
     try:
         assert daemon.healthy()
         assert daemon.pid() == pid
+        with pytest.raises(Failed, match=f"runs already .pid {pid}."):  # and its pid file stays
+            Daemon(tmp_path / "data", "http://127.0.0.1:1").start(StandIn(port=port))
     finally:
         assert daemon.stop()
     assert daemon.pid() is None
