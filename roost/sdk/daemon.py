@@ -117,8 +117,8 @@ class Daemon:
         running = self.pid()
         if running is not None:
             raise Failed(
-                f"A server with the data directory {self.log.parent} runs already (pid {running}) and does not answer at "
-                f"{self.url}; stop it with `roost down`, or use its address."
+                f"A server with the data directory {self.log.parent} runs already (pid {running}), "
+                f"but not at {self.url}; stop it with `roost down`, or use its address."
             )
         try:
             self.log.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
