@@ -10,6 +10,7 @@ from roost.functions.affinity import session_policy
 from roost.functions.definition import FunctionConfig, LifecycleHook
 from roost.functions.rules import CONTAINER_RUNTIME, check_config, isolation_mode, runtime_of
 from roost.functions.volumes import volume_mounts
+from roost.model.errors import InvalidArgument
 from roost.model.function import (
     Affinity,
     FunctionSpec,
@@ -24,8 +25,10 @@ from roost.model.function import (
 
 DEFAULT_TIMEOUT_S = 3
 DEFAULT_PORT = 9000
-#: With session affinity an instance of a custom runtime takes this many requests, shared by its sessions.
+#: With session affinity an instance of a custom runtime takes this many requests, shared by its sessions; so does one
+#: of an MCP server, whose event streams stay open beside its other requests.
 AFFINITY_CONCURRENCY = 200
+_MCP = frozenset({Affinity.MCP_SSE, Affinity.MCP_STREAMABLE_HTTP})
 
 #: What the host decides by, and can change under a running instance.
 _NOT_IN_REVISION = ("revision", "scaling", "idle", "sessions")
@@ -90,8 +93,14 @@ def _concurrency(config: FunctionConfig, runtime: Runtime, policy: SessionPolicy
     if mode is IsolationMode.REQUEST_EXCLUSIVE:
         return 1
     if config.instance_concurrency is not None:
+        if config.instance_concurrency == 1 and runtime is Runtime.PYTHON and policy.affinity in _MCP:
+            raise InvalidArgument(
+                "instanceConcurrency: at least 2 with an MCP session affinity; the event stream takes one for itself."
+            )
         return config.instance_concurrency
-    return AFFINITY_CONCURRENCY if policy.affinity is not Affinity.NONE and runtime is Runtime.CUSTOM else 1
+    if policy.affinity in _MCP or (policy.affinity is not Affinity.NONE and runtime is Runtime.CUSTOM):
+        return AFFINITY_CONCURRENCY
+    return 1
 
 
 def _sessions(policy: SessionPolicy, mode: IsolationMode, concurrency: int) -> SessionPolicy:

@@ -11,7 +11,7 @@ from roost.gateway.head import ResponseHead
 from roost.gateway.ports import Logs, SessionDirectory
 from roost.instances.lease import Lease
 from roost.model.errors import RoostError
-from roost.model.function import FunctionSpec
+from roost.model.function import Affinity, FunctionSpec
 from roost.model.usage import Outcome
 
 _log = logging.getLogger(__name__)
@@ -46,6 +46,7 @@ class FunctionReply:
         self._endpoint: sessions.EndpointEvent | None = None
         self._tail = b""
         self.prepare = self._fetch_tail if logs is not None else None
+        self._streamable = spec.sessions.affinity is Affinity.MCP_STREAMABLE_HTTP
         self.session_id = lease.session.id if lease.session is not None else ""
         self.outcome = Outcome.OK
 
@@ -76,6 +77,9 @@ class FunctionReply:
         if plan.mint is sessions.Mint.FIELD:
             self._bind(sessions.minted_id(head))
         elif plan.ends and head.status < 300:
+            self._end()
+        elif plan.ref is not None and head.status == 404 and self._streamable:
+            # The protocol's way to say that the session is over: the server has forgotten it, as after a crash.
             self._end()
 
     def rewriter(self, head: ResponseHead) -> sessions.EndpointEvent | None:

@@ -103,6 +103,19 @@ async def test_streamable_http_sessions_follow_the_id_of_the_users_server(tmp_pa
     assert w.fleet.refs[0] is None
 
 
+async def test_a_session_that_the_users_server_has_forgotten_is_over(tmp_path: Path) -> None:
+    forgotten = reply(b"{}", status=b"404 Not Found")
+    app = server(lambda head, body: forgotten)
+    for affinity, ended in ((Affinity.MCP_STREAMABLE_HTTP, ["6f1c"]), (Affinity.MCP_SSE, [])):
+        async with world(tmp_path, app, with_affinity(affinity)) as w:
+            w.fleet.known = {"6f1c"}
+            reader, writer = await w.connect()
+            writer.write(get(b"Mcp-Session-Id: 6f1c", target=b"/echo/mcp?session_id=6f1c"))
+            assert (await read_answer(reader)).status == 404
+            assert w.directory.ended == ended
+            writer.close()
+
+
 @on_both_loops
 async def test_sse_sessions_are_learnt_from_the_first_event(tmp_path: Path) -> None:
     end = asyncio.Event()

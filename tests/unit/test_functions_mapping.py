@@ -98,6 +98,15 @@ def test_how_sessions_share_instances(given: dict[str, Any], concurrency: int, s
     assert made.sessions.header == "x-session"
 
 
+@pytest.mark.parametrize("affinity", ["MCP_SSE", "MCP_STREAMABLE_HTTP"])
+def test_an_mcp_servers_event_stream_needs_a_slot_beside_the_calls(affinity: str) -> None:
+    made = spec(sessionAffinity=affinity)
+    assert (made.concurrency, made.sessions.sessions_per_instance) == (200, 20)
+    assert spec(sessionAffinity=affinity, instanceConcurrency=2).concurrency == 2
+    with pytest.raises(InvalidArgument, match="instanceConcurrency"):
+        spec(sessionAffinity=affinity, instanceConcurrency=1)
+
+
 def test_a_request_of_its_own_takes_one_at_a_time_and_knows_no_session() -> None:
     made = spec(runtime="custom", instanceIsolationMode="REQUEST_EXCLUSIVE")
     assert (made.concurrency, made.isolation_mode) == (1, IsolationMode.REQUEST_EXCLUSIVE)
