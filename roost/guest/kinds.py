@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from enum import StrEnum
+from types import FunctionType
 from typing import Any
 
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
@@ -34,6 +35,9 @@ def classify(handler: Callable[..., Any]) -> Kind:
     A decorated function counts as what it wraps, if the decorator says so (functools.wraps); an object counts by its
     `__call__`.
     """
+    plain = _plain(handler)
+    if plain is not None:
+        return plain
     names = _required(handler)
     if len(names) == 3:
         return Kind.ASGI
@@ -46,6 +50,17 @@ def classify(handler: Callable[..., Any]) -> Kind:
         return Kind.ASYNC_EVENT
     if inspect.isgeneratorfunction(function):
         return Kind.STREAM
+    return Kind.EVENT
+
+
+def _plain(handler: Callable[..., Any]) -> Kind | None:
+    """A plain `def handler(event, context)`, which most are, without all the questions that `inspect` asks."""
+    if not isinstance(handler, FunctionType) or handler.__dict__ or handler.__defaults__:
+        return None
+    code = handler.__code__
+    special = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR | inspect.CO_ITERABLE_COROUTINE
+    if code.co_argcount != 2 or code.co_flags & special or code.co_varnames[1] == "start_response":
+        return None
     return Kind.EVENT
 
 

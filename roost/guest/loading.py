@@ -7,12 +7,26 @@ import os
 import random
 import sys
 from collections.abc import Callable
-from pathlib import Path
+from importlib.machinery import (
+    BYTECODE_SUFFIXES,
+    EXTENSION_SUFFIXES,
+    SOURCE_SUFFIXES,
+    ExtensionFileLoader,
+    FileFinder,
+    SourceFileLoader,
+    SourcelessFileLoader,
+)
 from typing import Any
 
 from roost.guest.faults import StartFailed, describe, stack_of
 
 LAYER_DIR = "/opt/python"  # where Function Compute's layers keep Python packages
+#: What the import system itself uses for a directory.
+_LOADERS = (
+    (ExtensionFileLoader, EXTENSION_SUFFIXES),
+    (SourceFileLoader, SOURCE_SUFFIXES),
+    (SourcelessFileLoader, BYTECODE_SUFFIXES),
+)
 
 
 def split_name(name: str) -> tuple[str, str]:
@@ -46,21 +60,20 @@ def load(name: str) -> Callable[..., Any]:
 def prepare_path(code: str, user_base: str) -> None:
     """Put the code first on sys.path, and after it the layers and the packages that the user's `pip` installs.
 
-    The user-site directory is made when it is missing: the import system would remember that it is not there, and
-    a package installed by the handler could not be imported in the same session.
+    The user-site directory gets a finder whether or not it exists: the import system would remember that it is not
+    there, and a package installed by the handler could not be imported in the same session.
     """
     site = f"{user_base}/lib/python{sys.version_info[0]}.{sys.version_info[1]}/site-packages"
-    try:
-        Path(site).mkdir(parents=True, exist_ok=True)
-    except OSError:
-        site = ""
-    wanted = [code, LAYER_DIR if Path(LAYER_DIR).is_dir() else "", site]
-    added = [path for path in wanted if path]
-    sys.path[:] = added + [path for path in sys.path if path not in ("", *added)]
-    for path in added:
-        # Forget what the zygote may have seen there. importlib.invalidate_caches() would do more than this, and
-        # import a good part of the standard library for it.
+    # Forget what the zygote may have seen there. importlib.invalidate_caches() would do more than this, and import a
+    # good part of the standard library for it.
+    for path in (code, LAYER_DIR, site):
         sys.path_importer_cache.pop(path, None)
+    added = [code, site]
+    if os.path.isdir(LAYER_DIR):  # noqa: PTH112 - pathlib's many functions would each cost the new process memory
+        added.insert(1, LAYER_DIR)
+    if not os.path.isdir(site):  # noqa: PTH112
+        sys.path_importer_cache[site] = FileFinder(site, *_LOADERS)
+    sys.path[:] = added + [path for path in sys.path if path not in ("", *added)]
 
 
 def reseed(entropy: bytes) -> None:

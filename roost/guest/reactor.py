@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import heapq
-import selectors
+import select
 import time
 from collections.abc import Callable
 from itertools import count
 from typing import Protocol
 
-READ = selectors.EVENT_READ
-WRITE = selectors.EVENT_WRITE
+READ = 1
+WRITE = 2
+_IN = select.EPOLLIN
+_OUT = select.EPOLLOUT
 
 
 class HasFileno(Protocol):
@@ -35,24 +37,37 @@ class Timer:
 
 
 class Reactor:
-    """Single-threaded. An exception from a callback ends `run`."""
+    """Single-threaded. An exception from a callback ends `run`.
+
+    Made of epoll directly: `selectors` executes several times the code, and in a new process each page of code and data
+    that it touches has to be copied first.
+    """
 
     def __init__(self) -> None:
-        self._selector = selectors.DefaultSelector()
+        self._epoll = select.epoll()
+        self._watched: dict[int, tuple[HasFileno | int, int, Callable[[int], None]]] = {}
         self._timers: list[tuple[float, int, Timer]] = []
         self._order = count()
         self._stopped = False
 
     def watch(self, source: HasFileno | int, events: int, callback: Callable[[int], None]) -> None:
-        """Call `callback(ready events)` while `source` is ready. Watching again replaces; `events` 0 forgets."""
-        known = self._selector.get_map().get(source) is not None
+        """Call `callback(ready events)` while `source` is ready. Watching again replaces; `events` 0 forgets.
+
+        A source is forgotten before it is closed.
+        """
+        fd = source if isinstance(source, int) else source.fileno()
+        known = self._watched.get(fd)
         if not events:
-            if known:
-                self._selector.unregister(source)
-        elif known:
-            self._selector.modify(source, events, callback)
-        else:
-            self._selector.register(source, events, callback)
+            if known is not None:
+                del self._watched[fd]
+                self._epoll.unregister(fd)
+            return
+        mask = (_IN if events & READ else 0) | (_OUT if events & WRITE else 0)
+        if known is None:
+            self._epoll.register(fd, mask)
+        elif known[1] != events:
+            self._epoll.modify(fd, mask)
+        self._watched[fd] = (source, events, callback)
 
     def call_later(self, delay: float, callback: Callable[[], None]) -> Timer:
         timer = Timer(callback)
@@ -67,15 +82,17 @@ class Reactor:
         self._stopped = True
 
     def close(self) -> None:
-        self._selector.close()
+        self._epoll.close()
 
     def _turn(self) -> None:
         timeout = max(0.0, self._timers[0][0] - time.monotonic()) if self._timers else None
-        for key, events in self._selector.select(timeout):
+        ready = [(self._watched.get(fd), fd, mask) for fd, mask in self._epoll.poll(timeout)]
+        for watched, fd, mask in ready:
             # A callback before this one may have forgotten the source, and its number may be another's by now.
-            current = self._selector.get_map().get(key.fd)
-            if current is not None and current.data is key.data:
-                key.data(events)
+            if watched is not None and self._watched.get(fd) is watched:
+                # An error or a hang-up shows when the source is read or written.
+                events = (READ if mask & ~_OUT else 0) | (WRITE if mask & ~_IN else 0)
+                watched[2](events & watched[1])
         now = time.monotonic()
         while self._timers and self._timers[0][0] <= now:
             heapq.heappop(self._timers)[2].fire()

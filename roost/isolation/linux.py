@@ -11,6 +11,7 @@ import os
 import signal
 import socket
 import struct
+from collections.abc import Callable
 
 CLONE_NEWNS = 0x00020000
 CLONE_NEWCGROUP = 0x02000000
@@ -85,8 +86,40 @@ _COMMON_CALLS = {
 }
 _CALLS = _COMMON_CALLS | _ARCHITECTURE_CALLS.get(os.uname().machine, {})
 
+# l: a number or descriptor, p: bytes or NULL.
+_PARAMETERS = {
+    "pivot_root": "pp",
+    "keyctl": "lplll",
+    "capset": "pp",
+    "open_tree": "lpl",
+    "move_mount": "lplpl",
+    "fsopen": "pl",
+    "fsconfig": "llppl",
+    "fsmount": "lll",
+    "openat2": "lppl",
+    "mount_setattr": "lplpl",
+}
+
+# All functions are looked up and typed here: done in a room's first process, it would be on the way of every start.
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.prctl.argtypes = (ctypes.c_int, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong)
+_libc.unshare.argtypes = (ctypes.c_int,)
+_libc.setns.argtypes = (ctypes.c_int, ctypes.c_int)
+_libc.sethostname.argtypes = (ctypes.c_char_p, ctypes.c_size_t)
+_libc.setfsuid.argtypes = (ctypes.c_uint,)
+_libc.setfsgid.argtypes = (ctypes.c_uint,)
+_libc.umount2.argtypes = (ctypes.c_char_p, ctypes.c_int)
+
+
+def _system_call(parameters: str) -> Callable[..., int]:
+    """The C library's `syscall` for one call; its first argument is the call's number."""
+    kinds: dict[str, type[ctypes.c_long | ctypes.c_char_p]] = {"l": ctypes.c_long, "p": ctypes.c_char_p}
+    function = _libc["syscall"]  # by index: a new object each time
+    function.argtypes = (ctypes.c_long, *(kinds[letter] for letter in parameters))
+    return function
+
+
+_system_calls = {name: _system_call(parameters) for name, parameters in _PARAMETERS.items()}
 # For clone: the interpreter's lock stays with the caller on both sides.
 _locked_libc = ctypes.PyDLL(None, use_errno=True)
 _sleeper_stack = ctypes.create_string_buffer(16 << 10)
@@ -111,13 +144,12 @@ def _check(result: int, what: str) -> int:
 
 
 def _call(name: str, *args: int | bytes | None, what: str = "") -> int:
-    wide = (ctypes.c_long(arg) if isinstance(arg, int) else arg for arg in args)
-    return _check(_libc.syscall(ctypes.c_long(_CALLS[name]), *wide), what or name)
+    return _check(_system_calls[name](_CALLS[name], *args), what or name)
 
 
 def unshare(flags: int) -> None:
     """Leave the namespaces named by CLONE_NEW* flags for new ones."""
-    _check(_libc.unshare(ctypes.c_int(flags)), "unshare")
+    _check(_libc.unshare(flags), "unshare")
 
 
 def fork_into(cgroup_fd: int, namespaces: int) -> tuple[int, int]:
@@ -157,7 +189,7 @@ def start_sleeper(namespaces: int, seconds: int) -> int:
 
 def setns(fd: int, kind: int) -> None:
     """Join the namespace that `fd` refers to."""
-    _check(_libc.setns(ctypes.c_int(fd), ctypes.c_int(kind)), "setns")
+    _check(_libc.setns(fd, kind), "setns")
 
 
 def prctl(option: int, arg2: int = 0, arg3: int = 0) -> int:
@@ -171,14 +203,14 @@ def set_process_name(name: bytes) -> None:
 
 
 def set_hostname(name: bytes) -> None:
-    _check(_libc.sethostname(name, ctypes.c_size_t(len(name))), "sethostname")
+    _check(_libc.sethostname(name, len(name)), "sethostname")
 
 
 def set_fs_ids(uid: int, gid: int) -> None:
     """Ids that new files get. The calls report no failure, so the result is read back."""
     for call, wanted in ((_libc.setfsgid, gid), (_libc.setfsuid, uid)):
-        call(ctypes.c_uint(wanted))
-        if ctypes.c_uint(call(ctypes.c_uint(0xFFFFFFFF))).value != wanted:
+        call(wanted)
+        if ctypes.c_uint(call(0xFFFFFFFF)).value != wanted:
             raise OSError(1, f"setting the file system id to {wanted} was refused")
 
 
@@ -189,7 +221,7 @@ def make_mounts_private() -> None:
 
 def unmount(path: bytes) -> None:
     """Detach a mount; it goes when its last user has."""
-    _check(_libc.umount2(path, ctypes.c_int(MNT_DETACH)), "umount")
+    _check(_libc.umount2(path, MNT_DETACH), "umount")
 
 
 def pivot_root(new: bytes, old: bytes) -> None:

@@ -340,6 +340,7 @@ def test_a_package_installed_by_the_handler_can_be_imported_at_once(guest: Guest
         import os, site, sys, pathlib
         def handler(event, context):
             folder = pathlib.Path(os.environ["PYTHONUSERBASE"]) / "lib" / f"python3.{sys.version_info[1]}"
+            (folder / "site-packages").mkdir(parents=True)
             (folder / "site-packages" / "fresh_package.py").write_text("answer = 42")
             import fresh_package
             return fresh_package.answer

@@ -12,7 +12,6 @@ import random
 import resource
 import signal
 from collections.abc import Callable
-from pathlib import Path
 
 from roost.isolation import linux
 from roost.isolation.namespaces import wire
@@ -77,7 +76,9 @@ def _join(fds: tuple[int, ...]) -> None:
 
 def _new_namespaces(request: Request) -> None:
     """All of them while this process is root of the host, so that the room's root has no power over them."""
-    Path("/proc/self/oom_score_adj").write_text(str(_OOM_SCORE))
+    fd = os.open("/proc/self/oom_score_adj", os.O_WRONLY | os.O_CLOEXEC)
+    os.write(fd, str(_OOM_SCORE).encode())
+    os.close(fd)
     linux.setns(request.netns, linux.CLONE_NEWNET)
     linux.unshare(linux.CLONE_NEWNS | linux.CLONE_NEWUTS | linux.CLONE_NEWIPC | linux.CLONE_NEWCGROUP)
     linux.set_hostname(request.hostname.encode())

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
-from pathlib import Path
 
 from roost.isolation import linux
 from roost.isolation.namespaces.policy import RoomPolicy
@@ -63,8 +62,11 @@ def _overlay(lower: str, name: str, userns: int | None, target: int) -> int:
     tree = linux.clone_tree(f"/.base/{lower}")
     linux.set_mount_attributes(tree, _SAFE | linux.MOUNT_ATTR_RDONLY, userns)
     attach(tree, os.open(f"/.room/lower/{lower}", DIRECTORY))
-    for part in ("upper", "work"):
-        Path(f"/.room/layer/{name}/{part}").mkdir(parents=True, exist_ok=True)
+    for part in (f"/.room/layer/{name}", f"/.room/layer/{name}/upper", f"/.room/layer/{name}/work"):
+        try:
+            os.mkdir(part)  # noqa: PTH102 - pathlib's many functions would each cost the new process memory
+        except FileExistsError:
+            continue
     options = {
         "lowerdir": f"/.room/lower/{lower}",
         "upperdir": f"/.room/layer/{name}/upper",
@@ -110,8 +112,11 @@ def _proc(root: int, policy: RoomPolicy, dev: int) -> None:
     proc = os.open(".", DIRECTORY, dir_fd=mount)
     attach(mount, open_directory(root, "proc"))
     for name in policy.masked:
-        with contextlib.suppress(FileNotFoundError):
-            _cover(os.open(name, _ANY, dir_fd=proc), dev, only_open=policy.user_namespace)
+        try:
+            entry = os.open(name, _ANY, dir_fd=proc)
+        except FileNotFoundError:
+            continue
+        _cover(entry, dev, only_open=policy.user_namespace)
     if policy.hide_boot_id:
         _own_boot_id(proc, dev)
     os.close(proc)
@@ -145,7 +150,7 @@ def _own_boot_id(proc: int, dev: int) -> None:
 
 def _sticky(root: int, name: str) -> None:
     directory = open_directory(root, name)
-    Path(f"/proc/self/fd/{directory}").chmod(0o1777)
+    os.chmod(f"/proc/self/fd/{directory}", 0o1777)  # noqa: PTH101, S103
     os.close(directory)
 
 
