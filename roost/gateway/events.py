@@ -11,7 +11,7 @@ from roost.gateway.connection import BodySink, Request
 from roost.model.errors import PayloadTooLarge, RoostError, Unauthenticated
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-CLAIM = "x-acs-content-sha256"
+CLAIM = b"x-acs-content-sha256"
 
 
 class EventBody:

@@ -6,7 +6,7 @@ and a disagreement over where a message ends can't arise. What is forwarded is a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import httptools
@@ -28,6 +28,24 @@ class BadMessage(Exception):
 
 #: (lower-case name, name as it came, value)
 Field = tuple[bytes, bytes, bytes]
+
+
+class TextFields(Mapping[str, str]):
+    """Fields as text, by lower-case name; decoded when they are read, as few ever are."""
+
+    __slots__ = ("_values",)
+
+    def __init__(self, values: Mapping[bytes, bytes]) -> None:
+        self._values = values
+
+    def __getitem__(self, name: str) -> str:
+        return self._values[name.encode("latin-1")].decode("latin-1")
+
+    def __iter__(self) -> Iterator[str]:
+        return (name.decode("latin-1") for name in self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
 
 
 @dataclass(slots=True, kw_only=True)

@@ -9,31 +9,27 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
 from roost.gateway import sessions
+from roost.gateway.call import Call, Flight, outcome_of
 from roost.gateway.connection import ClientGone, Request
 from roost.gateway.events import CLAIM, EventBody, check_bodiless, collect, too_large
-from roost.gateway.faults import Answer, NotOffered, Style, render, timed_out, wrap
+from roost.gateway.faults import Answer, NotOffered, render, timed_out, wrap
 from roost.gateway.fields import function_fields, guest_head, line
+from roost.gateway.head import TextFields
 from roost.gateway.ports import Access, AsyncSink, Catalog, Logs, Observer, SessionDirectory
-from roost.gateway.proxy import End, Exchange, transfer
+from roost.gateway.proxy import End, Exchange, conclude, settle, transfer
 from roost.gateway.reply import FunctionReply
 from roost.gateway.routes import Event, Http
 from roost.gateway.upstream import Pool, UpstreamConnection
 from roost.instances.lease import Fleet, Lease
-from roost.model.errors import (
-    Fault,
-    FunctionFault,
-    FunctionTimeout,
-    InvalidArgument,
-    NotFound,
-    RoostError,
-    Throttled,
-)
+from roost.model.errors import Fault, FunctionFault, InvalidArgument, NotFound, RoostError
 from roost.model.function import FunctionSpec
-from roost.model.usage import InvocationRecord, Outcome
+from roost.model.usage import Outcome
 
 _log = logging.getLogger(__name__)
 
@@ -46,31 +42,6 @@ class InvokeLimits:
     async_event_bytes: int = 128 * 1024
     lease_timeout_s: float = 60.0
     grace_s: float = 2.0  # for the guest to let go of a cancelled request
-
-
-@dataclass(kw_only=True)
-class _Call:
-    """What is known of an invocation so far."""
-
-    request: Request
-    route: Event | Http
-    id: str
-    began: float  # the loop's time
-    started: float  # Unix time
-    headers: Mapping[str, str]
-    spec: FunctionSpec | None = None
-    keyed: bool = False  # Authorization carried a key of this server's
-    lease: Lease | None = None
-    leased_at: float = 0.0
-    outcome: Outcome = Outcome.OK
-    status: int = 0
-    session: sessions.SessionPlan = field(default_factory=sessions.SessionPlan)
-    session_id: str = ""
-    exchange: Exchange | None = None
-
-    @property
-    def style(self) -> Style:
-        return Style.EVENT if isinstance(self.route, Event) else Style.HTTP
 
 
 class Invoker:
@@ -90,6 +61,7 @@ class Invoker:
         directory: SessionDirectory | None = None,
         logs: Logs | None = None,
         tasks: AsyncSink | None = None,
+        spawn: Callable[[Coroutine[Any, Any, None]], object],
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._account = account
@@ -103,85 +75,88 @@ class Invoker:
         self._directory = directory
         self._logs = logs
         self._tasks = tasks
+        self._spawn = spawn
         self._clock = clock
+        self._warm: set[Flight] = set()
 
-    async def run(self, request: Request, route: Event | Http, request_id: str) -> None:
-        """Answer `request`. Raises nothing but CancelledError, which leaves it unanswered."""
-        call = _Call(
-            request=request,
-            route=route,
-            id=request_id,
-            began=asyncio.get_running_loop().time(),
-            started=self._clock(),
-            headers={name.decode("latin-1"): value.decode("latin-1") for name, value in request.head.values.items()},
-        )
+    def begin(self, request: Request, route: Event | Http, request_id: str) -> Coroutine[Any, Any, None] | None:
+        """Start to answer `request`.
+
+        With a warm instance and a connection to it at hand nothing has to be waited for: None is returned, and the
+        reply's arrival ends the invocation. Otherwise what is left to do is returned, to be run as a task; it raises
+        nothing but CancelledError, which leaves the request unanswered. It may hold a lease, so it must be begun.
+        """
+        call = Call(request=request, route=route, id=request_id, began=time.perf_counter(), started=self._clock())
         try:
-            await self._run(call)
+            spec = call.spec = self._admit(call)
+            if call.deferred:
+                return self._guarded(call, lambda: self._submit(call, spec))
+            lease = self._fleet.try_lease(spec, call.session.ref)
+            if lease is not None and self._start_warm(call, spec, lease):
+                return None
+            return self._guarded(call, lambda: self._run(call, spec, lease))
+        except Exception as error:
+            self._answer_error(call, error)
+            self._record(call)
+            return None
+
+    async def _guarded(self, call: Call, work: Callable[[], Awaitable[None]]) -> None:
+        """`work`, an answer to whatever it raises, and the record of the invocation."""
+        try:
+            await work()
         except asyncio.CancelledError:
             call.outcome = Outcome.CANCELLED
             raise
-        except RoostError as error:
-            self._answer_error(call, error)
         except Exception as error:
-            _log.exception("request %s failed", request_id)
-            self._answer_error(call, wrap(error))
+            self._answer_error(call, error)
         finally:
             self._record(call)
 
-    async def _run(self, call: _Call) -> None:
-        spec = call.spec = self._admit(call)
-        if isinstance(call.route, Event):
-            kind = call.headers.get("x-fc-invocation-type", "Sync").lower()
-            if kind == "async":
-                await self._submit(call, spec)
-                return
-            if kind != "sync":
-                raise InvalidArgument("x-fc-invocation-type is Sync or Async.")
-            if (call.request.head.length or 0) > self._limits.event_bytes:
-                raise too_large(self._limits.event_bytes)
-        target = call.route.target if isinstance(call.route, Http) else None
-        call.session = sessions.plan(spec.sessions, call.request.head, target=target)
-        lease = call.lease = await self._lease(call, spec)
-        call.leased_at = asyncio.get_running_loop().time()
-        abandoned = ""
-        try:
-            abandoned = await self._with_lease(call, spec, lease)
-        except asyncio.CancelledError:
-            if call.exchange is not None and call.exchange.sent:
-                abandoned = "cancelled"
-            raise
-        finally:
-            if abandoned:
-                lease.abandon(abandoned)
-            else:
-                lease.release()
-
     # -- before the lease
 
-    def _admit(self, call: _Call) -> FunctionSpec:
+    def _admit(self, call: Call) -> FunctionSpec:
+        """Who calls what, and in which session. Raises RoostError."""
         route, head = call.route, call.request.head
+        fields = TextFields(head.values)
         if isinstance(route, Event):
             path, _, query = head.target.decode("latin-1").partition("?")
-            claimed = call.headers.get(CLAIM, "")
-            account = self._access.check_signed(head.method, path, query, call.headers, claimed)
+            claimed = call.header(CLAIM)
+            account = self._access.check_signed(head.method, path, query, fields, claimed)
             if not head.has_body:
                 check_bodiless(claimed)
-            return self._catalog.resolve(account, route.name, route.qualifier)
-        spec = self._catalog.resolve(self._account, route.name, route.qualifier)
-        call.keyed = self._access.check_http(self._account, spec, route.qualifier, call.headers, head.method)
+            spec = self._catalog.resolve(account, route.name, route.qualifier)
+            call.spec = spec  # from here on its failures are the function's
+            self._check_event(call)
+            target = None
+        else:
+            spec = call.spec = self._catalog.resolve(self._account, route.name, route.qualifier)
+            call.keyed = self._access.check_http(self._account, spec, route.qualifier, fields, head.method)
+            target = route.target
+        if not call.deferred:
+            call.session = sessions.plan(spec.sessions, head, target=target)
         return spec
 
-    async def _submit(self, call: _Call, spec: FunctionSpec) -> None:
+    def _check_event(self, call: Call) -> None:
+        kind = call.header(b"x-fc-invocation-type").lower()
+        if kind == "async":
+            call.deferred = True
+        elif kind not in ("", "sync"):
+            raise InvalidArgument("x-fc-invocation-type is Sync or Async.")
+        elif (call.request.head.length or 0) > self._limits.event_bytes:
+            raise too_large(self._limits.event_bytes)
+
+    async def _submit(self, call: Call, spec: FunctionSpec) -> None:
         if self._tasks is None:
             raise NotOffered("Asynchronous invocation is not offered by this server; invoke with type Sync.")
         limit = self._limits.async_event_bytes
-        payload = await collect(call.request, limit=limit, claimed_sha256=call.headers.get(CLAIM, ""))
+        payload = await collect(call.request, limit=limit, claimed_sha256=call.header(CLAIM))
+        headers = dict(TextFields(call.request.head.values))
         await self._tasks.submit(
-            spec, qualifier=call.route.qualifier, request_id=call.id, payload=payload, headers=call.headers
+            spec, qualifier=call.route.qualifier, request_id=call.id, payload=payload, headers=headers
         )
         call.request.reply(Answer(status=202, fields=line("x-fc-request-id", call.id), body=b""))
 
-    async def _lease(self, call: _Call, spec: FunctionSpec) -> Lease:
+    async def _lease(self, call: Call, spec: FunctionSpec) -> Lease:
         plan = call.session
         try:
             return await self._fleet.lease(spec, plan.ref, timeout_s=self._limits.lease_timeout_s)
@@ -192,27 +167,101 @@ class Invoker:
         call.session = replace(plan, ref=fresh)
         return await self._fleet.lease(spec, fresh, timeout_s=self._limits.lease_timeout_s)
 
-    # -- with the lease
+    # -- with the lease: on the spot
 
-    async def _with_lease(self, call: _Call, spec: FunctionSpec, lease: Lease) -> str:
-        """Carry the request out. Returns why the lease must be abandoned, "" if it can be released."""
-        reply = self._reply(call, spec, lease)
-        exchange = call.exchange = Exchange(call.request, head=self._guest_head(call, spec, lease), reply=reply)
-        if isinstance(call.route, Event):
-            claimed = call.headers.get(CLAIM, "")
-            limit = self._limits.event_bytes
-            exchange.sink = EventBody(exchange, limit=limit, claimed_sha256=claimed, refuse=exchange.refuse)
+    def _start_warm(self, call: Call, spec: FunctionSpec, lease: Lease) -> bool:
+        """Send the request off, if a connection to the instance waits for one."""
+        upstream = self._pool.take(lease.app_socket)
+        if upstream is None:
+            return False
         try:
-            end, upstream = await transfer(self._pool, lease.app_socket, exchange, spec.timeout_s)
-        finally:
-            reply.close()
-        call.session_id = reply.session_id
-        if exchange.response is not None:
-            call.status = exchange.response.status
+            flight = self._flight(call, spec, lease)
+            self._warm.add(flight)
+            flight.exchange.start(upstream, spec.timeout_s, partial(self._ended, flight, upstream))
+        except BaseException:
+            upstream.abort()
+            lease.release()
+            raise
+        return True
+
+    def _ended(self, flight: Flight, upstream: UpstreamConnection, end: End) -> None:
+        """What was sent off is over."""
+        self._warm.discard(flight)
+        call, lease = flight.call, flight.lease
         if end is End.COMPLETE:
-            call.outcome = reply.outcome
+            try:
+                settle(self._pool, lease.app_socket, flight.exchange, upstream)
+                flight.reply.close()
+                flight.learn()
+                call.outcome = flight.reply.outcome
+            finally:
+                lease.release()
+                self._record(call)
+        elif end is End.CANCELLED:
+            upstream.cancel()
+            upstream.abort()
+            flight.reply.close()
+            call.outcome = Outcome.CANCELLED
+            lease.abandon("cancelled")
+            self._record(call)
+            call.request.abort()
+        else:
+            self._spawn(self._guarded(call, lambda: self._held(flight, partial(self._conclude, flight, upstream, end))))
+
+    @property
+    def busy(self) -> bool:
+        """Requests that were sent off on the spot are under way."""
+        return bool(self._warm)
+
+    def cancel(self) -> None:
+        """Break those off."""
+        for flight in list(self._warm):
+            flight.exchange.cancel()
+
+    # -- with the lease: in a task
+
+    async def _run(self, call: Call, spec: FunctionSpec, lease: Lease | None) -> None:
+        lease = lease or await self._lease(call, spec)
+        try:
+            flight = self._flight(call, spec, lease)
+        except BaseException:
+            lease.release()
+            raise
+        await self._held(flight, lambda: transfer(self._pool, lease.app_socket, flight.exchange, spec.timeout_s))
+
+    async def _conclude(
+        self, flight: Flight, upstream: UpstreamConnection, end: End
+    ) -> tuple[End, UpstreamConnection | None]:
+        deadline = flight.call.leased_at + flight.spec.timeout_s
+        return await conclude(self._pool, flight.lease.app_socket, flight.exchange, upstream, end, deadline=deadline)
+
+    async def _held(
+        self, flight: Flight, transfer: Callable[[], Awaitable[tuple[End, UpstreamConnection | None]]]
+    ) -> None:
+        """The exchange to its end, then the lease goes back, one way or the other."""
+        abandoned = ""
+        try:
+            try:
+                end, upstream = await transfer()
+            finally:
+                flight.reply.close()
+            abandoned = await self._judge(flight, end, upstream)
+        except asyncio.CancelledError:
+            abandoned = "cancelled" if flight.exchange.sent else ""
+            raise
+        finally:
+            if abandoned:
+                flight.lease.abandon(abandoned)
+            else:
+                flight.lease.release()
+
+    async def _judge(self, flight: Flight, end: End, upstream: UpstreamConnection | None) -> str:
+        """Answer for a failure. Returns why the lease must be abandoned, "" if it can be released."""
+        flight.learn()
+        if end is End.COMPLETE:
+            flight.call.outcome = flight.reply.outcome
             return ""
-        self._answer_error(call, await self._error_of(end, exchange, spec, lease))
+        self._answer_error(flight.call, await self._error_of(end, flight.exchange, flight.spec, flight.lease))
         if upstream is None or end is End.BROKEN:
             return ""
         return await self._let_go(upstream, "timeout" if end is End.TIMEOUT else "cancelled")
@@ -236,9 +285,12 @@ class Invoker:
         finally:
             upstream.abort()
 
-    def _reply(self, call: _Call, spec: FunctionSpec, lease: Lease) -> FunctionReply:
-        tail = call.headers.get("x-fc-log-type", "").lower() == "tail"
-        return FunctionReply(
+    def _flight(self, call: Call, spec: FunctionSpec, lease: Lease) -> Flight:
+        """Everything ready to be sent."""
+        call.lease = lease
+        call.leased_at = time.perf_counter()
+        tail = call.header(b"x-fc-log-type").lower() == "tail"
+        reply = FunctionReply(
             request_id=call.id,
             plan=call.session,
             spec=spec,
@@ -248,8 +300,17 @@ class Invoker:
             logs=self._logs if tail else None,
             began=call.leased_at,
         )
+        exchange = Exchange(call.request, head=self._guest_head(call, spec, lease), reply=reply)
+        if isinstance(call.route, Event):
+            exchange.filter = EventBody(
+                exchange,
+                limit=self._limits.event_bytes,
+                claimed_sha256=call.header(CLAIM),
+                refuse=exchange.refuse,
+            )
+        return Flight(call=call, spec=spec, lease=lease, reply=reply, exchange=exchange)
 
-    def _guest_head(self, call: _Call, spec: FunctionSpec, lease: Lease) -> bytes:
+    def _guest_head(self, call: Call, spec: FunctionSpec, lease: Lease) -> bytes:
         route, request = call.route, call.request
         extra = function_fields(spec, qualifier=route.qualifier, region=self._region, request_id=call.id)
         for name, value in lease.request_headers.items():
@@ -268,8 +329,11 @@ class Invoker:
 
     # -- after
 
-    def _answer_error(self, call: _Call, error: RoostError) -> None:
-        call.outcome = _outcome_of(error)
+    def _answer_error(self, call: Call, cause: Exception) -> None:
+        error = wrap(cause)
+        if error is not cause:
+            _log.error("request %s failed", call.id, exc_info=cause)
+        call.outcome = outcome_of(error)
         request = call.request
         if isinstance(error, ClientGone) or isinstance(request.gone, ClientGone):
             call.status = call.status or ClientGone.status
@@ -280,39 +344,7 @@ class Invoker:
             call.status = answer.status
             request.reply(answer)
 
-    def _record(self, call: _Call) -> None:
-        spec, lease = call.spec, call.lease
-        if spec is None or (lease is None and call.outcome is Outcome.OK):
-            return
-        now = asyncio.get_running_loop().time()
-        leased_at = call.leased_at or now
-        self._observer.invocation(
-            InvocationRecord(
-                request_id=call.id,
-                account=spec.account,
-                function=spec.name,
-                version=spec.version,
-                qualifier=call.route.qualifier,
-                instance_id=lease.instance_id if lease is not None else "",
-                session_id=call.session_id,
-                outcome=call.outcome,
-                status=call.status,
-                started=call.started,
-                wait_s=leased_at - call.began,
-                duration_s=now - leased_at,
-                memory_mb=spec.limits.memory_mb,
-                cold=lease.cold if lease is not None else False,
-                trace_parent=call.headers.get("traceparent", ""),
-            )
-        )
-
-
-def _outcome_of(error: RoostError) -> Outcome:
-    if isinstance(error, FunctionTimeout):
-        return Outcome.TIMEOUT
-    if isinstance(error, FunctionFault):
-        return Outcome.FUNCTION_ERROR
-    if isinstance(error, Throttled):
-        return Outcome.THROTTLED
-    # A request that was itself wrong has been cancelled if it had got to an instance.
-    return Outcome.SYSTEM_ERROR if error.status >= 500 else Outcome.CANCELLED
+    def _record(self, call: Call) -> None:
+        record = call.record(time.perf_counter())
+        if record is not None:
+            self._observer.invocation(record)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Coroutine
 from enum import Enum
 from pathlib import Path
@@ -35,6 +36,7 @@ class End(Enum):
     REFUSED = "refused"  # the request turned out to be bad while its body went by; `refusal` says how
     BROKEN = "broken"  # the upstream's connection ended before its reply did
     BAD_REPLY = "bad_reply"  # the upstream's reply is not HTTP
+    CANCELLED = "cancelled"  # the server ends
 
 
 class Rewriter(Protocol):
@@ -92,41 +94,48 @@ class Exchange:
         self._rewriter: Rewriter | None = None
         self._ended = False
         self._keep_alive = False
-        self._done: asyncio.Future[End] = asyncio.get_running_loop().create_future()
+        self._on_end: Callable[[End], None] | None = None  # while it runs
+        self._timer: asyncio.TimerHandle | None = None
         self._held: asyncio.Task[None] | None = None  # prepares the reply
-        self.sink: BodySink = self  # takes the client's body; a filter may be put in front
+        self.filter: BodySink | None = None  # takes the client's body in place of the exchange, and passes it on
         self.error: Exception | None = None  # of a broken upstream
         self.refusal: RoostError | None = None
         self.response: ResponseHead | None = None
 
-    async def run(self, upstream: UpstreamConnection, timeout_s: float | None) -> End:
-        """Go; return when the reply has ended or can't. The upstream is left to the caller: to give back when the
-        end is COMPLETE, to cancel otherwise. May be called again after BROKEN if `replayable`."""
+    def start(self, upstream: UpstreamConnection, timeout_s: float | None, on_end: Callable[[End], None]) -> None:
+        """Go. `on_end` is called once: when the reply has ended or can't. It gets the upstream back, to keep it when
+        the end is COMPLETE, to cancel it otherwise. After BROKEN it may be started again if `replayable`."""
         request = self._request
+        self._on_end = on_end
+        self._upstream = upstream
         if request.gone is not None:
-            return self._gone_end(request.gone)
-        loop = asyncio.get_running_loop()
-        if self._done.done():
-            self._done = loop.create_future()
+            self._finish(self._gone_end(request.gone))
+            return
         request.on_gone = self._client_gone
         request.on_writable = self._client_writable
-        self._upstream = upstream
-        timer = None if timeout_s is None else loop.call_later(max(0.0, timeout_s), self._finish, End.TIMEOUT)
+        if timeout_s is not None:
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_later(max(0.0, timeout_s), self._finish, End.TIMEOUT)
+        upstream.begin(self)
+        self._send_first(upstream)
+
+    async def run(self, upstream: UpstreamConnection, timeout_s: float | None) -> End:
+        """`start`, and wait for the end."""
+        done: asyncio.Future[End] = asyncio.get_running_loop().create_future()
+        self.start(upstream, timeout_s, lambda end: None if done.done() else done.set_result(end))
         try:
-            upstream.begin(self)
-            self._send_first(upstream)
-            return await self._done
+            return await done
         finally:
-            request.on_gone = request.on_writable = None
-            if self._held is not None:
-                self._held.cancel()
-            if timer is not None:
-                timer.cancel()
+            self._stop()
+
+    def cancel(self) -> None:
+        """End it now, with CANCELLED."""
+        self._finish(End.CANCELLED)
 
     def _send_first(self, upstream: UpstreamConnection) -> None:
         request = self._request
         if not self._sending:
-            request.stream_to(self.sink)
+            request.stream_to(self.filter or self)
         self._sending = True
         if self._first is not None:
             upstream.write(self._first[0] if len(self._first) == 1 else b"".join(self._first))
@@ -160,8 +169,20 @@ class Exchange:
         self._finish(End.REFUSED)
 
     def _finish(self, end: End) -> None:
-        if not self._done.done():
-            self._done.set_result(end)
+        on_end = self._on_end
+        if on_end is not None:
+            self._stop()
+            on_end(end)
+
+    def _stop(self) -> None:
+        """Let go of everything that could call back. Leaves no cycle, so that no collector has to find this object."""
+        self._on_end = self.filter = None
+        self._request.on_gone = self._request.on_writable = None
+        if self._held is not None:
+            self._held.cancel()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
     # -- the client's body
 
@@ -266,7 +287,7 @@ class Exchange:
             self._out.append(LAST_CHUNK)
 
     def flush(self) -> None:
-        if self._done.done() or self._held is not None:
+        if self._on_end is None or self._held is not None:
             return  # held back; or timed out or gone meanwhile: then the client has had its answer
         out = self._out
         if out:
@@ -301,30 +322,52 @@ async def transfer(
     Returns the connection too when it is neither back in the pool nor closed: the caller cancels or aborts it. On
     cancellation it is cancelled and closed here.
     """
-    loop = asyncio.get_running_loop()
-    deadline = None if timeout_s is None else loop.time() + timeout_s
-    fresh = False
-    while True:
+    deadline = None if timeout_s is None else time.perf_counter() + timeout_s
+    try:
+        upstream = await pool.acquire(path)
+    except OSError as error:
+        exchange.error = error
+        return End.BROKEN, None
+    end = await _run(exchange, upstream, deadline)
+    return await conclude(pool, path, exchange, upstream, end, deadline=deadline)
+
+
+async def conclude(
+    pool: Pool, path: Path, exchange: Exchange, upstream: UpstreamConnection, end: End, *, deadline: float | None
+) -> tuple[End, UpstreamConnection | None]:
+    """What comes after the first try: a second one over a new connection, if the first was stale. As `transfer`;
+    `deadline` is a time of `perf_counter`."""
+    if end is End.BROKEN:
+        upstream.abort()
+        if not exchange.replayable:
+            return end, None
         try:
-            upstream = await pool.acquire(path, fresh=fresh)
+            upstream = await pool.acquire(path, fresh=True)
         except OSError as error:
             exchange.error = error
             return End.BROKEN, None
-        try:
-            end = await exchange.run(upstream, None if deadline is None else deadline - loop.time())
-        except BaseException:
-            upstream.cancel()
-            upstream.abort()
-            raise
-        if end is End.COMPLETE:
-            if exchange.request_ended:
-                pool.give_back(path, upstream)
-            else:  # what another request would send now would be taken for the rest of this one's body
-                upstream.abort()
-            return end, None
-        if end is not End.BROKEN:
-            return end, upstream
+        end = await _run(exchange, upstream, deadline)
+    if end is End.COMPLETE:
+        settle(pool, path, exchange, upstream)
+        return end, None
+    if end is End.BROKEN:
         upstream.abort()
-        if fresh or not exchange.replayable:
-            return end, None
-        fresh = True
+        return end, None
+    return end, upstream
+
+
+def settle(pool: Pool, path: Path, exchange: Exchange, upstream: UpstreamConnection) -> None:
+    """After COMPLETE: keep the connection, if it is good for another request."""
+    if exchange.request_ended:
+        pool.give_back(path, upstream)
+    else:  # what another request would send now would be taken for the rest of this one's body
+        upstream.abort()
+
+
+async def _run(exchange: Exchange, upstream: UpstreamConnection, deadline: float | None) -> End:
+    try:
+        return await exchange.run(upstream, None if deadline is None else deadline - time.perf_counter())
+    except BaseException:
+        upstream.cancel()
+        upstream.abort()
+        raise

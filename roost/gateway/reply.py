@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import logging
+import time
+from collections.abc import Callable, Coroutine
 
 from roost.gateway import sessions
 from roost.gateway.head import ResponseHead
@@ -45,10 +46,13 @@ class FunctionReply:
         self._began = began
         self._endpoint: sessions.EndpointEvent | None = None
         self._tail = b""
-        self.prepare = self._fetch_tail if logs is not None else None
         self._streamable = spec.sessions.affinity is Affinity.MCP_STREAMABLE_HTTP
         self.session_id = lease.session.id if lease.session is not None else ""
         self.outcome = Outcome.OK
+
+    @property
+    def prepare(self) -> Callable[[], Coroutine[None, None, None]] | None:
+        return self._fetch_tail if self._logs is not None else None
 
     def lines(self, head: ResponseHead) -> bytes:
         fault = head.values.get(b"x-fc-error-type")
@@ -56,7 +60,7 @@ class FunctionReply:
             self.outcome = Outcome.TIMEOUT if fault == b"FunctionTimeout" else Outcome.FUNCTION_ERROR
         out = b"x-fc-request-id: %b\r\n" % self._request_id.encode("ascii")
         if not self._prefix:
-            elapsed = (asyncio.get_running_loop().time() - self._began) * 1000
+            elapsed = (time.perf_counter() - self._began) * 1000
             out += b"x-fc-invocation-duration: %d\r\n" % elapsed
         if self.session_id:
             out += sessions.reply_lines(self._plan, self.session_id, path=self._prefix or "/")

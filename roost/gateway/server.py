@@ -7,7 +7,9 @@ import contextlib
 import logging
 import os
 import time
+from collections.abc import Coroutine
 from pathlib import Path
+from typing import Any
 
 from roost.gateway.connection import ClientConnection, ClientGone, ClientLimits, Request
 from roost.gateway.control import ControlPlane
@@ -21,6 +23,7 @@ from roost.model.errors import RoostError
 
 _log = logging.getLogger(__name__)
 _SWEEP_S = 1.0
+_DRAIN_PAUSE_S = 0.01
 
 
 class Gateway:
@@ -63,6 +66,7 @@ class Gateway:
             directory=directory,
             logs=logs,
             tasks=tasks,
+            spawn=self._spawn,
         )
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -90,8 +94,9 @@ class Gateway:
         for connection in list(self.connections):
             if connection.idle:
                 connection.close()
-        if self._tasks:
-            await asyncio.wait(self._tasks, timeout=drain_s)
+        await self._drain(drain_s)
+        await asyncio.sleep(0)  # every task has begun
+        self._invoker.cancel()
         for task in self._tasks:
             task.cancel()
         if self._tasks:
@@ -103,6 +108,16 @@ class Gateway:
         if self._server is not None:
             await self._server.wait_closed()
             self._server = None
+
+    async def _drain(self, drain_s: float) -> None:
+        """Let what runs go on to its end, at most for `drain_s` seconds."""
+        loop = asyncio.get_running_loop()
+        end = loop.time() + drain_s
+        while (self._tasks or self._invoker.busy) and (left := end - loop.time()) > 0:
+            if self._tasks:
+                await asyncio.wait(self._tasks, timeout=left)
+            else:
+                await asyncio.sleep(min(_DRAIN_PAUSE_S, left))
 
     async def _leave_all(self) -> None:
         """Give the last answers a moment to leave, then break their connections."""
@@ -135,33 +150,41 @@ class Gateway:
 
     def serve(self, request: Request) -> None:
         """Start to answer `request`."""
-        task = asyncio.get_running_loop().create_task(self._answer(request))
-        self._tasks.add(task)
+        request_id = self.new_request_id()
+        work: Coroutine[Any, Any, None] | None = None
+        try:
+            where = route(request.head.method, request.head.target)
+            if isinstance(where, Control):
+                work = self._control.run(request, request_id)
+            else:
+                work = self._invoker.begin(request, where, request_id)
+        except Exception as error:
+            self._failed(request, error, request_id)
+        if work is not None:
+            self._answer(request, work, request_id)
+
+    def _answer(self, request: Request, work: Coroutine[Any, Any, None], request_id: str) -> None:
+        """Let a task answer `request`; it ends when the client goes before it has an instance."""
+        task = self._spawn(work)
 
         def gone() -> None:
-            task.cancel()
+            # Not at once: a task that is cancelled before its first step would never give its lease back.
+            asyncio.get_running_loop().call_soon(task.cancel)
 
         def done(task: asyncio.Task[None]) -> None:
-            self._tasks.discard(task)
             if task.cancelled():
                 self._cancelled(request)
+            elif (error := task.exception()) is not None:
+                self._failed(request, error, request_id)
 
         request.on_gone = gone
         task.add_done_callback(done)
 
-    async def _answer(self, request: Request) -> None:
-        request_id = self.new_request_id()
-        try:
-            where = route(request.head.method, request.head.target)
-            if isinstance(where, Control):
-                await self._control.run(request, request_id)
-            else:
-                await self._invoker.run(request, where, request_id)
-        except RoostError as error:
-            self._fail(request, error, request_id)
-        except Exception as error:
-            _log.exception("request %s failed", request_id)
-            self._fail(request, wrap(error), request_id)
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
 
     def _cancelled(self, request: Request) -> None:
         """Over before it was answered: the client went, broke HTTP, or the server ends."""
@@ -169,6 +192,12 @@ class Gateway:
             request.abort()
         else:
             self._fail(request, request.gone, self.new_request_id())
+
+    def _failed(self, request: Request, cause: BaseException, request_id: str) -> None:
+        error = wrap(cause)
+        if error is not cause:
+            _log.error("request %s failed", request_id, exc_info=cause)
+        self._fail(request, error, request_id)
 
     def _fail(self, request: Request, error: RoostError, request_id: str) -> None:
         if request.answered:

@@ -47,7 +47,8 @@ class SessionPlan:
     ends: bool = False  # a good reply ends the session
 
 
-_NONE = SessionPlan()
+#: The plan of a request that names no session.
+NO_SESSION = SessionPlan()
 
 
 def plan(policy: SessionPolicy, head: RequestHead, *, target: bytes | None) -> SessionPlan:
@@ -56,13 +57,13 @@ def plan(policy: SessionPolicy, head: RequestHead, *, target: bytes | None) -> S
     Raises InvalidArgument for an id that a client chose and may not have."""
     affinity = policy.affinity
     if affinity is Affinity.NONE:
-        return _NONE
+        return NO_SESSION
     if affinity is Affinity.HEADER_FIELD:
         return _by_field(policy.header, head)
     if affinity is Affinity.GENERATED_COOKIE:
         return _by_cookie(head)
     if target is None:
-        return _NONE
+        return NO_SESSION
     if affinity is Affinity.MCP_STREAMABLE_HTTP:
         return _by_mcp_field(head)
     return _by_mcp_query(policy, head, target)
@@ -100,7 +101,7 @@ def _by_mcp_query(policy: SessionPolicy, head: RequestHead, target: bytes) -> Se
     if head.method == "GET" and unquote(path) == policy.sse_path:
         return SessionPlan(mint=Mint.FIRST_EVENT)
     session_id = _query_id(query)
-    return SessionPlan(ref=SessionRef(id=session_id, generated=True)) if session_id else _NONE
+    return SessionPlan(ref=SessionRef(id=session_id, generated=True)) if session_id else NO_SESSION
 
 
 def _query_id(query: str) -> str:

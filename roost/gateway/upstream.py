@@ -284,15 +284,14 @@ class Pool:
 
     async def acquire(self, path: Path, *, fresh: bool = False) -> UpstreamConnection:
         """A connection that carries nothing. Raises OSError when nobody listens there."""
-        key = str(path)
-        if not fresh:
-            kept = self._take(key, asyncio.get_running_loop().time())
-            if kept is not None:
-                return kept
-        return await self._connect(key)
+        kept = None if fresh else self.take(path)
+        return kept or await self._connect(str(path))
 
-    def _take(self, key: str, now: float) -> UpstreamConnection | None:
+    def take(self, path: Path) -> UpstreamConnection | None:
+        """A kept connection, if there is one."""
+        key = str(path)
         idle = self._idle.get(key)
+        now = asyncio.get_running_loop().time() if idle else 0.0
         while idle:
             connection = idle[-1]
             if connection.reusable and now - connection.idle_since < self._idle_s:

@@ -64,7 +64,7 @@ class InstanceLease:
     ) -> None:
         self.spec = instance.spec
         self.instance_id = instance.id
-        self.app_socket = fleet.run_dir / instance.id / "app.sock"
+        self.app_socket = instance.app_socket
         self.session = session
         self.cold = cold
         self.restored = restored
@@ -119,6 +119,27 @@ class InstanceFleet:
         self._closing = False
 
     # --- leases ------------------------------------------------------------------------------------------------
+
+    def try_lease(self, spec: FunctionSpec, session: SessionRef | None = None) -> Lease | None:
+        pool = self._pools.get(spec.key)
+        if pool is None or pool.spec is not spec:
+            return None
+        if session is None:
+            instance, known = pool.at_once(), None
+        else:
+            known = self._book.find((spec.account, spec.name, session.id)) if session.id else None
+            instance = self._at_home(pool, known) if known is not None else None
+        if instance is None:
+            return None
+        instance.take()
+        return InstanceLease(instance, known, fleet=self, cold=False, restored=False)
+
+    def _at_home(self, pool: Pool, session: Session) -> Instance | None:
+        """The instance of an active session, if it can take a request at once."""
+        instance = self._pinned.get(session.key)
+        if instance is None or session.state is not SessionState.ACTIVE or session.instance_id != instance.id:
+            return None
+        return instance if pool.takes_at_once(instance) else None
 
     async def lease(self, spec: FunctionSpec, session: SessionRef | None = None, *, timeout_s: float = 60.0) -> Lease:
         pool = self._pool(spec)
@@ -336,6 +357,7 @@ class InstanceFleet:
             around=self._around,
             on_change=lambda i: self._changed(pool, i),
             slots=_slots(spec),
+            app_socket=self.run_dir / id / "app.sock",
         )
         pool.instances[id] = instance
         return instance

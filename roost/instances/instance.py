@@ -13,6 +13,7 @@ import logging
 from collections import deque
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 from roost.instances.decide import Action, View, decide
@@ -79,8 +80,10 @@ class Instance:
         around: Surroundings,
         on_change: Callable[[Instance], None],
         slots: int,
+        app_socket: Path,
     ) -> None:
         self.id = id
+        self.app_socket = app_socket
         self.spec = spec
         self.session = session
         self.slots = slots

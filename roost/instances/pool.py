@@ -53,6 +53,16 @@ class Pool:
         self.scale()
         return await self._wait(future, timeout_s), True
 
+    def at_once(self) -> Instance | None:
+        """An instance that takes a request now, without a thaw; the slot is not taken yet. None: `any_instance`."""
+        best = self._best() if not self._waiting else None
+        return best if best is not None and self.takes_at_once(best) else None
+
+    def takes_at_once(self, instance: Instance) -> bool:
+        """Whether a request that belongs there need not wait."""
+        current = instance.state is State.READY and instance.spec.revision == self.spec.revision
+        return current and instance.free_slots > 0 and not instance.waiting
+
     async def this_instance(self, instance: Instance, timeout_s: float) -> bool:
         """A slot on the instance that a session is pinned to; True if it had to be waited for. The slot is taken."""
         if instance.free_slots > 0 and not instance.waiting:

@@ -90,9 +90,25 @@ class PlayedFleet:
         self.restored = False
         self.known: set[str] | None = None  # ids of sessions; None: every id is good
         self.headers: dict[str, str] = {}
+        self.warm = True  # a lease is there at once, unless something else here says no
         self.gate: asyncio.Event | None = None
         self.waiting = 0
         self.cancelled = 0
+
+    def try_lease(self, spec: FunctionSpec, session: SessionRef | None = None) -> PlayedLease | None:
+        if self.gate is not None or self.error is not None or session is not None or not self.warm:
+            return None
+        self.refs.append(session)
+        lease = PlayedLease(
+            spec=spec,
+            app_socket=self.app_socket,
+            fault=self.fault,
+            restored=self.restored,
+            request_headers=self.headers,
+            session=None,
+        )
+        self.leases.append(lease)
+        return lease
 
     async def lease(
         self, spec: FunctionSpec, session: SessionRef | None = None, *, timeout_s: float = 60.0
