@@ -170,8 +170,10 @@ class Pool:
         self.scale()
 
     def started(self) -> None:
-        """An instance is up."""
-        self._failed_starts = 0
+        """An instance is up: starts no longer go one at a time."""
+        if self._failed_starts:
+            self._failed_starts = 0
+            self.scale()
 
     def failed_start(self, instance: Instance, error: RoostError) -> None:
         """An instance did not start: those it was started for get the reason, so that no start is retried for ever.

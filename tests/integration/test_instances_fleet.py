@@ -34,7 +34,14 @@ SESSIONS = replace(
 class Bench:
     """One server's fleet and all it stands on."""
 
-    def __init__(self, tmp: Path, driver: FakeDriver | None = None, store: MemorySessions | None = None) -> None:
+    def __init__(
+        self,
+        tmp: Path,
+        driver: FakeDriver | None = None,
+        store: MemorySessions | None = None,
+        *,
+        max_waiting: int = 5,
+    ) -> None:
         self.driver = driver or FakeDriver()
         self.store = store or MemorySessions()
         self.events = Recorder()
@@ -48,7 +55,7 @@ class Bench:
         )  # fmt: skip
         self.fleet = InstanceFleet(
             specs=self, around=around, book=self.book, run_dir=tmp,
-            limits=FleetLimits(max_instances=10, max_waiting=5, stop_grace=0.2),
+            limits=FleetLimits(max_instances=10, max_waiting=max_waiting, stop_grace=0.2),
             session_dir=lambda spec, session: "/mnt/session",
         )  # fmt: skip
 

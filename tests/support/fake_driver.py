@@ -16,9 +16,21 @@ from roost.model.function import FunctionSpec, Limits
 from roost.model.session import Session
 from roost.model.usage import TransitionRecord
 
+#: Messages that are JSON, or look like it, and no answer.
+LIES = (
+    b'{"event":"ready","init_ms":1%s}' % (b"0" * 400),
+    b'{"event":"ready","init_ms":NaN}',
+    b'{"event":"pre_stopped"}',
+    b'{"event":"log","stream":"stdout","text":"\\ud800"}',
+    b'{"event":"log","stream":7,"text":{"a":1}}',
+    b'{"event":["ready"]}',
+    b"\xff\xfe\x00",
+    b"[" * 50_000,
+)
+
 
 class FakeRoom:
-    """A room's host side. `script` tells how its guest behaves: ready, failed, silent or exits."""
+    """A room's host side. `script` tells how its guest behaves, see `_started`."""
 
     def __init__(self, spec: RoomSpec, script: str) -> None:
         self.id = spec.id
@@ -28,6 +40,8 @@ class FakeRoom:
         self.frozen = False
         self.destroyed = False
         self.oom_kills = 0
+        self.stuck = 0  # so many times, `destroy` fails
+        self.rigid = False  # it does not freeze
         self.restarts = 0
         self.ended = asyncio.Event()
         self.writers: set[asyncio.StreamWriter] = set()
@@ -51,17 +65,44 @@ class FakeRoom:
                     self.restarts += 1
                 if message["op"] == "pre_stop":
                     self.say({"event": "pre_stopped"})
-                elif self.script == "failed":
-                    self.say({"event": "failed", "error": {"errorType": "ImportError", "errorMessage": "no module"}})
-                elif self.script == "exits":
-                    self.say({"event": "exited", "code": 3, "signal": None})
-                elif self.script == "garbage":
-                    writer.write(b"{" * 100_000 + b"\nnull\n[1]\n")
-                    self.say({"event": "ready", "init_ms": "x"})
-                elif self.script != "silent":
-                    self.say({"event": "ready", "init_ms": 0.1})
+                else:
+                    await self._started(writer)
         self.writers.discard(writer)
         writer.close()
+
+    async def _started(self, writer: asyncio.StreamWriter) -> None:
+        """Answer `start`, `attach` or `restart`."""
+        match self.script:
+            case "silent":
+                return
+            case "failed":
+                self.say({"event": "failed", "error": {"errorType": "ImportError", "errorMessage": "no module"}})
+                return
+            case "exits":
+                self.say({"event": "exited", "code": 3, "signal": None})
+                return
+            case "hangs up":
+                writer.close()
+                return
+            case "dies":
+                self.die()
+                return
+            case "slow":
+                await asyncio.sleep(0.05)
+            case "garbage":
+                writer.write(b"{" * 100_000 + b"\nnull\n[1]\n")
+            case "liar":
+                for lie in LIES:
+                    writer.write(lie + b"\n")
+            case "flood":
+                writer.write(b'{"event":"log","stream":"stdout","text":"x"}\n' * 20_000)
+        self.say({"event": "ready", "init_ms": "x" if self.script == "garbage" else 0.1})
+        if self.script == "leaves":  # it was ready, and then is not heard of again
+            writer.close()
+        elif self.script == "crashes":
+            self.die()
+        elif self.script == "shouts":
+            writer.write(b"x" * (3 << 20))
 
     def say(self, message: Mapping[str, Any]) -> None:
         for writer in self.writers:
@@ -71,6 +112,8 @@ class FakeRoom:
         await self.ended.wait()
 
     async def freeze(self) -> None:
+        if self.rigid:
+            raise Unavailable(f"The room {self.id} did not freeze in time.")
         self.frozen = True
 
     async def thaw(self) -> None:
@@ -80,6 +123,9 @@ class FakeRoom:
         return Usage(cpu_us=0, memory_bytes=1, memory_peak_bytes=1, pids=1, oom_kills=self.oom_kills)
 
     async def destroy(self) -> None:
+        if self.stuck:
+            self.stuck -= 1
+            raise Unavailable(f"The room {self.id} does not end.")
         self.destroyed = True
         self.ended.set()
         if self.server is not None:
