@@ -9,6 +9,8 @@ ROOST := $(CURDIR)/$(BIN)/roost
 # Rooms are made by root. Settings that the server reads from the environment go along.
 KEEP := OPENAI_BASE_URL,OPENAI_API_KEY,OPENAI_MODEL,OTEL_EXPORTER_OTLP_ENDPOINT,XDG_DATA_HOME,ROOST_URL
 AS_ROOT := $(shell [ "$$(id -u)" = 0 ] || echo sudo --preserve-env=$(KEEP))
+NEEDS_ROOT := [ "$$(id -u)" = 0 ] || command -v sudo >/dev/null || \
+	{ echo "Rooms are made by root, and there is no sudo here: run this as root." >&2; exit 1; }
 EXAMPLES := $(dir $(wildcard examples/*/roost.toml))
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
 
@@ -32,6 +34,7 @@ install: .venv/.installed
 	@touch $@
 
 up: install
+	@$(NEEDS_ROOT)
 	@$(AS_ROOT) $(ROOST) up $(if $(MODEL),--model $(MODEL))
 	@[ -n "$$OPENAI_BASE_URL$$OPENAI_API_KEY$(MODEL)" ] || echo "No model is configured: set OPENAI_BASE_URL, OPENAI_API_KEY" \
 		"and OPENAI_MODEL, or run make local-model (a small one); then make down, make up (MODEL=local)."
@@ -45,6 +48,7 @@ up: install
 	@echo "Stop Roost:          make down"
 
 down: install
+	@$(NEEDS_ROOT)
 	@$(AS_ROOT) $(ROOST) down
 
 # A small real model for agents without a key: `roost up --model local`. Compiles for some minutes.

@@ -71,6 +71,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         # The reader went away, as `head` does; closing here keeps the interpreter from complaining at its end.
         sys.stderr.close()
         sys.exit(1)
+    except OSError as error:
+        # A full disk, a cache that can't be written: what no command can do anything about.
+        where = f" ({error.filename})" if error.filename else ""
+        typer.echo(f"Error: {clean(str(error.strerror or error))}{clean(where)}.", err=True)
+        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -143,6 +143,17 @@ def test_requirements_are_installed_into_the_package(run: Run, server: FakeRoost
     assert "pip could not install" in ended.err
 
 
+def test_a_cache_that_cannot_be_written_is_an_error_in_a_sentence(
+    run: Run, server: FakeRoost, agent: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert run("deploy", str(agent)).code == 0  # without requirements only the note of the upload is missing
+    (agent / "requirements.txt").write_text("greeting\n")
+    ended = run("deploy", str(agent))
+    assert (ended.code, ended.err) == (1, f"Error: Not a directory ({tmp_path / 'file/roost/requirements'}).\n")
+
+
 def test_invoke(run: Run, server: FakeRoost, tmp_path: Path) -> None:
     server.functions["agent"] = dict(HEADER_SESSIONS)
     path = "/2023-03-30/functions/agent/invocations"
