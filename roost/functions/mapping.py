@@ -143,7 +143,7 @@ def _command(config: FunctionConfig) -> tuple[tuple[str, ...], int]:
     if config.runtime == CONTAINER_RUNTIME and config.custom_container_config is not None:
         container = config.custom_container_config
         command = (*(container.entrypoint or ()), *(container.command or ()))
-        return command or ("/code/bootstrap",), container.port or DEFAULT_PORT
+        return command, container.port or DEFAULT_PORT  # none: what the image starts
     custom = config.custom_runtime_config
     if custom is None:
         return ("/code/bootstrap",), DEFAULT_PORT

@@ -100,7 +100,7 @@ class Assembly:
                 mounts=tuple(mounts),
                 egress_dir=egress_dir,
             )
-            start = self._start(spec, instance_id, environment, egress=egress_dir is not None)
+            start = self._start(spec, instance_id, template, environment, egress=egress_dir is not None)
             return Prepared(room=room, start=start, release=stack.pop_all().close)
 
     def session_dir(self, spec: FunctionSpec, session: Session) -> str:
@@ -160,7 +160,13 @@ class Assembly:
         return path
 
     def _start(
-        self, spec: FunctionSpec, instance_id: str, environment: Mapping[str, str], *, egress: bool
+        self,
+        spec: FunctionSpec,
+        instance_id: str,
+        template: Template,
+        environment: Mapping[str, str],
+        *,
+        egress: bool,
     ) -> dict[str, Any]:
         return {
             "instance": instance_id,
@@ -169,10 +175,10 @@ class Assembly:
             "code": "/code",
             "concurrency": spec.concurrency,
             "timeout": spec.timeout_s,
-            "env": {**spec.environment, **environment},
+            "env": {**dict(template.environment), **spec.environment, **environment},
             "initializer": _hook(spec.initializer),
             "pre_stop": _hook(spec.pre_stop),
-            "command": list(spec.command),
+            "command": list(spec.command or template.command),
             "port": spec.port,
             "function": {
                 "name": spec.name,

@@ -28,6 +28,8 @@ class Template:
     root: Path  # a directory; for "host" a generated one whose entries are bind mounts of the host's /usr and links
     binds: tuple[tuple[Path, str], ...] = ()  # (host directory, absolute target in the room), read-only
     preload: tuple[str, ...] = ()  # modules the template's zygote imports ahead
+    environment: tuple[tuple[str, str], ...] = ()  # variables that its image sets
+    command: tuple[str, ...] = ()  # what its image starts
 
 
 @dataclass(frozen=True, kw_only=True)

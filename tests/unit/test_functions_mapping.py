@@ -64,6 +64,7 @@ def test_custom_runtimes(given: dict[str, Any], command: tuple[str, ...], port: 
 def test_a_container_runs_in_the_template_its_image_names() -> None:
     made = spec(runtime="custom-container", customContainerConfig={"image": "debian-12.node"})
     assert made.template == "debian-12.node"
+    assert made.command == ()  # what the image starts
 
 
 def test_the_extension() -> None:

@@ -73,10 +73,17 @@ class Templates:
         if name == host.NAME:
             return self._host()
         place = self._folder / name
-        if not _NAME.fullmatch(name) or not (place / "template.json").is_file():
+        try:
+            info = _read_info(place / "template.json") if _NAME.fullmatch(name) else None
+        except FileNotFoundError:
+            info = None
+        if info is None:
             names = ", ".join(info.name for info in self.list())
             raise NotFound(f"There is no template {name[:64]!r}; there are: {names}.", code="TemplateNotFound")
-        return Template(name=name, root=(place / "root").resolve())
+        environment = tuple(sorted(info.environment.items()))
+        return Template(
+            name=name, root=(place / "root").resolve(), environment=environment, command=tuple(info.command)
+        )
 
     def _prepare_host(self) -> Template:
         try:
@@ -189,7 +196,7 @@ class Templates:
 
     def _check_unused(self, name: str) -> None:
         if mounted([self._folder / name / "root"]):
-            raise Conflict(f"The template {name} is in use; stop the functions that use it, or the server.")
+            raise Conflict(f"The template {name} is in use by a running server; stop that first, or use another name.")
 
     def _remove_left_overs(self) -> None:
         for pattern in (".building-*", ".removed-*"):
