@@ -144,6 +144,7 @@ class Server:
             directory=self.fleet,
             logs=self.logs,
             invoke_limits=InvokeLimits(lease_timeout_s=config.queue_timeout),
+            keyless=not self.keys,
         )
         console = Console(
             fleet=self.fleet,

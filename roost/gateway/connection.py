@@ -20,6 +20,7 @@ from roost.model.errors import RoostError, Unavailable
 _BUFFER = 64 * 1024
 _WRITE_HIGH = 256 * 1024
 _LINGER_BYTES = 4 << 20
+_MAX_PIECES = 1024
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,7 +175,7 @@ class Host(Protocol):
 class ClientConnection(asyncio.Protocol):
     """The protocol of one accepted connection."""
 
-    __slots__ = ("_body", "_buffer", "_eof", "_host", "_lingering", "_next_waits", "_paused", "_request",
+    __slots__ = ("_body", "_buffer", "_eof", "_host", "_lingering", "_next_waits", "_paused", "_pieces", "_request",
                  "_splice", "_transport", "_writable", "deadline", "peer")  # fmt: skip
 
     def __init__(self, host: Host) -> None:
@@ -189,6 +190,7 @@ class ClientConnection(asyncio.Protocol):
         self._next_waits = False  # for the client to read what was answered before
         self._eof = False
         self._lingering = 0
+        self._pieces = 0  # that the present head came in so far
         self.peer = ""
         #: The loop's time after which the connection is taken down by `expire`; 0 for none.
         self.deadline = 0.0
@@ -282,6 +284,7 @@ class ClientConnection(asyncio.Protocol):
             self._refuse(BadRequest(error.message, error.status))
             return
         self._buffer = b""
+        self._pieces = 0
         self.deadline = 0.0
         request = self._request = Request(head, self)
         rest = data[end:]
@@ -298,7 +301,10 @@ class ClientConnection(asyncio.Protocol):
 
     def _judge_partial(self, data: bytes, end: int) -> None:
         """A head that is not whole yet: is it hopeless?"""
-        if end >= 0 or len(data) > MAX_HEAD:
+        self._pieces += 1
+        if self._pieces > _MAX_PIECES:  # each is searched together with all before it
+            self._refuse(BadRequest(f"The request's head comes in more than {_MAX_PIECES} pieces.", 431))
+        elif end >= 0 or len(data) > MAX_HEAD:
             self._refuse(BadRequest(f"The request's head is larger than {MAX_HEAD} bytes.", 431))
         elif data.count(b"\n") != data.count(b"\r\n"):
             self._refuse(BadRequest("Malformed HTTP message: a line does not end in CRLF.", 400))
@@ -309,6 +315,9 @@ class ClientConnection(asyncio.Protocol):
             return
         try:
             piece, rest = body.feed(data)
+            while rest and not body.done:  # a step of many tiny chunks; the socket's own reads bound them all
+                more, rest = body.feed(rest)
+                piece += more
         except BadMessage as error:
             self._body = None
             self._break(request, BadRequest(error.message, error.status))

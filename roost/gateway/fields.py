@@ -159,7 +159,10 @@ def response_head(
 def _not_the_functions(lower: bytes, value: bytes) -> bool:
     """Fields that only the server may set."""
     if lower == b"set-cookie":
-        return value.lstrip().startswith(COOKIE)
+        # Also a cookie without a name: browsers send "=a=b" back as "a=b".
+        return value.lstrip(b"= \t").startswith(COOKIE)
+    if lower == b"service-worker-allowed":
+        return True  # all functions are one origin to a browser: this would hand one the pages of the others
     return _is_ours(lower) and lower not in _REPLY_ALLOWED
 
 
@@ -167,7 +170,7 @@ def switching_head(head: ResponseHead, *, extra: bytes) -> bytes:
     """`101 Switching Protocols` as the client gets it."""
     out = [b"HTTP/1.1 101 %b\r\nconnection: Upgrade\r\n" % (head.reason or b"Switching Protocols")]
     for lower, name, value in head.fields:
-        if lower == b"upgrade" or not (lower in _HOP or _is_ours(lower)):
+        if lower == b"upgrade" or not (lower in _HOP or _not_the_functions(lower, value)):
             out.append(b"%b: %b\r\n" % (name, value))
     out.append(extra)
     out.append(b"\r\n")

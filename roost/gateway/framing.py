@@ -8,7 +8,10 @@ from typing import Protocol
 from roost.gateway.head import BadMessage
 
 _SIZE = re.compile(rb"([0-9A-Fa-f]{1,15})(?:[ \t]*;[\t\x20-\x7e\x80-\xff]*)?")
+_WHOLE_SIZE = re.compile(rb"([0-9A-Fa-f]{1,15})\r\n")
 _MAX_LINE = 1024
+#: Lines of framing taken in one step: about a millisecond's work.
+_STEP = 1024
 _MAX_TRAILERS = 16 * 1024
 
 
@@ -18,7 +21,11 @@ class Body(Protocol):
     done: bool
 
     def feed(self, data: bytes) -> tuple[bytes, bytes]:
-        """(body bytes with the framing taken off, bytes after the body's end). Raises BadMessage."""
+        """(body bytes with the framing taken off, the rest). Raises BadMessage.
+
+        The rest is what comes after the body's end if that is reached (`done`), else what is to be fed again: a body
+        in tiny chunks is taken in steps, so that others get their turn between them.
+        """
         ...
 
 
@@ -67,8 +74,17 @@ class ChunkedBody:
 
     def feed(self, data: bytes) -> tuple[bytes, bytes]:
         pieces: list[bytes] = []
-        at = 0
-        while at < len(data) and not self.done:
+        at = steps = 0
+        while at < len(data) and not self.done and steps < _STEP:
+            steps += 1
+            if self._state == self._SIZE_LINE and not self._line and (match := _WHOLE_SIZE.match(data, at)):
+                # The usual case, fast: a chunk that is here as a whole.
+                start, size = match.end(), int(match[1], 16)
+                end = start + size
+                if size and data[end : end + 2] == b"\r\n":
+                    pieces.append(data[start:end])
+                    at = end + 2
+                    continue
             if self._state == self._DATA:
                 piece = data[at : at + self._left]
                 pieces.append(piece)

@@ -11,12 +11,13 @@ from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
 
+from roost.gateway.browsers import check_api_caller, check_function_caller, check_host
 from roost.gateway.connection import ClientConnection, ClientGone, ClientLimits, Request
 from roost.gateway.control import ControlPlane
 from roost.gateway.faults import Style, render, wrap
 from roost.gateway.invoke import InvokeLimits, Invoker
 from roost.gateway.ports import Access, AsyncSink, Catalog, Logs, Observer, SessionDirectory
-from roost.gateway.routes import Control, route
+from roost.gateway.routes import Control, Http, route
 from roost.gateway.upstream import Pool
 from roost.instances.lease import Fleet
 from roost.model.errors import RoostError
@@ -30,7 +31,8 @@ class Gateway:
     """The streaming HTTP/1.1 proxy in front of functions and the control plane.
 
     Construct it anywhere; `start` and `close` run in the same event loop. `control_socket` is the unix socket of the
-    control plane. `account` owns the functions that are reached by path.
+    control plane. `account` owns the functions that are reached by path. `keyless`: nobody has to prove who calls, so
+    what pages in browsers send is refused (see `browsers`).
     """
 
     def __init__(
@@ -48,7 +50,9 @@ class Gateway:
         tasks: AsyncSink | None = None,
         client_limits: ClientLimits | None = None,
         invoke_limits: InvokeLimits | None = None,
+        keyless: bool = False,
     ) -> None:
+        self._keyless = keyless
         self.limits = client_limits or ClientLimits()
         self.draining = False
         self.connections: set[ClientConnection] = set()
@@ -153,7 +157,11 @@ class Gateway:
         request_id = self.new_request_id()
         work: Coroutine[Any, Any, None] | None = None
         try:
+            if self._keyless:
+                check_host(request.head)
             where = route(request.head.method, request.head.target)
+            if self._keyless:
+                check_function_caller(request.head) if isinstance(where, Http) else check_api_caller(request.head)
             if isinstance(where, Control):
                 work = self._control.run(request, request_id)
             else:

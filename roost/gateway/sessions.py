@@ -78,7 +78,8 @@ def _by_field(name: str, head: RequestHead) -> SessionPlan:
 
 def _by_cookie(head: RequestHead) -> SessionPlan:
     found = ""
-    for pair in head.values.get(b"cookie", b"").replace(b",", b";").split(b";"):
+    # Field by field: a comma inside one belongs to a cookie's value, which another function may have set.
+    for pair in b";".join(value for lower, _, value in head.fields if lower == b"cookie").split(b";"):
         name, _, value = pair.strip().partition(b"=")
         if name == COOKIE:
             found = value.strip(b'" ').decode("latin-1")

@@ -19,6 +19,9 @@ from roost.gateway.head import END, MAX_HEAD, BadMessage, ResponseHead, parse_re
 _WRITE_HIGH = 256 * 1024
 _SUN_PATH = 107
 _CONNECT_PAUSE_S = 0.002
+#: Bounds on one reply's head: hints that come before it (100, 103), and pieces it comes in, which are searched anew.
+_MAX_HINTS = 16
+_MAX_PIECES = 1024
 
 
 class Receiver(Protocol):
@@ -63,9 +66,12 @@ class UpstreamConnection(asyncio.Protocol):
         "_buffer",
         "_closed",
         "_discarding",
+        "_hints",
         "_paused",
+        "_pieces",
         "_raw",
         "_receiver",
+        "_rest",
         "_reusable",
         "_transport",
         "answering",
@@ -79,7 +85,10 @@ class UpstreamConnection(asyncio.Protocol):
         self._receiver: Receiver | None = None
         self._raw: Raw | None = None
         self._buffer = b""
+        self._pieces = 0
+        self._hints = 0
         self._body: Body | None = None
+        self._rest = b""  # of what was read, while the body is taken in steps; reading is paused meanwhile
         self._paused = False
         self._reusable = True
         self._discarding = False
@@ -115,12 +124,10 @@ class UpstreamConnection(asyncio.Protocol):
                 self.abort()
             return
         self.answering = True
-        try:
-            self._read(receiver, data)
-        except BadMessage as error:
-            self._fail(receiver, error)
-        else:
-            receiver.flush()
+        if self._rest:  # a transport may hand over what it had read before it was paused
+            self._rest += data
+            return
+        self._take(receiver, data)
 
     def eof_received(self) -> bool:
         self._reusable = False
@@ -159,6 +166,25 @@ class UpstreamConnection(asyncio.Protocol):
 
     # -- reading
 
+    def _take(self, receiver: Receiver, data: bytes) -> None:
+        try:
+            self._read(receiver, data)
+        except BadMessage as error:
+            self._fail(receiver, error)
+        else:
+            receiver.flush()
+
+    def _go_on(self) -> None:
+        """The next step of a body that is taken in steps, unless the client is slow: `resume` calls again then."""
+        data, receiver = self._rest, self._receiver
+        if not data or self._paused or not self.alive:
+            return
+        self._rest = b""
+        if receiver is not None:
+            self._take(receiver, data)
+        if not self._rest and not self._paused and self.alive:
+            self._transport.resume_reading()
+
     def _read(self, receiver: Receiver, data: bytes) -> None:
         if self._body is None:
             data = self._buffer + data if self._buffer else data
@@ -176,6 +202,11 @@ class UpstreamConnection(asyncio.Protocol):
             if rest:
                 self._reusable = False  # more than was asked for
             self._done(receiver)
+        elif rest:
+            self._rest = rest
+            if not self._paused:
+                self._transport.pause_reading()
+                asyncio.get_running_loop().call_soon(self._go_on)
 
     def _read_head(self, receiver: Receiver, data: bytes) -> bytes | None:
         """Read heads up to the final one; the bytes after it, or None while there is nothing more to do."""
@@ -184,6 +215,9 @@ class UpstreamConnection(asyncio.Protocol):
             if end < 0 or end > MAX_HEAD - len(END):
                 if end >= 0 or len(data) > MAX_HEAD:
                     raise BadMessage(f"The response's head is larger than {MAX_HEAD} bytes.")
+                self._pieces += 1
+                if self._pieces > _MAX_PIECES:
+                    raise BadMessage(f"The response's head comes in more than {_MAX_PIECES} pieces.")
                 self._buffer = data
                 return None
             end += len(END)
@@ -193,6 +227,9 @@ class UpstreamConnection(asyncio.Protocol):
             if head.status >= 200 or head.status == 101:
                 break
             # 100 and 103 are hints for the hop they were sent on
+            self._hints += 1
+            if self._hints > _MAX_HINTS:
+                raise BadMessage(f"More than {_MAX_HINTS} interim responses.")
         if not head.keep_alive:
             self._reusable = False
         may_have_body = receiver.head(head)
@@ -211,6 +248,7 @@ class UpstreamConnection(asyncio.Protocol):
     def _fail(self, receiver: Receiver, error: BadMessage) -> None:
         self._receiver = None
         self._reusable = False
+        self._rest = b""
         receiver.lost(error)
 
     # -- for the one who holds it
@@ -218,6 +256,7 @@ class UpstreamConnection(asyncio.Protocol):
     def begin(self, receiver: Receiver) -> None:
         """The next response is for `receiver`."""
         self._receiver = receiver
+        self._pieces = self._hints = 0
         self.answering = False
 
     def splice(self, raw: Raw) -> None:
@@ -231,6 +270,8 @@ class UpstreamConnection(asyncio.Protocol):
         self._reusable = False
         self._discarding = True
         self.resume()
+        if self._rest:
+            self._go_on()  # which drops it and reads on
         self.write_eof()
 
     def write(self, data: bytes) -> None:
@@ -244,12 +285,16 @@ class UpstreamConnection(asyncio.Protocol):
     def pause(self) -> None:
         if not self._paused and self.alive:
             self._paused = True
-            self._transport.pause_reading()
+            if not self._rest:
+                self._transport.pause_reading()
 
     def resume(self) -> None:
         if self._paused and self.alive:
             self._paused = False
-            self._transport.resume_reading()
+            if self._rest:
+                asyncio.get_running_loop().call_soon(self._go_on)
+            else:
+                self._transport.resume_reading()
 
     def abort(self) -> None:
         self._reusable = False

@@ -130,7 +130,7 @@ async def test_a_line_without_end_ends_the_connection(guest: Hostile) -> None:
 
 async def test_a_flood_leaves_others_their_turn(guest: Hostile) -> None:
     """Messages that are dear to parse come as fast as they are taken; other work of the loop goes on meanwhile."""
-    entries = b",".join(b'"%d":{}' % i for i in range(60_000))
+    entries = b",".join(b'"%d":{}' % i for i in range(20_000))
     dear = b'{"event":"log","stream":"stdout","text":"","more":{' + entries + b"}}\n"
 
     async def flood() -> None:
@@ -139,14 +139,14 @@ async def test_a_flood_leaves_others_their_turn(guest: Hostile) -> None:
                 await guest.say(dear)
 
     flooding = asyncio.create_task(flood())
-    while len(guest.logs) < 3:
+    while len(guest.logs) < 20:  # more than a burst
         await asyncio.sleep(0.005)
     turns, before = 0, len(guest.logs)
     while len(guest.logs) < before + 2:  # between two of them there is time for many others
         await asyncio.sleep(0)
         turns += 1
     flooding.cancel()
-    assert turns > 200
+    assert turns > 100
 
 
 def test_whoever_uses_up_more_than_a_share_waits() -> None:
