@@ -13,11 +13,14 @@ import fcntl
 import os
 import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 from roost.isolation import linux
 from roost.model.errors import StorageFull, Unavailable
+
+T = TypeVar("T")
 
 _LOOP_CTL_GET_FREE = 0x4C82
 _LOOP_CONFIGURE = 0x4C0A
@@ -79,16 +82,7 @@ class Disks:
 
         Raises FileExistsError, StorageFull, or Unavailable if mkfs.ext4 is missing or fails.
         """
-        blank = await self._blank(size_mb)
-        with _storage(path):
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-            try:
-                _copy_sparse(blank, fd)
-            except BaseException:
-                os.unlink(path)  # noqa: PTH108
-                raise
-            finally:
-                os.close(fd)
+        await asyncio.to_thread(_copy_blank, await self._blank(size_mb), path)
 
     async def attach(self, path: Path, *, timeout_s: float = _RELEASE_TIMEOUT_S) -> Disk:
         """Attach the image at `path`. A former user of it may take `timeout_s` to release it.
@@ -101,7 +95,7 @@ class Disks:
             await _lock(fd, path, timeout_s)
             if not _is_clean(fd):
                 await _check(path)
-            return _attach(fd)
+            return await _in_thread(_attach_and_close, os.dup(fd))
         finally:
             os.close(fd)
 
@@ -128,11 +122,7 @@ class Disks:
 
     async def scratch(self, size_mb: int) -> Disk:
         """An empty disk without a name: it goes when nothing uses it any more."""
-        return self._scratch(await self._blank(size_mb))
-
-    async def scratch_ahead(self, size_mb: int) -> Disk:
-        """The same for one that nobody waits for: made in a thread, so that the event loop goes on."""
-        return await asyncio.to_thread(self._scratch, await self._blank(size_mb))
+        return await _in_thread(self._scratch, await self._blank(size_mb))
 
     def _scratch(self, blank: Path) -> Disk:
         with _storage(self._directory):
@@ -179,6 +169,21 @@ class Disks:
         return path
 
 
+async def _in_thread(make: Callable[[T], Disk], argument: T) -> Disk:
+    """Attaching a loop device waits in the kernel for milliseconds, in which the event loop goes on."""
+    made = asyncio.get_running_loop().run_in_executor(None, make, argument)
+    try:
+        return await asyncio.shield(made)
+    except asyncio.CancelledError:
+        made.add_done_callback(_close_unwanted)
+        raise
+
+
+def _close_unwanted(made: asyncio.Future[Disk]) -> None:
+    if not made.cancelled() and made.exception() is None:
+        made.result().close()
+
+
 def _mkfs_options() -> list[str]:
     """One inode per 8 KiB, for the many small files of packages; nothing that a short life makes no use of."""
     features = "^has_journal,^resize_inode,^huge_file,metadata_csum,extent,flex_bg,sparse_super2"
@@ -196,6 +201,18 @@ def _storage(path: Path) -> Iterator[None]:
         if isinstance(error, FileExistsError):
             raise
         raise Unavailable(f"The disk image {path} cannot be used: {error.strerror}.") from error
+
+
+def _copy_blank(blank: Path, path: Path) -> None:
+    with _storage(path):
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            _copy_sparse(blank, fd)
+        except BaseException:
+            os.unlink(path)  # noqa: PTH108
+            raise
+        finally:
+            os.close(fd)
 
 
 def _copy_sparse(source: Path, target: int) -> None:
@@ -294,6 +311,13 @@ def _attach(image_fd: int, *, durable: bool = True) -> Disk:
             os.close(device_fd)
     except OSError as error:
         raise Unavailable(f"A disk image could not be mounted: {error.strerror}.") from error
+
+
+def _attach_and_close(image_fd: int) -> Disk:
+    try:
+        return _attach(image_fd)
+    finally:
+        os.close(image_fd)
 
 
 def _configure_loop(image_fd: int) -> tuple[str, int]:

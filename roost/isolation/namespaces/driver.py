@@ -198,13 +198,8 @@ class NamespacesDriver:
         if pool is None:
             if len(self._scratch) >= _SIZES_AHEAD:
                 await self._scratch.pop(next(iter(self._scratch))).close()
-            pool = self._scratch[size_mb] = Pool(
-                partial(self.disks.scratch, size_mb),
-                Disk.close,
-                ahead=_DISKS_AHEAD,
-                quiet=self._quiet,
-                make_ahead=partial(self.disks.scratch_ahead, size_mb),
-            )
+            make = partial(self.disks.scratch, size_mb)
+            pool = self._scratch[size_mb] = Pool(make, Disk.close, ahead=_DISKS_AHEAD, quiet=self._quiet)
         return await pool.take()
 
     async def _trees(self, mounts: Sequence[Mount], opened: ExitStack) -> list[int]:

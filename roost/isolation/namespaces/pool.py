@@ -45,19 +45,12 @@ class Quiet:
 
 
 class Pool(Generic[T]):
-    """Keeps `ahead` things ready, made by `make_ahead`. An empty pool makes one on demand."""
+    """Keeps `ahead` things ready. An empty pool makes one on demand."""
 
     def __init__(
-        self,
-        make: Callable[[], Awaitable[T]],
-        release: Callable[[T], None],
-        *,
-        ahead: int,
-        quiet: Quiet,
-        make_ahead: Callable[[], Awaitable[T]] | None = None,
+        self, make: Callable[[], Awaitable[T]], release: Callable[[T], None], *, ahead: int, quiet: Quiet
     ) -> None:
         self._make = make
-        self._make_ahead = make_ahead or make
         self._release = release
         self._ahead = ahead
         self._quiet = quiet
@@ -85,7 +78,7 @@ class Pool(Generic[T]):
                 await asyncio.shield(self._making)
 
     async def _add(self) -> None:
-        self._ready.append(await self._make_ahead())
+        self._ready.append(await self._make())
 
     async def close(self) -> None:
         """Release what is ready, and what is just being made."""
