@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, MutableMapping
+from functools import lru_cache
 from typing import Any
 from urllib.parse import unquote
 
@@ -12,7 +13,7 @@ from roost.guest.async_server import Disconnected, Exchange
 from roost.guest.context import request_id
 from roost.guest.faults import StartFailed, stack_of
 from roost.guest.framing import Fields
-from roost.guest.http1 import Head
+from roost.guest.http1 import COMMON_LINE, Head
 from roost.guest.invocation import Output, fault_reply
 
 Message = MutableMapping[str, Any]
@@ -40,12 +41,19 @@ def make_scope(head: Head, kind: str, state: dict[str, Any]) -> dict[str, Any]:
         "raw_path": path.encode("latin-1"),
         "query_string": query.encode("latin-1"),
         "root_path": "",
-        "headers": [(name.encode("latin-1"), value.encode("latin-1")) for name, value in head.fields],
+        "headers": [_common_raw(field) if len(field[1]) < COMMON_LINE else _raw(field) for field in head.fields],
         "client": (client, 0) if client else None,
         "server": (host, int(port) if port.isdigit() else None) if host else None,
         "state": dict(state),
         "extensions": {"websocket.http.response": {}} if kind == "websocket" else {},
     }
+
+
+def _raw(field: tuple[str, str]) -> tuple[bytes, bytes]:
+    return field[0].encode("latin-1"), field[1].encode("latin-1")
+
+
+_common_raw = lru_cache(512)(_raw)
 
 
 class AsgiRunner:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from functools import lru_cache
 from http import HTTPStatus
 
 MAX_HEAD = 64 << 10
 MAX_CHUNK_LINE = 4 << 10
 
 _REQUEST_LINE = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+) ([\x21-\xff]+) HTTP/1\.([01])\r\n")
-_FIELDS = re.compile(r"(?:[!#$%&'*+\-.^_`|~0-9A-Za-z]++:[^\x00-\x08\x0a-\x1f\x7f]*+\r\n)*+")
+_FIELD = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+):([^\x00-\x08\x0a-\x1f\x7f]*)")
+#: Nearly all lines of a request are those of the one before it. What is longer than this is not remembered.
+COMMON_LINE = 200
 _CHUNK_SIZE = re.compile(rb"([0-9a-fA-F]{1,15})[ \t]*(?:;[^\r\n]*)?")
 
 _REASONS = {status.value: status.phrase for status in HTTPStatus}
@@ -63,15 +66,19 @@ def parse_head(block: bytes) -> Head:
     if line is None:
         raise BadMessage("malformed request line")
     method, target, minor = line.groups()
-    text = block[line.end() :].decode("latin-1")
-    # One look over all lines, then plain splitting: three times as fast as a match for each line.
-    if _FIELDS.fullmatch(text) is None:
-        raise BadMessage("malformed header line")
-    fields = []
-    for item in text.split("\r\n")[:-1]:
-        name, _, value = item.partition(":")
-        fields.append((name.lower(), value.strip(" \t")))
+    lines = block[line.end() : -2].split(b"\r\n") if line.end() < len(block) else ()
+    fields = [_common_field(each) if len(each) < COMMON_LINE else _field(each) for each in lines]
     return Head(method.decode("ascii"), target.decode("latin-1"), f"1.{minor.decode()}", fields)
+
+
+def _field(line: bytes) -> tuple[str, str]:
+    found = _FIELD.fullmatch(line)
+    if found is None:
+        raise BadMessage("malformed header line")
+    return found[1].decode("ascii").lower(), found[2].strip(b" \t").decode("latin-1")
+
+
+_common_field = lru_cache(512)(_field)
 
 
 def _body_length(headers: dict[str, str], fields: list[tuple[str, str]]) -> int | None:
@@ -155,20 +162,20 @@ class Body:
 
 def reply_head(status: int, fields: Iterable[tuple[str, str]]) -> bytes:
     """Raises BadMessage for a header that would break the message apart."""
-    lines = [f"HTTP/1.1 {status} {_REASONS.get(status, '')}\r\n"]
-    for name, value in fields:
-        if "\r" in value or "\n" in value or "\0" in value or not _is_token(name):
-            raise BadMessage(f"malformed header {name!r} in the reply", 502)
-        lines.append(f"{name}: {value}\r\n")
-    lines.append("\r\n")
-    return "".join(lines).encode("latin-1", "replace")
+    lines = [_common_line(name, value) if len(value) < COMMON_LINE else _line(name, value) for name, value in fields]
+    return f"HTTP/1.1 {status} {_REASONS.get(status, '')}\r\n{''.join(lines)}\r\n".encode("latin-1", "replace")
 
 
 _TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 
 
-def _is_token(name: str) -> bool:
-    return _TOKEN.fullmatch(name) is not None
+def _line(name: str, value: str) -> str:
+    if "\r" in value or "\n" in value or "\0" in value or _TOKEN.fullmatch(name) is None:
+        raise BadMessage(f"malformed header {name!r} in the reply", 502)
+    return f"{name}: {value}\r\n"
+
+
+_common_line = lru_cache(512)(_line)
 
 
 def chunk(data: bytes) -> bytes:
