@@ -193,7 +193,9 @@ def check(response: httpx.Response) -> None:
         )
     if response.is_error:
         if "Message" in said:
-            raise Failed(str(said["Message"]), status=response.status_code, code=str(said.get("Code") or ""))
+            code = str(said.get("Code") or "")
+            mend = " Set ROOST_ACCESS_KEY_ID and ROOST_ACCESS_KEY_SECRET." if code == "MissingAuthorization" else ""
+            raise Failed(f"{said['Message']}{mend}", status=response.status_code, code=code)
         # Without a Message it is no error of Roost: a function that is a web server, or something in between.
         text = response.text[:300].strip() or response.reason_phrase
         raise Failed(f"The answer was status {response.status_code}: {text}", status=response.status_code)
