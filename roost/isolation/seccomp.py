@@ -23,11 +23,11 @@ except (ImportError, OSError, RuntimeError):  # what it raises where the C libra
 
 #: Names by purpose. A name that an architecture or libseccomp does not know is left out.
 ALLOWED: dict[str, str] = {
-    "files: open, read, write, seek, truncate, lock, allocate, copy": """
+    "files: open, read, write, seek, truncate, lock, allocate, copy (fcntl: see CONDITIONS)": """
         open openat openat2 creat close close_range read write readv writev pread64 pwrite64 preadv pwritev preadv2
         pwritev2 lseek truncate ftruncate flock fallocate fadvise64 readahead
         sendfile splice tee copy_file_range fsync fdatasync sync syncfs sync_file_range
-        dup dup2 dup3 fcntl memfd_create mknod mknodat umask""",
+        dup dup2 dup3 memfd_create mknod mknodat umask""",
     "files: names and attributes (ids of the room only, by its user namespace)": """
         stat lstat fstat newfstatat statx statfs fstatfs access
         faccessat faccessat2 chdir fchdir getcwd mkdir mkdirat rmdir link linkat unlink unlinkat symlink symlinkat
@@ -73,6 +73,7 @@ _NAMESPACES = 0x00020000 | 0x02000000 | 0x04000000 | 0x08000000 | 0x10000000 | 0
 _ALL = 0xFFFFFFFF
 _AF_UNIX, _AF_INET, _AF_INET6 = 1, 2, 10
 _TIOCSTI, _TIOCLINUX, _TIOCCONS, _TIOCSETD = 0x5412, 0x541C, 0x541D, 0x5423
+_F_SETLEASE, _F_NOTIFY, _F_SETDELEG = 1024, 1026, 1040
 _PER_LINUX, _PER_LINUX32, _UNAME26, _ASK = 0x0, 0x8, 0x20000, 0xFFFFFFFF
 
 
@@ -99,6 +100,9 @@ CONDITIONS: dict[str, Condition] = {
     "socketpair": Condition(argument=0, values=(_AF_UNIX,), error=errno.EAFNOSUPPORT),
     # No typing into a terminal that somebody else reads, no console, no line disciplines of old devices.
     "ioctl": Condition(argument=1, values=(_TIOCSTI, _TIOCLINUX, _TIOCCONS, _TIOCSETD), allow=False),
+    # No leases: one on a file that rooms share (the guest, a package) would stop everyone else who opens it for 45 s.
+    # No notice of what others do with it either.
+    "fcntl": Condition(argument=1, values=(_F_SETLEASE, _F_NOTIFY, _F_SETDELEG), allow=False),
     # Not ADDR_NO_RANDOMIZE or READ_IMPLIES_EXEC.
     "personality": Condition(argument=0, values=(_PER_LINUX, _PER_LINUX32, _UNAME26, _UNAME26 | _PER_LINUX32, _ASK)),
 }

@@ -15,6 +15,7 @@ NUMBERS = {
     "ioctl": 16,
     "socket": 41,
     "socketpair": 53,
+    "fcntl": 72,
     "clone": 56,
     "ptrace": 101,
     "personality": 135,
@@ -111,3 +112,10 @@ def test_the_program_of_this_machine_fits_the_kernel() -> None:
 def test_no_call_is_listed_twice() -> None:
     names = [name for group in seccomp.ALLOWED.values() for name in group.split()]
     assert len(names) == len(set(names)) and not set(names) & set(seccomp.CONDITIONS)
+
+
+def test_descriptors_are_controlled_but_for_leases_and_notices() -> None:
+    set_flags, set_lease, notify = 4, 1024, 1026
+    assert decide("fcntl", 3, set_flags, 0) == ALLOW
+    for command in (set_lease, notify, set_lease | 1 << 32):  # the kernel looks at the low half
+        assert decide("fcntl", 3, command, 1) == refused(errno.EPERM)
