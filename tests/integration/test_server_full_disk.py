@@ -1,0 +1,126 @@
+"""A data directory on a disk that fills up: clear errors, nothing damaged, and all well when there is room again."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.integration.test_server_sessions import EXCLUSIVE, NOTES
+from tests.support.server import NOTHING, READY, Remains, Server, zip_base64
+
+SIZE_MB = 400
+#: What may be said: no room, or not now.
+CLEAR = (507, 503)
+
+
+class SmallDisk:
+    """A mount namespace with a small file system over the data directory, seen by nobody else."""
+
+    def __init__(self, data_dir: Path) -> None:
+        data_dir.mkdir()
+        script = f"mount -t tmpfs -o size={SIZE_MB}m roost-test {data_dir} && echo mounted && exec sleep 600"
+        command = ["unshare", "--mount", "--propagation", "private", "sh", "-c", script]
+        self._holder = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        assert self._holder.stdout is not None
+        assert self._holder.stdout.readline() == "mounted\n"
+        self.pid = self._holder.pid
+        self.path = Path(f"/proc/{self.pid}/root{data_dir}")
+
+    def fill(self) -> None:
+        """Until not a byte goes on it."""
+        with (self.path / "filler").open("ab", buffering=0) as file, contextlib.suppress(OSError):
+            while file.write(b"\0" * (1 << 16)):
+                pass
+
+    def clear(self) -> None:
+        (self.path / "filler").unlink()
+
+    def close(self) -> None:
+        self._holder.kill()
+        self._holder.wait()
+
+
+class SmallServer(Server):
+    """A server in that namespace."""
+
+    def __init__(self, data_dir: Path, disk: SmallDisk) -> None:
+        super().__init__(data_dir)
+        self._disk = disk
+
+    def start(self) -> Server:
+        command = ["nsenter", "-t", str(self._disk.pid), "--mount", "--wd=/", sys.executable, "-m", "roost.server"]
+        with (self.data_dir.parent / f"{self.data_dir.name}.log").open("a") as log:
+            self._process = subprocess.Popen(
+                [*command, "--port", "0", "--data-dir", str(self.data_dir)],
+                stdout=subprocess.PIPE, stderr=log, text=True, env={**self._env, "PYTHONPATH": str(Path.cwd())},
+            )  # fmt: skip
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            if found := re.search(READY, line):
+                self.url = f"http://127.0.0.1:{found[2]}"
+                return self
+        raise AssertionError(f"the server did not start:\n{self.log()}")
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[SmallDisk]:
+    disk = SmallDisk(tmp_path / "data")
+    yield disk
+    disk.close()
+    assert Remains.of(tmp_path / "data") == NOTHING
+
+
+def test_a_full_disk_is_named_damages_nothing_and_is_got_over(tmp_path: Path, disk: SmallDisk) -> None:
+    server = SmallServer(tmp_path / "data", disk).start()
+    server.deploy("notes", {"index.py": NOTES}, **EXCLUSIVE)
+    assert server.invoke("notes", "add 1", x_chat_id="old").text == "1|1;|1;"
+    disk.fill()
+    body = {"functionName": "new", "runtime": "python3.12", "handler": "index.handler",
+            "code": {"zipFile": zip_base64({"index.py": "#" * 200_000})}}  # fmt: skip
+    with server.client() as client:
+        assert client.get("/healthz").status_code == 200
+        for _ in range(3):
+            reply = client.post("/2023-03-30/functions", json=body)
+            assert reply.status_code in CLEAR, reply.text
+            assert "Code" in reply.json()
+        assert client.get("/2023-03-30/functions/new").status_code == 404
+        assert client.get("/2023-03-30/functions/notes").status_code == 200
+    for number in range(3):
+        reply = server.invoke("notes", "read", x_chat_id=f"new{number}")
+        assert reply.status_code in (*CLEAR, 200), reply.text
+    reply = server.invoke("notes", "read", x_chat_id="old")
+    assert reply.status_code == 200, "what needs no room goes on"
+    disk.clear()
+    with server.client() as client:
+        assert client.post("/2023-03-30/functions", json=body).status_code == 200
+    assert server.invoke("notes", "add 2", x_chat_id="old").text == "1,2|1;2;|1;2;"
+    assert server.invoke("notes", "add 1", x_chat_id="fresh").text == "1|1;|1;"
+    assert "Traceback" not in server.log()
+    assert server.stop() == 0, server.log()[-3000:]
+    with contextlib.closing(sqlite3.connect(disk.path / "roost.db")) as database:
+        assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+
+
+def test_a_server_killed_on_a_full_disk_comes_back(tmp_path: Path, disk: SmallDisk) -> None:
+    server = SmallServer(tmp_path / "data", disk).start()
+    server.deploy("notes", {"index.py": NOTES}, **EXCLUSIVE)
+    assert server.invoke("notes", "add 1", x_chat_id="s").status_code == 200
+    disk.fill()
+    server.invoke("notes", "add 2", x_chat_id="s")
+    server.kill()
+    disk.clear()
+    again = SmallServer(tmp_path / "data", disk).start()
+    memory, layer, volume = again.invoke("notes", "read", x_chat_id="s").text.split("|")
+    assert memory.startswith("1")
+    assert layer.startswith("1;")
+    assert volume.startswith("1;")
+    assert again.stop() == 0
+    assert os.listdir(disk.path / "sessions") != []
