@@ -132,7 +132,8 @@ class InstanceFleet:
         if instance is None:
             return None
         instance.take()
-        return InstanceLease(instance, known, fleet=self, cold=False, restored=False)
+        restored = known is not None and instance.forgot(known.key)
+        return InstanceLease(instance, known, fleet=self, cold=False, restored=restored)
 
     def _at_home(self, pool: Pool, session: Session) -> Instance | None:
         """The instance of an active session, if it can take a request at once."""

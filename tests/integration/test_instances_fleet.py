@@ -289,8 +289,11 @@ async def test_pause_frees_the_room_and_resume_keeps_both_ids(bench: Bench) -> N
     resumed = await bench.fleet.resume_session(paused)
     assert resumed.state is SessionState.ACTIVE
     again = await bench.lease(SESSIONS, SessionRef(id="s"))
-    assert again.instance_id == lease.instance_id
+    assert (again.instance_id, again.restored) == (lease.instance_id, True)
     again.release()
+    later = await bench.lease(SESSIONS, SessionRef(id="s"))
+    assert not later.restored
+    later.release()
 
 
 async def test_expiry_ends_the_session_and_its_instance(bench: Bench) -> None:
