@@ -327,7 +327,7 @@ async def test_with_request_isolation_an_instance_ends_with_its_request(bench: B
     second = await waiting
     assert second.instance_id != first.instance_id
     second.abandon("timeout")
-    await until(lambda: bench.driver.alive == [])
+    await until(lambda: bench.fleet.instances() == [])
     assert [r.reason for r in bench.events.transitions if r.after is State.STOPPED] == ["request_ended", "timeout"]
 
 
