@@ -50,7 +50,7 @@ def first_byte(port: int, path: str, *, headers: str = "", deadline_s: float = 6
     """Seconds from opening a connection to the first byte of a 200 reply."""
     started = time.perf_counter()
     with socket.create_connection(("127.0.0.1", port), timeout=deadline_s) as connection:
-        connection.sendall(f"GET {path} HTTP/1.1\r\nhost: bench\r\nconnection: close\r\n{headers}\r\n".encode())
+        connection.sendall(f"GET {path} HTTP/1.1\r\nhost: 127.0.0.1\r\nconnection: close\r\n{headers}\r\n".encode())
         head = connection.recv(4096)
         seconds = time.perf_counter() - started
         if not head.startswith(b"HTTP/1.1 200"):

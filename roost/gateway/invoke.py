@@ -176,12 +176,12 @@ class Invoker:
             return False
         try:
             flight = self._flight(call, spec, lease)
-            self._warm.add(flight)
-            flight.exchange.start(upstream, spec.timeout_s, partial(self._ended, flight, upstream))
         except BaseException:
             upstream.abort()
             lease.release()
             raise
+        self._warm.add(flight)
+        flight.exchange.start(upstream, spec.timeout_s, partial(self._ended, flight, upstream))
         return True
 
     def _ended(self, flight: Flight, upstream: UpstreamConnection, end: End) -> None:

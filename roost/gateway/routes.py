@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from urllib.parse import parse_qs, unquote
 
 from roost.model.errors import InvalidArgument, NotFound
@@ -47,24 +48,28 @@ def route(method: str, target: bytes) -> Route:
     """What `method target` means. Raises NotFound for a path that can't name a function, InvalidArgument for a bad
     name or qualifier. `target` is in origin form."""
     end = _segment_end(target)
-    first = target[1:end].decode("latin-1")
-    if "%" in first:
-        first = unquote(first)
-    if first in RESERVED:
+    named = _named(target[:end])
+    if named is None:
         match = _EVENT.fullmatch(target) if method == "POST" else None
         return _event(match[1], match[2] or b"") if match else Control()
+    name, qualifier, prefix = named
+    rest = target[end:]
+    return Http(name=name, qualifier=qualifier, prefix=prefix, target=rest if rest.startswith(b"/") else b"/" + rest)
+
+
+@lru_cache(1024)
+def _named(segment: bytes) -> tuple[str, str, str] | None:
+    """(name, qualifier, prefix) of the function that a first segment with its slash names; None for a reserved one."""
+    prefix = segment.decode("latin-1")
+    first = unquote(prefix[1:]) if "%" in prefix else prefix[1:]
+    if first in RESERVED:
+        return None
     name, colon, qualifier = first.partition(":")
     if not _NAME.fullmatch(name):
         raise NotFound(
             "No function here: a path begins with /<function> or /<function>:<qualifier>.", code="FunctionNotFound"
         )
-    rest = target[end:]
-    return Http(
-        name=name,
-        qualifier=_check_qualifier(qualifier) if colon else LATEST,
-        prefix=target[:end].decode("latin-1"),
-        target=rest if rest.startswith(b"/") else b"/" + rest,
-    )
+    return name, _check_qualifier(qualifier) if colon else LATEST, prefix
 
 
 def _segment_end(target: bytes) -> int:
