@@ -1,4 +1,4 @@
-"""Every command, option and key of roost.toml is in the reference, and the reference names no other key."""
+"""Every command, option and key of roost.toml is in the reference, which names no other key; links lead somewhere."""
 
 import re
 from pathlib import Path
@@ -8,7 +8,8 @@ from typer.main import get_command
 
 from roost.sdk import cli, manifest
 
-REFERENCE = Path(__file__).resolve().parents[2] / "docs" / "reference"
+ROOT = Path(__file__).resolve().parents[2]
+REFERENCE = ROOT / "docs" / "reference"
 COMMANDS = get_command(cli.build()).commands  # type: ignore[attr-defined]
 
 
@@ -35,3 +36,11 @@ def test_every_key_is_documented_and_no_other(table: str) -> None:
 def test_affinities_are_documented() -> None:
     text = (REFERENCE / "roost-toml.md").read_text()
     assert all(f'`"{name}"`' in text for name in manifest.AFFINITIES)
+
+
+@pytest.mark.parametrize(
+    "page", sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*/*.md")]), ids=lambda page: str(page.relative_to(ROOT))
+)
+def test_every_link_to_a_file_leads_to_one(page: Path) -> None:
+    targets = re.findall(r"\]\(([^)#:\s]+)(?:#[^)]*)?\)", page.read_text())
+    assert [target for target in targets if not (page.parent / target).exists()] == []
