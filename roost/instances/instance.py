@@ -317,8 +317,7 @@ class Instance:
         self._exit = None
         prepared = await self._around.preparer.prepare(self.spec, self.id, self.session)
         self._prepared = prepared
-        room = await self._around.driver.create(prepared.room)
-        self.room = room
+        room = await self._create(prepared.room)
         self._cpu_us = 0
         handle = {"room": dict(room.handle), "instance": self.describe()}
         (prepared.room.run_dir / "handle.json").write_text(json.dumps(handle))
@@ -327,6 +326,20 @@ class Instance:
         await link.open()
         self._watch(room, link)
         await link.start(prepared.start, self._around.start_timeout + hook)
+
+    async def _create(self, spec: RoomSpec) -> Room:
+        """Make the room. Not broken off halfway: it takes milliseconds, and what is made can be taken down."""
+        making = asyncio.ensure_future(self._around.driver.create(spec))
+        try:
+            await asyncio.shield(making)
+        finally:
+            if not making.done():
+                await asyncio.wait([making])
+            if making.cancelled():
+                raise Unavailable("The room was not made: its making was broken off.")
+            if making.exception() is None:
+                self.room = making.result()
+        return making.result()
 
     async def _adopt(self, room: Room) -> None:
         prepared = await self._around.preparer.prepare(self.spec, self.id, self.session)

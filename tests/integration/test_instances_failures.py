@@ -307,3 +307,17 @@ async def test_damaged_handles_do_not_keep_a_server_from_starting(bench: Bench) 
         (bench.fleet.run_dir / name / "handle.json").write_text(text)
     assert await bench.fleet.adopt() == 0
     assert list(bench.fleet.run_dir.iterdir()) == []
+
+
+async def test_a_stop_while_the_room_is_made_waits_for_it_and_takes_it_down(bench: Bench) -> None:
+    bench.driver.gate = asyncio.Event()
+    waiting = asyncio.create_task(bench.lease(SPEC))
+    await until(lambda: bench.preparer.held == 1)
+    closing = asyncio.create_task(bench.fleet.close())
+    await asyncio.sleep(0.01)
+    bench.driver.gate.set()
+    await closing
+    assert len(bench.driver.rooms) == 1
+    assert bench.driver.alive == []
+    with pytest.raises(Unavailable):
+        await waiting
