@@ -25,8 +25,17 @@ class Pipes:
     stderr: int
     status: socket.socket
 
+    def close(self) -> None:
+        os.close(self.stdout)
+        os.close(self.stderr)
+        self.status.close()
 
-def fork_worker(body: Callable[[socket.socket], None], *, keep: tuple[int, ...]) -> tuple[int, Pipes]:
+
+#: Its process id, and the supervisor's ends.
+Forked = tuple[int, Pipes]
+
+
+def fork_worker(body: Callable[[socket.socket], None], *, keep: tuple[int, ...]) -> Forked:
     """Run `body(status socket)` in a child with its own session, and exit with its end.
 
     The child holds descriptors 0-2, its status socket and `keep`; nothing else of the supervisor's. OSError when the

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from enum import Enum, auto
 from typing import Any
 
-from roost.guest.child import Pipes, fork_worker, kill_tree
+from roost.guest.child import Forked, Pipes, fork_worker, kill_tree
 from roost.guest.config import StartConfig
 from roost.guest.control import MAX_MESSAGE, LineReader, ProtocolError, parse_message
 from roost.guest.logs import Outbox
@@ -20,6 +20,7 @@ Message = dict[str, Any]
 #: How long an import of the user's code may take; the initializer has a limit of its own.
 IMPORT_LIMIT_S = 120.0
 HOOK_GRACE_S = 0.5
+CHUNK = 64 << 10
 STOP_LIMIT_S = 3.0  # of a worker that has no hook, but an end of its own (lifespan)
 
 
@@ -78,24 +79,35 @@ class Child:
         self._out.close()
         self._err.close()
 
+    def hear(self) -> None:
+        """Take what it has said last: its end may be noticed before that."""
+        for _ in range(MAX_MESSAGE // CHUNK + 1):
+            if not self._open or not self._receive():
+                return
+
     def _close_status(self) -> None:
         self._open = False
         self._reactor.watch(self._status, 0, self._on_ready)
         self._status.close()
 
     def _on_ready(self, events: int) -> None:
+        self._receive()
+
+    def _receive(self) -> bool:
+        """False if there was nothing."""
         try:
-            data = self._status.recv(64 << 10)
+            data = self._status.recv(CHUNK)
             # User code shares a process with the sender, so what comes is checked like anything else it says.
             messages = [parse_message(line) for line in self._reader.feed(data)]
         except BlockingIOError:
-            return
+            return False
         except (OSError, ProtocolError):
             data, messages = b"", []
         if not data:
             self._close_status()
         for message in messages:
             self._on_status(message)
+        return True
 
 
 class State(Enum):
@@ -146,10 +158,11 @@ class Life:
         """The last `ready`, `failed` or `exited`; None while it is being decided (the event will follow)."""
         return None if self._state in (State.STARTING, State.KILLING) else self._present
 
-    def start(self) -> None:
+    def start(self, ahead: Forked | None = None) -> None:
+        """`ahead`: a worker that was forked already and has been told its configuration."""
         self._state = State.STARTING
         try:
-            self._child = self._fork(self._body_of_worker, self._on_status)
+            self._child = self._own(ahead or self._fork(self._body_of_worker), self._on_status)
         except OSError as error:
             self._settle(State.FAILED, failure("StartFailed", f"The room can't start a process: {error.strerror}."))
             return
@@ -187,7 +200,7 @@ class Life:
                 self._pre_stopped()
             return
         try:
-            self._hook = self._fork(self._body_of_hook, lambda _: None)
+            self._hook = self._own(self._fork(self._body_of_hook), lambda _: None)
         except OSError:
             self._pre_stopped()
 
@@ -197,6 +210,7 @@ class Life:
             self._pre_stopped()
         if self._child is None or pid != self._child.pid:
             return
+        self._child.hear()
         child, self._child = self._child, None
         starting = self._state is State.STARTING
         if self._state is not State.KILLING:
@@ -218,8 +232,11 @@ class Life:
         elif self._state is State.READY:
             self._settle(State.EXITED, {"event": "exited", "code": code, "signal": number})
 
-    def _fork(self, body: Callable[[socket.socket], None], on_status: Callable[[Message], None]) -> Child:
-        pid, pipes = fork_worker(body, keep=self._keep)
+    def _fork(self, body: Callable[[socket.socket], None]) -> Forked:
+        return fork_worker(body, keep=self._keep)
+
+    def _own(self, forked: Forked, on_status: Callable[[Message], None]) -> Child:
+        pid, pipes = forked
         return Child(
             self._reactor,
             pid=pid,

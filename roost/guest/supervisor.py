@@ -10,10 +10,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from roost.guest.child import reap
+from roost.guest.ahead import wait_and_run
+from roost.guest.child import Forked, fork_worker, reap
 from roost.guest.config import BadStart, StartConfig, parse_start
 from roost.guest.control import ControlChannel, Opening
 from roost.guest.custom import exec_server, run_pre_stop
+from roost.guest.invocation import Output
 from roost.guest.life import Life, Message, failure
 from roost.guest.logs import Outbox
 from roost.guest.pump import log_message
@@ -42,6 +44,7 @@ class Supervisor:
         self._outbox = Outbox(self._flush)
         self._channel: ControlChannel | None = None
         self._life: Life | None = None
+        self._ahead: Forked | None = None
         self._refused: Message = failure("NotStarted", "No start message has come yet.")
         self._orphan: Timer | None = None
         self._egress: Forwarder | None = None
@@ -54,6 +57,7 @@ class Supervisor:
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.signal(signal.SIGPIPE, signal.SIG_IGN)
         signal.set_wakeup_fd(waker.fileno(), warn_on_full_buffer=False)
+        self._fork_ahead()
         self._reactor.watch(wakened, READ, lambda _: self._on_child_signal(wakened))
         self._guest.setblocking(False)
         self._reactor.watch(self._guest, READ, self._accept)
@@ -61,6 +65,12 @@ class Supervisor:
         self._reactor.run()
         if self._life is not None:
             self._life.stop()
+
+    def _fork_ahead(self) -> None:
+        app = self._app
+        # Without it, the start itself forks, and reports what prevents that.
+        with contextlib.suppress(OSError):
+            self._ahead = fork_worker(lambda status: wait_and_run(app, status), keep=(app.fileno(),))
 
     def _on_child_signal(self, wakened: socket.socket) -> None:
         with contextlib.suppress(BlockingIOError):
@@ -136,7 +146,24 @@ class Supervisor:
         if config.egress:
             self._open_egress()
         self._life = self._make_life(config)
-        self._life.start()
+        self._life.start(self._tell_ahead(message))
+
+    def _tell_ahead(self, message: dict[str, Any]) -> Forked | None:
+        """The worker that waits for its configuration, when it has been told; None when there is none."""
+        ahead, self._ahead = self._ahead, None
+        if ahead is None:
+            return None
+        pipes = ahead[1]
+        data = json.dumps(message).encode() + b"\n"
+        try:
+            # A start may be longer than what the socket takes at once, and the worker is reading already.
+            pipes.status.setblocking(True)
+            pipes.status.sendall(data)
+            pipes.status.setblocking(False)
+        except OSError:
+            pipes.close()
+            return None
+        return ahead
 
     def _make_life(self, config: StartConfig) -> Life:
         serving: Callable[[bool], None] = lambda _: None  # noqa: E731  the Python worker serves app.sock itself
@@ -149,7 +176,7 @@ class Supervisor:
             self._reactor,
             self._outbox,
             config,
-            body=exec_server if custom else lambda config, status: run_worker(config, app, status),
+            body=exec_server if custom else lambda config, status: run_worker(config, app, status, Output()),
             pre_stop=run_pre_stop if custom else None,
             keep=() if custom else (app.fileno(),),
             emit=self._emit,

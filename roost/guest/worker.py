@@ -31,11 +31,11 @@ from roost.guest.wsgi import WsgiRunner
 LIFESPAN_LIMIT_S = 60.0
 
 
-def run_worker(config: StartConfig, app: socket.socket, status: socket.socket) -> None:
+def run_worker(config: StartConfig, app: socket.socket, status: socket.socket, output: Output) -> None:
     """Returns when the worker could not start (the supervisor has been told); otherwise serves until killed."""
     report = Reporter(status)
     try:
-        Worker(config, app, report).run()
+        Worker(config, app, report, output).run()
     except StartFailed as error:
         report.send(
             {
@@ -74,12 +74,12 @@ class Reporter:
 class Worker:
     """One process of user code. `run` in its main thread. Raises StartFailed."""
 
-    def __init__(self, config: StartConfig, app: socket.socket, report: Reporter) -> None:
+    def __init__(self, config: StartConfig, app: socket.socket, report: Reporter, output: Output) -> None:
         self._config = config
         self._app = app
         self._report = report
         self._started = time.monotonic()
-        self._output = Output()
+        self._output = output
         self._contexts = ContextFactory(config, set_up_logging(self._output.stream))
 
     def run(self) -> None:

@@ -23,6 +23,7 @@ CONTROLLERS = ("memory", "pids", "cpu", "cpuacct")
 _PERIOD_US = 100_000
 _REMOVE_TIMEOUT_S = 5.0
 _MB = 1 << 20
+_READ_LIMIT = 4096  # of the files that are read here, none has more
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +115,7 @@ class Cgroup:
 
     def write(self, setting: Setting) -> None:
         """Write one value; plain calls, since a room's start waits for it."""
-        path = f"{self._hierarchies.v1.get(setting.controller, self._hierarchies.unified)}/{self._path}/{setting.file}"
+        path = self._file(setting.controller, setting.file)
         try:
             fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
         except FileNotFoundError:
@@ -207,11 +208,21 @@ class Cgroup:
             oom_kills=oom_kills,
         )
 
+    def _file(self, controller: str, name: str) -> str:
+        return f"{self._hierarchies.v1.get(controller, self._hierarchies.unified)}/{self._path}/{name}"
+
     def _read(self, controller: str, file: str) -> str:
+        """Plain calls here too: each change of an instance's state reads its usage."""
         try:
-            return (self.directory(controller) / file).read_text()
+            fd = os.open(self._file(controller, file), os.O_RDONLY | os.O_CLOEXEC)
         except OSError:
             return ""
+        try:
+            return os.read(fd, _READ_LIMIT).decode()
+        except OSError:
+            return ""
+        finally:
+            os.close(fd)
 
     def _number(self, controller: str, file: str) -> int:
         text = self._read(controller, file).strip()
