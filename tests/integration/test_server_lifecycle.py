@@ -101,7 +101,7 @@ def test_an_initializer_can_be_a_command(server: Server) -> None:
     [
         ("raises", "raise OSError('no database')", "no database"),
         ("hangs", "import time; time.sleep(100)", "did not end within 1 second"),
-        ("exits", "import os; os._exit(3)", "exit code 3"),
+        ("exits", "import os; os._exit(3)", "code 3"),
         ("eats", "x = bytearray(1 << 30)", "emory"),
     ],
 )
