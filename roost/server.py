@@ -15,7 +15,6 @@ import resource
 import secrets
 import signal
 import sys
-import time
 from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
 
@@ -31,10 +30,15 @@ from roost.functions.packages import PackageStore
 from roost.gateway.gatekeeper import Gatekeeper
 from roost.gateway.invoke import InvokeLimits
 from roost.gateway.server import Gateway
+from roost.instances.adoption import Adoption
 from roost.instances.assembly import Assembly, Places
+from roost.instances.background import Background
+from roost.instances.clock import SteadyClock
 from roost.instances.egress import RoomEgress
-from roost.instances.fleet import FleetLimits, InstanceFleet
+from roost.instances.fleet import InstanceFleet
 from roost.instances.instance import Surroundings
+from roost.instances.pauses import Pauses
+from roost.instances.roster import FleetLimits, Roster
 from roost.instances.service import InstanceHistory, SessionService
 from roost.instances.sessions import SessionBook
 from roost.instances.volumes import Volumes
@@ -73,7 +77,6 @@ class Server:
     def __init__(self, config: Config) -> None:
         data = config.data_dir
         self.config = config
-        self._forgetting: set[asyncio.Task[None]] = set()
         self.keys = Keys.of(config.keys, config.account)
         # What is stored.
         self.store = Store(data / "roost.db")
@@ -92,6 +95,7 @@ class Server:
             sinks.append(self.tracing)
         self.saver = UsageSaver(self.meter, lambda snapshot: self.store.settings.put("usage", snapshot))
         # What runs.
+        self.clock = SteadyClock()
         self.driver = NamespacesDriver(data, build_bundle(data))
         self.templates = Templates(data)
         self.volumes = Volumes(data / "volumes")
@@ -111,27 +115,37 @@ class Server:
             region=config.region,
             time_zone=os.environ.get("TZ", "UTC"),
         )
-        self.book = SessionBook(self.store.sessions, clock=time.time, ended=self._session_ended)
+        self.book = SessionBook(self.store.sessions, clock=self.clock, ended=self._session_ended)
         self.observer = Observer(sinks)
-        self.fleet = InstanceFleet(
+        self.background = Background()
+        self.roster = Roster(
             specs=self.catalog,
             around=Surroundings(
                 driver=self.driver,
                 preparer=self.assembly,
                 on_transition=self._transition,
                 on_output=self.output.output,
-                clock=time.time,
+                clock=self.clock,
                 start_timeout=config.start_timeout,
                 stop_grace=config.stop_grace,
             ),
-            book=self.book,
             limits=FleetLimits(
                 max_instances=config.max_instances, max_waiting=config.max_waiting, stop_grace=config.stop_grace
             ),
             run_dir=config.run_dir,
+        )
+        self.pauses = Pauses(
+            book=self.book, roster=self.roster, background=self.background, stop_grace=config.stop_grace
+        )
+        self.fleet = InstanceFleet(
+            roster=self.roster,
+            book=self.book,
+            pauses=self.pauses,
+            background=self.background,
             session_dir=self.assembly.session_dir,
         )
-        self.history = InstanceHistory(self.fleet)
+        self.adoption = Adoption(specs=self.catalog, book=self.book, roster=self.roster)
+        self.history = InstanceHistory(self.roster)
         # What is reached.
         self.gateway = Gateway(
             account=config.account,
@@ -147,7 +161,7 @@ class Server:
             keyless=not self.keys,
         )
         console = Console(
-            fleet=self.fleet,
+            roster=self.roster,
             logs=self.logs,
             metrics=self.metrics,
             meter=self.meter,
@@ -161,7 +175,7 @@ class Server:
         fc = build_fc_api(
             catalog=self.catalog,
             keys=self.keys,
-            sessions=SessionService(self.book, self.fleet),
+            sessions=SessionService(self.book, self.pauses),
             instances=self.history,
             link_secret=secrets.token_bytes(32),
         )
@@ -198,8 +212,9 @@ class Server:
         stack.push_async_callback(self.driver.close)
         await self.egress.start()
         stack.push_async_callback(self.egress.close)
-        adopted = await self.fleet.adopt()
-        stack.push_async_callback(self.fleet.close)
+        adopted = await self.adoption.run()
+        stack.push_async_callback(self.background.close)
+        stack.push_async_callback(self.roster.close)
         if adopted:
             log.info("adopted %d instances of the server before", adopted)
         await stack.enter_async_context(self._control_plane())
@@ -207,7 +222,7 @@ class Server:
         self.catalog.subscribe(self._function_changed)
         for account, name in self.catalog.names():
             for spec in self.catalog.specs(account, name):
-                self.fleet.provision(spec)
+                self.roster.provision(spec)
         for task in (self.book.run(), self._collect(), self.volumes.sweep()):
             stack.push_async_callback(_cancel, asyncio.create_task(task))
 
@@ -246,27 +261,27 @@ class Server:
         self.observer.transition(record)
 
     def _function_changed(self, account: str, name: str) -> None:
-        self.fleet.function_changed(account, name)
+        self.roster.function_changed(account, name)
         specs = self.catalog.specs(account, name)
         for spec in specs:
-            self.fleet.provision(spec)
+            self.roster.provision(spec)
         if (account, name) not in self.catalog.names():
-            self._forgetting.add(task := asyncio.create_task(self._forget(account, name)))
-            task.add_done_callback(self._forgetting.discard)
+            self.background.spawn(self._forget(account, name))
 
     async def _forget(self, account: str, name: str) -> None:
-        await self.fleet.function_deleted(account, name)
+        await self.book.forget_function(account, name)
+        await self.roster.emptied(account, name)
         await self.logs.delete(account, name)
         await self.assembly.forget_function(account, name)
         self.metrics.forget(account, name)
 
     def _code_in_use(self) -> frozenset[str]:
         """Packages that an instance still runs from, though its function has moved on."""
-        specs = [instance.spec for instance in self.fleet.instances()]
+        specs = [instance.spec for instance in self.roster.instances()]
         return frozenset(digest for spec in specs for digest in (spec.code, spec.layers) if digest)
 
     async def _session_ended(self, session: Session) -> None:
-        await self.fleet.session_ended(session)
+        await self.pauses.ended(session)
         await self.assembly.forget(session, deleted=not self.book.remembers(session))
 
     def _admit(self, spec: FunctionSpec) -> None:
@@ -276,7 +291,7 @@ class Server:
         self.templates.get(spec.template)
 
     def _gauges(self) -> Iterable[FunctionGauges]:
-        return self.fleet.gauges()  # the fleet is made after the metrics
+        return self.roster.gauges()  # the roster is made after the metrics
 
     def _drops(self) -> Drops:
         return Drops(log_lines=self.logs.dropped, records=self.observer.dropped)

@@ -19,8 +19,8 @@ from starlette.routing import Route
 from roost import __version__
 from roost.api.fc.call import error_response
 from roost.api.identity import Identity
-from roost.instances.fleet import InstanceFleet
 from roost.instances.instance import Instance
+from roost.instances.roster import Roster
 from roost.model.errors import InvalidArgument, RoostError
 from roost.telemetry.log_record import LogRecord
 from roost.telemetry.logs import FunctionLogs
@@ -36,7 +36,7 @@ MAX_LINES = 10_000
 class Console:
     """What the routes read. `exists(account, function)` raises NotFound."""
 
-    fleet: InstanceFleet
+    roster: Roster
     logs: FunctionLogs
     metrics: Metrics
     meter: Meter
@@ -75,7 +75,7 @@ def console_routes(console: Console) -> list[Route]:
 
     async def instances(request: Request) -> Response:
         account = console.identity.account(request)
-        mine = [i for i in console.fleet.instances() if i.spec.account == account]
+        mine = [i for i in console.roster.instances() if i.spec.account == account]
         return JSONResponse({"instances": [describe(i, console.drivers[0]) for i in mine]})
 
     async def logs(request: Request) -> Response:

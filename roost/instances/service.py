@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from roost.instances.fleet import InstanceFleet
 from roost.instances.instance import Instance
+from roost.instances.pauses import Pauses
+from roost.instances.roster import Roster
 from roost.instances.sessions import SessionBook
 from roost.model.errors import Conflict
 from roost.model.function import FunctionSpec
@@ -21,11 +22,11 @@ REMEMBERED = 1000
 
 
 class SessionService:
-    """The Session API's verbs over the book and the fleet."""
+    """The Session API's verbs over the book and the instances."""
 
-    def __init__(self, book: SessionBook, fleet: InstanceFleet) -> None:
+    def __init__(self, book: SessionBook, pauses: Pauses) -> None:
         self._book = book
-        self._fleet = fleet
+        self._pauses = pauses
 
     async def create(
         self,
@@ -117,11 +118,11 @@ class SessionService:
     async def pause(self, account: str, function: str, session_id: str, *, files_only: bool) -> tuple[Session, bool]:
         """The paused session, and whether its memory was kept: no driver of this release can."""
         session = self._book.get(account, function, session_id)
-        return await self._fleet.pause_session(session), False
+        return await self._pauses.pause(session), False
 
     async def resume(self, account: str, function: str, session_id: str) -> Session:
         """Raises NotFound, Conflict unless it is Paused."""
-        return await self._fleet.resume_session(self._book.get(account, function, session_id))
+        return await self._pauses.resume(self._book.get(account, function, session_id))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,8 +140,8 @@ class InstanceView:
 class InstanceHistory:
     """Instances that live, and those that ended recently. A sink of the observer."""
 
-    def __init__(self, fleet: InstanceFleet) -> None:
-        self._fleet = fleet
+    def __init__(self, roster: Roster) -> None:
+        self._roster = roster
         self._ended: deque[tuple[str, str, InstanceView]] = deque(maxlen=REMEMBERED)
         self._born: dict[str, float] = {}
 
@@ -164,7 +165,7 @@ class InstanceHistory:
 
     def list_instances(self, account: str, function: str) -> Sequence[InstanceView]:
         """Newest first."""
-        alive = [_view(i) for i in self._fleet.instances() if (i.spec.account, i.spec.name) == (account, function)]
+        alive = [_view(i) for i in self._roster.instances() if (i.spec.account, i.spec.name) == (account, function)]
         ended = [view for owner, name, view in self._ended if (owner, name) == (account, function)]
         return sorted([*alive, *ended], key=lambda view: view.created, reverse=True)
 

@@ -16,15 +16,15 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from roost.instances.clock import SteadyClock
-from roost.instances.fleet import FleetLimits, InstanceFleet
 from roost.instances.instance import Surroundings
 from roost.instances.lease import Lease, SessionRef
-from roost.instances.sessions import SessionBook
+from roost.instances.roster import FleetLimits
 from roost.model.errors import NotFound, RoostError
 from roost.model.function import Affinity, FunctionSpec, Idle, IsolationMode, Runtime, Scaling, SessionPolicy
 from roost.model.instance import TRANSITIONS, State
 from roost.model.session import Session
 from tests.support.fake_driver import FakeDriver, FakePreparer, MemorySessions, Recorder
+from tests.support.fleet import Parts
 
 T = TypeVar("T")
 
@@ -72,17 +72,17 @@ class Chaos(RuleBasedStateMachine):
         self.events = Recorder()
         self.preparer = FakePreparer(self.run)
         self.known = dict(FUNCTIONS)
-        self.book = SessionBook(MemorySessions(), clock=self.clock, ended=self.ended)
-        self.fleet = InstanceFleet(
-            specs=self, book=self.book, run_dir=self.run,
+        self.parts = Parts(
+            specs=self, store=MemorySessions(), run_dir=self.run, clock=self.clock,
             around=Surroundings(
                 driver=self.driver, preparer=self.preparer, clock=self.clock,
                 on_transition=self.events.transition, on_output=self.events.output,
                 start_timeout=0.1, stop_grace=0.1,
             ),
             limits=FleetLimits(max_instances=MAX_INSTANCES, max_waiting=4, stop_grace=0.1),
-            session_dir=lambda spec, session: "/mnt/session",
         )  # fmt: skip
+        self.book, self.fleet = self.parts.book, self.parts.fleet
+        self.roster, self.pauses = self.parts.roster, self.parts.pauses
         self.asked: list[asyncio.Task[Lease]] = []
         self.others: list[asyncio.Task[Any]] = []
 
@@ -90,9 +90,6 @@ class Chaos(RuleBasedStateMachine):
         if name not in self.known:
             raise NotFound(name)
         return self.known[name]
-
-    async def ended(self, session: Session) -> None:
-        await self.fleet.session_ended(session)
 
     def do(self, work: Awaitable[T]) -> T:
         async def run() -> T:
@@ -170,8 +167,8 @@ class Chaos(RuleBasedStateMachine):
         self.known[name] = replace(spec, revision=revision, scaling=replace(spec.scaling, min_instances=least))
 
         async def act() -> None:
-            self.fleet.function_changed("a", name)
-            self.fleet.provision(self.known[name])
+            self.roster.function_changed("a", name)
+            self.roster.provision(self.known[name])
 
         self.do(act())
 
@@ -180,8 +177,8 @@ class Chaos(RuleBasedStateMachine):
         self.known.pop(name, None)
 
         async def act() -> None:
-            self.fleet.function_changed("a", name)
-            await self.fleet.function_deleted("a", name)
+            self.roster.function_changed("a", name)
+            await self.parts.deleted("a", name)
 
         self.others.append(self.spawn(act()))
 
@@ -191,8 +188,8 @@ class Chaos(RuleBasedStateMachine):
         if session is None:
             return
         verbs: dict[str, Callable[[Session], Coroutine[Any, Any, object]]] = {
-            "pause": self.fleet.pause_session,
-            "resume": self.fleet.resume_session,
+            "pause": self.pauses.pause,
+            "resume": self.pauses.resume,
             "end": lambda session: self.book.end(session, forget=True),
         }
         self.others.append(self.spawn(verbs[what](session)))
@@ -218,18 +215,20 @@ class Chaos(RuleBasedStateMachine):
 
     @invariant()
     def slots_are_respected(self) -> None:
-        for instance in self.fleet.instances():
+        for instance in self.roster.instances():
             assert 0 <= instance.leases <= instance.slots
-        held = sum(instance.leases for instance in self.fleet.instances())
+        held = sum(instance.leases for instance in self.roster.instances())
         mine = {task.result().instance_id for task in self.granted()}
-        alive = {i.id for i in self.fleet.instances() if i.leases}
+        alive = {i.id for i in self.roster.instances() if i.leases}
         assert held >= sum(task.result().instance_id in alive for task in self.granted())
-        assert mine <= {i.id for i in self.fleet.instances()} | {t.instance_id for t in self.events.transitions}
+        assert mine <= {i.id for i in self.roster.instances()} | {t.instance_id for t in self.events.transitions}
 
     @invariant()
     def one_room_has_a_sessions_files(self) -> None:
-        users = [i.session.key for i in self.fleet.instances() if i.session and i.room and i.state is not State.STOPPED]
-        created = [i.session.created for i in self.fleet.instances() if i.session and i.room]
+        users = [
+            i.session.key for i in self.roster.instances() if i.session and i.room and i.state is not State.STOPPED
+        ]
+        created = [i.session.created for i in self.roster.instances() if i.session and i.room]
         assert len(set(zip(users, created, strict=True))) == len(users), "two rooms have one session's layer"
 
     @invariant()
@@ -263,13 +262,13 @@ class Chaos(RuleBasedStateMachine):
         self.errors_are_roosts_own()
         for task in self.granted():
             task.result().release()
-        await self.fleet.close()
+        await self.parts.close()
         if self.others:
             _, late = await asyncio.wait(self.others, timeout=5)
             assert not late, "callers that nobody answers"
         assert self.driver.alive == []
         assert self.preparer.held == 0
-        assert self.fleet.instances() == []
+        assert self.roster.instances() == []
         assert not self.run.exists() or list(self.run.iterdir()) == []
         left = asyncio.all_tasks() - {asyncio.current_task()}
         with contextlib.suppress(TimeoutError):

@@ -38,7 +38,7 @@ class FullDisk(MemorySessions):
 async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
     bench = Bench(tmp_path, store=FullDisk())
     yield bench
-    await bench.fleet.close()
+    await bench.parts.close()
     assert bench.driver.alive == []
     assert bench.preparer.held == 0
 
@@ -65,21 +65,21 @@ async def test_a_storm_of_requests_for_what_never_starts_is_answered_with_few_st
     assert len({lease.instance_id for lease in leases}) == 3
     for lease in leases:
         lease.release()
-    await bench.fleet.close()
+    await bench.parts.close()
 
 
 @pytest.mark.parametrize("script", ["failed", "exits", "dies", "crashes", "hangs up"])
 async def test_provisioned_instances_that_crash_are_not_started_hot(bench: Bench, script: str) -> None:
     bench.driver.script = script
     spec = bench.known["f"] = replace(SPEC, scaling=Scaling(min_instances=2, max_instances=3))
-    bench.fleet.provision(spec)
+    bench.roster.provision(spec)
     await asyncio.sleep(0.5)
     assert len(bench.driver.rooms) <= 4
     bench.driver.script = "ready"
     bench.known["f"] = replace(spec, revision="mended")
-    bench.fleet.function_changed("a", "f")
+    bench.roster.function_changed("a", "f")
     await until(
-        lambda: [i.state for i in bench.fleet.instances() if i.usable] in ([State.READY] * 2, [State.FROZEN] * 2)
+        lambda: [i.state for i in bench.roster.instances() if i.usable] in ([State.READY] * 2, [State.FROZEN] * 2)
     )
 
 
@@ -95,7 +95,7 @@ async def test_an_instance_without_its_control_connection_goes_after_its_last_re
 ) -> None:
     bench.driver.script = script
     lease = await bench.lease(SPEC)
-    [instance] = bench.fleet.instances()
+    [instance] = bench.roster.instances()
     await until(lambda: not instance.usable)
     assert bench.driver.alive, "the request that it serves is not cut off"
     lease.release()
@@ -109,7 +109,7 @@ async def test_a_room_that_does_not_end_at_once_is_tried_again(bench: Bench) -> 
     bench.driver.rooms[0].stuck = 2
     await bench.book.end(bench.book.get("a", "f", "s"), forget=True)
     assert bench.driver.alive == []
-    assert bench.fleet.instances() == []
+    assert bench.roster.instances() == []
 
 
 async def test_a_room_that_does_not_freeze_stays_in_use(bench: Bench) -> None:
@@ -124,7 +124,7 @@ async def test_a_stop_does_not_wait_for_a_start(bench: Bench) -> None:
     bench.driver.script = "silent"
     waiting = asyncio.create_task(bench.lease(SPEC))
     await until(lambda: bench.driver.rooms != [])
-    await bench.fleet.close()
+    await bench.parts.close()
     with pytest.raises(Unavailable, match="shutting down"):
         await waiting
     assert bench.events.transitions[-1].reason == "shutdown"
@@ -135,23 +135,23 @@ async def test_who_waits_for_a_deleted_function_is_told(bench: Bench) -> None:
     waiting = asyncio.create_task(bench.lease(SPEC))
     await asyncio.sleep(0)
     bench.known.clear()
-    bench.fleet.function_changed("a", "f")
+    bench.roster.function_changed("a", "f")
     with pytest.raises(NotFound):
         await waiting
-    await bench.fleet.function_deleted("a", "f")
+    await bench.parts.deleted("a", "f")
     assert bench.driver.alive == []
     for lease in held:
         lease.release()
-    assert list(bench.fleet.gauges()) == []
+    assert list(bench.roster.gauges()) == []
 
 
 async def test_a_deleted_function_does_not_come_back_by_being_provisioned(bench: Bench) -> None:
     spec = bench.known["f"] = replace(SPEC, scaling=Scaling(min_instances=1))
-    bench.fleet.provision(spec)
-    await until(lambda: [i.state for i in bench.fleet.instances()] == [State.FROZEN])
+    bench.roster.provision(spec)
+    await until(lambda: [i.state for i in bench.roster.instances()] == [State.FROZEN])
     bench.known.clear()
-    bench.fleet.function_changed("a", "f")
-    await until(lambda: bench.fleet.instances() == [])
+    bench.roster.function_changed("a", "f")
+    await until(lambda: bench.roster.instances() == [])
     assert len(bench.driver.rooms) == 1
 
 
@@ -159,7 +159,7 @@ async def test_an_older_configuration_does_not_undo_an_update(bench: Bench) -> N
     old, new = SPEC, replace(SPEC, revision="2")
     (await bench.lease(new)).release()
     (await bench.fleet.lease(old)).release()  # a request that was routed before the update
-    assert [i.spec.revision for i in bench.fleet.instances()] == ["2"]
+    assert [i.spec.revision for i in bench.roster.instances()] == ["2"]
     assert len(bench.driver.rooms) == 1
 
 
@@ -192,11 +192,11 @@ async def test_a_starting_instance_is_not_taken_for_an_idle_one(bench: Bench) ->
 async def test_no_longer_provisioned_is_stopped_when_idle(bench: Bench) -> None:
     idle = Idle(freeze_after_s=0.01, stop_after_s=0.05)
     bench.known["f"] = replace(SPEC, scaling=Scaling(min_instances=1), idle=idle)
-    bench.fleet.provision(bench.known["f"])
-    await until(lambda: [i.state for i in bench.fleet.instances()] == [State.FROZEN])
+    bench.roster.provision(bench.known["f"])
+    await until(lambda: [i.state for i in bench.roster.instances()] == [State.FROZEN])
     bench.known["f"] = replace(SPEC, scaling=Scaling(min_instances=0), idle=idle)
-    bench.fleet.function_changed("a", "f")
-    await until(lambda: bench.fleet.instances() == [])
+    bench.roster.function_changed("a", "f")
+    await until(lambda: bench.roster.instances() == [])
 
 
 async def test_a_worker_that_is_being_replaced_gets_no_requests(bench: Bench) -> None:
@@ -206,14 +206,14 @@ async def test_a_worker_that_is_being_replaced_gets_no_requests(bench: Bench) ->
     room.script = "slow"
     lease.abandon("timeout")
     await until(lambda: room.restarts == 1)
-    assert bench.fleet.instances()[0].free_slots == 0
+    assert bench.roster.instances()[0].free_slots == 0
     (await bench.lease(spec)).release()
 
 
 async def test_an_auto_resumed_session_is_resumed_once_for_all_and_survives_who_goes_away(bench: Bench) -> None:
     (await bench.lease(SESSIONS, SessionRef(id="s"))).release()
     await bench.book.change(bench.book.get("a", "f", "s"), {"auto_resume": True})
-    await bench.fleet.pause_session(bench.book.get("a", "f", "s"))
+    await bench.pauses.pause(bench.book.get("a", "f", "s"))
     bench.driver.gate = asyncio.Event()
     spec = replace(SESSIONS, concurrency=3)
     first, *others = [asyncio.create_task(bench.lease(SESSIONS, SessionRef(id="s"))) for _ in range(2)]
@@ -228,7 +228,7 @@ async def test_an_auto_resumed_session_is_resumed_once_for_all_and_survives_who_
 
 async def test_a_caller_of_pause_that_goes_away_leaves_no_session_halfway(bench: Bench) -> None:
     lease = await bench.lease(SESSIONS, SessionRef(id="s"))
-    call = asyncio.create_task(bench.fleet.pause_session(bench.book.get("a", "f", "s")))
+    call = asyncio.create_task(bench.pauses.pause(bench.book.get("a", "f", "s")))
     await settled("s", bench, SessionState.PAUSING)
     call.cancel()
     lease.release()
@@ -240,7 +240,7 @@ async def test_a_full_disk_leaves_no_session_halfway(bench: Bench) -> None:
     session = bench.book.get("a", "f", "s")
     store(bench).full = True
     with pytest.raises(StorageFull):
-        await bench.fleet.pause_session(session)
+        await bench.pauses.pause(session)
     assert bench.book.get("a", "f", "s").state is SessionState.ACTIVE
     with pytest.raises(StorageFull):
         await bench.book.end(session, forget=True)
@@ -249,20 +249,20 @@ async def test_a_full_disk_leaves_no_session_halfway(bench: Bench) -> None:
         await bench.lease(SESSIONS, SessionRef(id="new"))
     store(bench).full = False
     (await bench.lease(SESSIONS, SessionRef(id="s"))).release()
-    await bench.fleet.pause_session(session)
+    await bench.pauses.pause(session)
     store(bench).full = True
     with pytest.raises(StorageFull):
-        await bench.fleet.resume_session(bench.book.get("a", "f", "s"))
+        await bench.pauses.resume(bench.book.get("a", "f", "s"))
     assert bench.book.get("a", "f", "s").state is SessionState.PAUSED
     store(bench).full = False
-    await bench.fleet.resume_session(bench.book.get("a", "f", "s"))
+    await bench.pauses.resume(bench.book.get("a", "f", "s"))
     (await bench.lease(SESSIONS, SessionRef(id="s"))).release()
 
 
 async def test_a_session_deleted_while_it_is_paused_stays_deleted(bench: Bench) -> None:
     lease = await bench.lease(SESSIONS, SessionRef(id="s"))
     session = bench.book.get("a", "f", "s")
-    call = asyncio.create_task(bench.fleet.pause_session(session))
+    call = asyncio.create_task(bench.pauses.pause(session))
     await settled("s", bench, SessionState.PAUSING)
     ending = asyncio.create_task(bench.book.end(session, forget=True))
     await asyncio.sleep(0)
@@ -303,17 +303,17 @@ async def test_a_sessions_former_instance_is_waited_for_no_longer_than_asked(ben
 
 async def test_damaged_handles_do_not_keep_a_server_from_starting(bench: Bench) -> None:
     for name, text in {"i-1": "[", "i-2": '{"instance": {"id": 1}}', "i-3": '{"instance": 7, "room": []}'}.items():
-        (bench.fleet.run_dir / name).mkdir()
-        (bench.fleet.run_dir / name / "handle.json").write_text(text)
-    assert await bench.fleet.adopt() == 0
-    assert list(bench.fleet.run_dir.iterdir()) == []
+        (bench.roster.run_dir / name).mkdir()
+        (bench.roster.run_dir / name / "handle.json").write_text(text)
+    assert await bench.parts.adoption.run() == 0
+    assert list(bench.roster.run_dir.iterdir()) == []
 
 
 async def test_a_stop_while_the_room_is_made_waits_for_it_and_takes_it_down(bench: Bench) -> None:
     bench.driver.gate = asyncio.Event()
     waiting = asyncio.create_task(bench.lease(SPEC))
     await until(lambda: bench.preparer.held == 1)
-    closing = asyncio.create_task(bench.fleet.close())
+    closing = asyncio.create_task(bench.parts.close())
     await asyncio.sleep(0.01)
     bench.driver.gate.set()
     await closing

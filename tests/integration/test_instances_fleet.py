@@ -10,15 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from roost.instances.fleet import FleetLimits, InstanceFleet
 from roost.instances.instance import Surroundings
 from roost.instances.lease import Lease, SessionRef
-from roost.instances.sessions import SessionBook
+from roost.instances.roster import FleetLimits
 from roost.model.errors import Conflict, InitializerFailed, InstanceExited, NotFound, Throttled, Unavailable
 from roost.model.function import Affinity, FunctionSpec, Idle, IsolationMode, Runtime, Scaling, SessionPolicy
 from roost.model.instance import State
-from roost.model.session import Session, SessionState
+from roost.model.session import SessionState
 from tests.support.fake_driver import FakeDriver, FakePreparer, MemorySessions, Recorder
+from tests.support.fleet import Parts
 
 SPEC = FunctionSpec(
     account="a", name="f", version="LATEST", revision="1", runtime=Runtime.PYTHON,
@@ -47,20 +47,17 @@ class Bench:
         self.events = Recorder()
         self.preparer = FakePreparer(tmp)
         self.known: dict[str, FunctionSpec] = {"f": SPEC}
-        self.book = SessionBook(self.store, clock=time.time, ended=self._ended)
         around = Surroundings(
             driver=self.driver, preparer=self.preparer, clock=time.time,
             on_transition=self.events.transition, on_output=self.events.output,
             start_timeout=1.0, stop_grace=0.5,
         )  # fmt: skip
-        self.fleet = InstanceFleet(
-            specs=self, around=around, book=self.book, run_dir=tmp,
+        self.parts = Parts(
+            specs=self, store=self.store, around=around, run_dir=tmp, clock=time.time,
             limits=FleetLimits(max_instances=10, max_waiting=max_waiting, stop_grace=0.2),
-            session_dir=lambda spec, session: "/mnt/session",
         )  # fmt: skip
-
-    async def _ended(self, session: Session) -> None:
-        await self.fleet.session_ended(session)
+        self.book, self.fleet = self.parts.book, self.parts.fleet
+        self.roster, self.pauses = self.parts.roster, self.parts.pauses
 
     async def lease(self, spec: FunctionSpec, session: SessionRef | None = None, *, timeout_s: float = 60.0) -> Lease:
         """Lease of a function that is deployed like this."""
@@ -77,7 +74,7 @@ class Bench:
 async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
     bench = Bench(tmp_path)
     yield bench
-    await bench.fleet.close()
+    await bench.parts.close()
     assert bench.driver.alive == []
     assert bench.preparer.held == 0
 
@@ -97,7 +94,7 @@ async def test_from_zero_then_warm(bench: Bench) -> None:
     assert second.instance_id == first.instance_id
     second.release()
     second.release()
-    assert bench.fleet.instances()[0].leases == 0
+    assert bench.roster.instances()[0].leases == 0
 
 
 async def test_one_request_an_instance_up_to_the_maximum_then_the_queue(bench: Bench) -> None:
@@ -135,14 +132,14 @@ async def test_a_cancelled_wait_leaves_nothing_behind(bench: Bench) -> None:
     with pytest.raises(asyncio.CancelledError):
         await waiting
     bench.driver.gate.set()
-    await until(lambda: bool(bench.fleet.instances()) and bench.fleet.instances()[0].state is not State.STARTING)
-    assert bench.fleet.instances()[0].leases == 0
+    await until(lambda: bool(bench.roster.instances()) and bench.roster.instances()[0].state is not State.STARTING)
+    assert bench.roster.instances()[0].leases == 0
 
 
 async def test_idle_is_frozen_then_thawed_by_a_lease(bench: Bench) -> None:
     lease = await bench.lease(SPEC)
     lease.release()
-    instance = bench.fleet.instances()[0]
+    instance = bench.roster.instances()[0]
     await until(lambda: instance.state is State.FROZEN)
     assert bench.driver.rooms[0].frozen
     again = await bench.lease(SPEC)
@@ -153,7 +150,7 @@ async def test_idle_is_frozen_then_thawed_by_a_lease(bench: Bench) -> None:
 async def test_idle_is_stopped(bench: Bench) -> None:
     spec = replace(SPEC, idle=Idle(freeze_after_s=0.01, stop_after_s=0.05))
     (await bench.lease(spec)).release()
-    await until(lambda: bench.fleet.instances() == [])
+    await until(lambda: bench.roster.instances() == [])
     assert bench.events.transitions[-1].reason == "idle"
 
 
@@ -164,7 +161,7 @@ async def test_a_start_that_fails_tells_the_caller_why(bench: Bench, script: str
     bench.driver.script = script
     with pytest.raises(error):
         await bench.lease(SPEC)
-    await until(lambda: bench.fleet.instances() == [])
+    await until(lambda: bench.roster.instances() == [])
     assert len(bench.driver.rooms) == 1, "a failing start is not repeated by itself"
     bench.driver.script = "ready"
     (await bench.lease(SPEC)).release()
@@ -189,7 +186,7 @@ async def test_a_dead_room_gives_its_reason(bench: Bench) -> None:
     assert isinstance(failure, InstanceExited)
     assert failure.fault.type == "OutOfMemory"
     lease.release()
-    await until(lambda: bench.fleet.instances() == [])
+    await until(lambda: bench.roster.instances() == [])
     assert bench.events.transitions[-1].reason == "out_of_memory"
 
 
@@ -197,7 +194,7 @@ async def test_an_update_drains_and_replaces(bench: Bench) -> None:
     old = await bench.lease(SPEC)
     new_spec = replace(SPEC, revision="2")
     bench.known["f"] = new_spec
-    bench.fleet.function_changed("a", "f")
+    bench.roster.function_changed("a", "f")
     new = await bench.lease(new_spec)
     assert new.instance_id != old.instance_id
     assert bench.driver.alive[0].id == old.instance_id, "the old one lives while it is leased"
@@ -209,7 +206,7 @@ async def test_an_update_drains_and_replaces(bench: Bench) -> None:
 async def test_a_deleted_function_ends_its_instances(bench: Bench) -> None:
     (await bench.lease(SPEC)).release()
     bench.known.clear()
-    bench.fleet.function_changed("a", "f")
+    bench.roster.function_changed("a", "f")
     await until(lambda: bench.driver.alive == [])
 
 
@@ -218,8 +215,8 @@ async def test_provisioned_instances_stay(bench: Bench) -> None:
         SPEC, scaling=Scaling(min_instances=2, max_instances=3), idle=Idle(freeze_after_s=0.01, stop_after_s=0.02)
     )
     bench.known["f"] = spec
-    bench.fleet.provision(spec)
-    await until(lambda: [i.state for i in bench.fleet.instances()] == [State.FROZEN] * 2)
+    bench.roster.provision(spec)
+    await until(lambda: [i.state for i in bench.roster.instances()] == [State.FROZEN] * 2)
     await asyncio.sleep(0.1)
     assert len(bench.driver.alive) == 2
 
@@ -249,7 +246,7 @@ async def test_a_session_whose_instance_died_gets_a_new_one_and_is_told(bench: B
     one = await bench.lease(SESSIONS, SessionRef(id="s"))
     one.release()
     bench.driver.rooms[0].die()
-    await until(lambda: bench.fleet.instances() == [])
+    await until(lambda: bench.roster.instances() == [])
     two = await bench.lease(SESSIONS, SessionRef(id="s"))
     assert two.restored
     assert two.session is not None
@@ -279,14 +276,14 @@ async def test_pause_frees_the_room_and_resume_keeps_both_ids(bench: Bench) -> N
     lease = await bench.lease(SESSIONS, SessionRef(id="s"))
     lease.release()
     session = bench.book.get("a", "f", "s")
-    paused = await bench.fleet.pause_session(session)
+    paused = await bench.pauses.pause(session)
     assert paused.state is SessionState.PAUSED
     assert bench.driver.alive == []
     with pytest.raises(Conflict):
         await bench.lease(SESSIONS, SessionRef(id="s"))
     with pytest.raises(Conflict):
-        await bench.fleet.pause_session(paused)
-    resumed = await bench.fleet.resume_session(paused)
+        await bench.pauses.pause(paused)
+    resumed = await bench.pauses.resume(paused)
     assert resumed.state is SessionState.ACTIVE
     again = await bench.lease(SESSIONS, SessionRef(id="s"))
     assert (again.instance_id, again.restored) == (lease.instance_id, True)
@@ -313,7 +310,7 @@ async def test_a_handler_that_does_not_let_go_has_its_worker_replaced(bench: Ben
     lease.abandon("timeout")
     lease.release()
     await until(lambda: bench.driver.rooms[0].restarts == 1)
-    instance = bench.fleet.instances()[0]
+    instance = bench.roster.instances()[0]
     await until(lambda: instance.leases == 0)
     assert instance.usable
 
@@ -327,7 +324,7 @@ async def test_with_request_isolation_an_instance_ends_with_its_request(bench: B
     second = await waiting
     assert second.instance_id != first.instance_id
     second.abandon("timeout")
-    await until(lambda: bench.fleet.instances() == [])
+    await until(lambda: bench.roster.instances() == [])
     assert [r.reason for r in bench.events.transitions if r.after is State.STOPPED] == ["request_ended", "timeout"]
 
 
@@ -350,24 +347,24 @@ async def test_a_restarted_server_adopts_what_still_lives(bench: Bench, tmp_path
     second = Bench(tmp_path, bench.driver, bench.store)
     second.known["f"] = SESSIONS
     await second.book.load()
-    assert await second.fleet.adopt() == 1
+    assert await second.parts.adoption.run() == 1
     assert bench.driver.swept == frozenset({lease.instance_id})
     again = await second.lease(SESSIONS, SessionRef(id="s"))
     assert again.instance_id == lease.instance_id
     again.release()
-    await second.fleet.close()
+    await second.parts.close()
 
 
 async def test_a_restarted_server_ends_what_it_can_not_own(bench: Bench, tmp_path: Path) -> None:
     (await bench.lease(SPEC)).release()
     second = Bench(tmp_path, bench.driver, bench.store)
     second.known["f"] = replace(SPEC, revision="other")
-    assert await second.fleet.adopt() == 0
+    assert await second.parts.adoption.run() == 0
     assert bench.driver.alive == []
 
 
 async def test_a_closing_fleet_refuses(bench: Bench) -> None:
     (await bench.lease(SPEC)).release()
-    await bench.fleet.close()
+    await bench.parts.close()
     with pytest.raises(Unavailable, match="shutting down"):
         await bench.lease(SPEC)

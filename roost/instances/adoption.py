@@ -1,0 +1,74 @@
+"""Instances that outlived an earlier server: taken over, or ended if they can't be owned."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+from roost.instances.roster import Roster, Specs
+from roost.instances.sessions import SessionBook
+from roost.model.errors import AccessDenied, NotFound, RoostError
+from roost.model.session import SessionState
+
+log = logging.getLogger(__name__)
+
+
+class Adoption:
+    """Runs once, before the server takes requests."""
+
+    def __init__(self, *, specs: Specs, book: SessionBook, roster: Roster) -> None:
+        self._specs = specs
+        self._book = book
+        self._roster = roster
+
+    async def run(self) -> int:
+        """Take over instances that outlived an earlier server; end those that can't be owned. How many were adopted."""
+        self._roster.run_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        adopted: set[str] = set()
+        for file in sorted(self._roster.run_dir.glob("*/handle.json")):
+            try:
+                if id := await self._adopt_one(_read_handle(file)):
+                    adopted.add(id)
+            except (RoostError, OSError, LookupError, TypeError, AttributeError) as error:
+                log.warning("%s: what it tells of is not adopted: %s", file, error)
+        try:
+            await self._roster.around.driver.sweep(frozenset(adopted))
+        except RoostError as error:  # a room that does not end keeps no server from starting
+            log.warning("something of the server before is left: %s", error.message)
+        for directory in self._roster.run_dir.iterdir():
+            if directory.name not in adopted:
+                shutil.rmtree(directory, ignore_errors=True)
+        return len(adopted)
+
+    async def _adopt_one(self, handle: dict[str, Any]) -> str:
+        about = handle.get("instance", {})
+        room = await self._roster.around.driver.recover(handle["room"]) if about else None
+        if room is None:
+            return ""
+        with contextlib.suppress(NotFound, AccessDenied):
+            spec = self._specs.resolve(about["account"], about["function"], about["version"])
+            session = self._book.find((spec.account, spec.name, about["session"])) if about["session"] else None
+            free = session is None or session.key not in self._roster.pinned
+            if spec.revision == about["revision"] and bool(session) == bool(about["session"]) and free:
+                instance = self._roster.add(self._roster.pool(spec), about["id"], spec, session)
+                for known in [session] if session else self._book.list(spec.account, spec.name):
+                    # The files of a session's own instance are in use there, whatever was noted of it since.
+                    if session or (known.instance_id == instance.id and known.state is SessionState.ACTIVE):
+                        self._roster.pin(known.key, instance)
+                self._roster.run(instance, adopt=room)
+                return instance.id
+        await room.destroy()
+        return ""
+
+
+def _read_handle(file: Path) -> dict[str, Any]:
+    """What `Instance` wrote; {} when the server was killed in the middle of writing it."""
+    try:
+        handle = json.loads(file.read_text())
+    except (OSError, ValueError):
+        return {}
+    return handle if isinstance(handle, dict) else {}
