@@ -19,6 +19,9 @@ from tests.support.server import NOTHING, Remains, Server
 
 MINUTES = float(os.environ.get("ROOST_SOAK_MINUTES", "10"))
 WARM_UP_S = 20.0
+#: The zygote, the maker of namespaces, the watch for orphans; and what one takes of the server's descriptors.
+HELPERS = 3
+FDS_OF_HELPER = 3
 #: Caches fill and the allocator keeps what it has once had: growth that goes on is what counts.
 MEMORY_SLACK_KB = 30_000
 
@@ -34,7 +37,11 @@ def test_rooms_are_made_used_and_killed_without_a_trace(tmp_path: Path) -> None:
     rooms = storm(server, MINUTES * 60, seed=1)
     after = at_rest(server)
     print(f"{rooms} rooms killed; before {before}, after {after}")
-    assert (after.fds, after.namespaces, after.children) == (before.fds, before.namespaces, before.children)
+    # A helper that was killed last is started when it is needed next.
+    more = max(0, after.children - before.children)
+    assert after.children <= HELPERS
+    assert after.fds - before.fds <= more * FDS_OF_HELPER
+    assert after.namespaces <= before.namespaces
     assert after.memory_kb - before.memory_kb < MEMORY_SLACK_KB
     check_everything(server)
     assert server.stop() == 0, server.log()[-4000:]
