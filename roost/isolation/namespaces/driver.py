@@ -308,6 +308,7 @@ def _message(spec: RoomSpec, base: int, mounts: Sequence[Mount], joins: int) -> 
     return {
         "hostname": spec.id,
         "base": base,
+        "kept": spec.layer is not None,
         "binds": [target for _, target in spec.template.binds],
         "mounts": [{"target": mount.target, "read_only": mount.read_only, "idmap": mount.idmap} for mount in mounts],
         "open_files": spec.limits.open_files,

@@ -11,6 +11,7 @@ import os
 import stat
 
 from roost.isolation import linux
+from roost.isolation.namespaces import spare
 from roost.isolation.namespaces.policy import RoomPolicy
 from roost.isolation.namespaces.request import Request
 from roost.isolation.namespaces.targets import DIRECTORY, attach, open_directory
@@ -28,6 +29,7 @@ _OTHERS = 0o007  # permission bits for everyone else
 _TTY_GROUP = 5
 _PTYS = 64
 _RUN_MB = 16
+_LAYER = "/.room/layer"
 _ANY = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -41,7 +43,9 @@ def make_root(request: Request, policy: RoomPolicy) -> None:
     linux.set_fs_ids(owner, owner)
     os.umask(0o022)
     linux.set_mount_attributes(request.layer, _SAFE, userns)
-    attach(request.layer, os.open("/.room/layer", DIRECTORY))
+    attach(request.layer, os.open(_LAYER, DIRECTORY))
+    if request.kept:
+        spare.release(_LAYER)
     root = _overlay("root", "root", userns, os.open("/.room/root", DIRECTORY))
     for number, target in enumerate(request.binds):
         _overlay(str(number), "bind-" + target.encode().hex(), userns, open_directory(root, target))
@@ -54,6 +58,8 @@ def make_root(request: Request, policy: RoomPolicy) -> None:
         linux.set_mount_attributes(mount_fd, attributes, userns if mount["idmap"] else None)
         attach(mount_fd, open_directory(root, mount["target"]))
     _network_files(root, request.hostname)
+    if request.kept:
+        spare.keep(_LAYER)
     os.fchdir(root)
 
 
@@ -69,8 +75,8 @@ def _overlay(lower: str, name: str, userns: int | None, target: int) -> int:
             continue
     options = {
         "lowerdir": f"/.room/lower/{lower}",
-        "upperdir": f"/.room/layer/{name}/upper",
-        "workdir": f"/.room/layer/{name}/work",
+        "upperdir": f"{_LAYER}/{name}/upper",
+        "workdir": f"{_LAYER}/{name}/work",
         "metacopy": "off",
         "redirect_dir": "on",  # else renaming a directory of the template fails
         "index": "off",

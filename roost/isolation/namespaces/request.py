@@ -12,6 +12,7 @@ class Request:
 
     hostname: str
     base: int  # host id of the room's id 0
+    kept: bool  # the layer outlives the room
     binds: tuple[str, ...]  # targets of the template's binds
     mounts: tuple[dict[str, Any], ...]  # target, read_only, idmap; in the order of `mount_fds`
     open_files: int
@@ -35,6 +36,7 @@ class Request:
         return cls(
             hostname=message["hostname"],
             base=message["base"],
+            kept=message["kept"],
             binds=tuple(message["binds"]),
             mounts=tuple(message["mounts"]),
             open_files=message["open_files"],
