@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from roost.instances.decide import Action, View, decide
+from roost.instances.ledger import Ledger
 from roost.instances.link import GuestLink, WorkerExit, describe_exit
-from roost.isolation.driver import Driver, Room, RoomSpec
+from roost.isolation.driver import Driver, Room, RoomSpec, Usage
 from roost.model.errors import Fault, InitializerFailed, InstanceExited, RoostError, Unavailable
 from roost.model.function import FunctionSpec
 from roost.model.instance import LEASABLE, State, StopReason, check_transition
@@ -113,11 +114,7 @@ class Instance:
         self._restarting = False
         self._forgotten: set[tuple[str, str, str]] = set()
         self._coming_up: asyncio.Task[None] | None = None
-        self._since = self.created
-        self._busy_since = 0.0
-        self._leased_s = 0.0
-        self._idle_since = self.created
-        self._cpu_us = 0
+        self._ledger = Ledger(self.created)
         self._watcher: asyncio.Task[None] | None = None
 
     # --- slots -------------------------------------------------------------------------------------------------
@@ -132,7 +129,7 @@ class Instance:
     @property
     def idle_since(self) -> float:
         """When the last lease was given back, or it became ready."""
-        return self._idle_since
+        return self._ledger.idle_since
 
     @property
     def usable(self) -> bool:
@@ -142,7 +139,7 @@ class Instance:
     def take(self) -> None:
         """Reserve a slot; the caller has seen `free_slots`."""
         if self.leases == 0:
-            self._busy_since = self._around.clock()
+            self._ledger.busy(self._around.clock())
         self.leases += 1
         if self.state is State.FROZEN:
             self._wake.set()
@@ -151,9 +148,7 @@ class Instance:
         """Return a slot."""
         self.leases -= 1
         if self.leases == 0:
-            now = self._around.clock()
-            self._leased_s += now - max(self._busy_since, self._since)
-            self._idle_since = now
+            self._ledger.idle(self._around.clock())
             if self._stop_wanted or self._pause_wanted:
                 self._wake.set()
         self._on_change(self)
@@ -267,13 +262,8 @@ class Instance:
 
     def out_of_memory(self) -> bool:
         """Whether the kernel ended something in the room for memory."""
-        return self._oom_kills() > 0
-
-    def _oom_kills(self) -> int:
-        try:
-            return self.room.usage().oom_kills if self.room else 0
-        except OSError:
-            return 0
+        used = self._usage()
+        return used is not None and used.oom_kills > 0
 
     # --- the task ----------------------------------------------------------------------------------------------
 
@@ -318,7 +308,7 @@ class Instance:
         prepared = await self._around.preparer.prepare(self.spec, self.id, self.session)
         self._prepared = prepared
         room = await self._create(prepared.room)
-        self._cpu_us = 0
+        self._ledger.new_room()
         handle = {"room": dict(room.handle), "instance": self.describe()}
         (prepared.room.run_dir / "handle.json").write_text(json.dumps(handle))
         hook = self.spec.initializer.timeout_s if self.spec.initializer else 0.0
@@ -410,7 +400,7 @@ class Instance:
         return View(
             state=self.state,
             leases=self.leases,
-            idle_since=self._idle_since,
+            idle_since=self._ledger.idle_since,
             idle=self.spec.idle,
             kept=self.kept or bool(self.waiting),
             exited=self._exit is not None,
@@ -437,7 +427,7 @@ class Instance:
     async def _thaw(self) -> None:
         if self.room:
             await self.room.thaw()
-        self._idle_since = self._around.clock()
+        self._ledger.idle_since = self._around.clock()
         self._move(State.READY)
 
     async def _sleep_on_disk(self) -> StopReason | None:
@@ -455,7 +445,7 @@ class Instance:
         self._move(State.RESUMING)
         await self._come_up(self._boot())
         self._forgotten |= self.sessions
-        self._idle_since = self._around.clock()
+        self._ledger.idle_since = self._around.clock()
         self._move(State.READY)
         return None
 
@@ -514,8 +504,8 @@ class Instance:
     def _move(self, target: State, *, reason: str = "") -> None:
         check_transition(self.state, target)
         now = self._around.clock()
-        leased = self._leased_s + (now - max(self._busy_since, self._since) if self.leases else 0.0)
-        cpu = self._cpu()
+        used = self._usage()
+        spent = self._ledger.turn(now, used.cpu_us if used else None)
         record = TransitionRecord(
             instance_id=self.id,
             account=self.spec.account,
@@ -526,33 +516,29 @@ class Instance:
             before=self.state,
             after=target,
             at=now,
-            held_s=now - self._since,
-            leased_s=leased,
-            cpu_us=max(0, cpu - self._cpu_us),
+            held_s=spent.held_s,
+            leased_s=spent.leased_s,
+            cpu_us=spent.cpu_us,
             memory_mb=self.spec.limits.memory_mb,
             reason=reason,
         )
         self.state = target
         self.served = self.served or target is State.READY
-        self._since = now
-        self._leased_s = 0.0
-        self._cpu_us = cpu
         self._around.on_transition(record)
         self._settled.set()
         self._on_change(self)
 
-    def _cpu(self) -> int:
-        try:
-            return self.room.usage().cpu_us if self.room else self._cpu_us
-        except OSError:
-            return self._cpu_us
-
     def memory_bytes(self) -> int:
         """What the room uses now."""
+        used = self._usage()
+        return used.memory_bytes if used else 0
+
+    def _usage(self) -> Usage | None:
+        """None without a room, or while it is going away."""
         try:
-            return self.room.usage().memory_bytes if self.room else 0
+            return self.room.usage() if self.room else None
         except OSError:
-            return 0
+            return None
 
     def describe(self) -> dict[str, Any]:
         """What a restarted server needs to know to adopt the instance."""
