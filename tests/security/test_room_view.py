@@ -139,9 +139,9 @@ async def test_the_runtime_cannot_be_overwritten(pair: Pair, path: str) -> None:
 async def test_caches_of_the_runtime_cannot_be_poisoned(pair: Pair) -> None:
     made, room = pair[0]
     source = """
-        import glob, os
+        import os, roost
         result = []
-        for path in ("/.roost/x", glob.glob("/.roost/lib/python3.*/site-packages")[0] + "/x.py"):
+        for path in ("/.roost/x", roost.__path__[0] + "/x.py"):
             try:
                 open(path, "w")
                 result.append("written")

@@ -47,7 +47,8 @@ WEAK = RoomPolicy(
 def probe_bundle(factory: pytest.TempPathFactory) -> Bundle:
     """A bundle whose rooms can run `room_probe`; made once for the test processes of a run, for it takes seconds."""
     bundle = build_bundle(factory.getbasetemp().parent / "roost-probe-bundle")
-    for site in bundle.root.glob("lib/python3.*/site-packages"):
+    for package in bundle.root.glob("**/roost/__init__.py"):
+        site = package.parents[1]  # a distribution may call it dist-packages
         copying = site / f"{PROBE}.{os.getpid()}"
         shutil.copy(Path(__file__).with_name(f"{PROBE}.py"), copying)
         copying.rename(site / f"{PROBE}.py")

@@ -80,7 +80,6 @@ def write_simple_json(project: str, files: tuple[IndexFile, ...]) -> bytes:
             "yanked": file.yanked,
             "core-metadata": {file.metadata.algorithm: file.metadata.value} if file.metadata else False,
         }
-        entry["dist-info-metadata"] = entry["core-metadata"]
         optional = {"requires-python": file.requires_python, "size": file.size, "upload-time": file.upload_time}
         entries.append(entry | {key: value for key, value in optional.items() if value is not None})
     return json.dumps({"meta": {"api-version": "1.0"}, "name": project, "files": entries}).encode()
