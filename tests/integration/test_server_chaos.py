@@ -7,26 +7,44 @@ import random
 import signal
 import threading
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx
+import pytest
 
 from tests.integration.test_server_sessions import EXCLUSIVE, NOTES
 from tests.soak.load import SESSIONS, Held, Load, children
 from tests.support.server import NOTHING, Remains, Server
 
 
-def test_killed_at_any_moment_under_mixed_load_everything_is_in_place(tmp_path: Path) -> None:
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[[], Server]]:
+    """Starts a server of one data directory; none is left running, however the test ends."""
+    started: list[Server] = []
+
+    def start() -> Server:
+        started.append(Server(tmp_path / "data"))
+        return started[-1].start()
+
+    yield start
+    for server in started:
+        server.kill()
+
+
+def test_killed_at_any_moment_under_mixed_load_everything_is_in_place(
+    tmp_path: Path, start: Callable[[], Server]
+) -> None:
     data_dir = tmp_path / "data"
     dice = random.Random(11)
-    server = Server(data_dir).start()
+    server = start()
     Load.deploy(server)
     for round in range(2):
         with Load(server, round) as load:
             time.sleep(dice.uniform(0.2, 2.0))
             server.kill()
         assert sum(load.replies.values()) > 0
-        server = Server(data_dir).start()
+        server = start()
     check_everything(server)
     assert server.stop() == 0, server.log()[-4000:]
     assert Remains.of(data_dir) == NOTHING

@@ -9,6 +9,7 @@ import os
 import random
 import signal
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -28,9 +29,23 @@ MEMORY_SLACK_KB = 30_000
 pytestmark = pytest.mark.soak
 
 
-def test_rooms_are_made_used_and_killed_without_a_trace(tmp_path: Path) -> None:
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[[], Server]]:
+    """Starts a server of one data directory; none is left running, however the test ends."""
+    started: list[Server] = []
+
+    def start() -> Server:
+        started.append(Server(tmp_path / "data"))
+        return started[-1].start()
+
+    yield start
+    for server in started:
+        server.kill()
+
+
+def test_rooms_are_made_used_and_killed_without_a_trace(tmp_path: Path, start: Callable[[], Server]) -> None:
     data_dir = tmp_path / "data"
-    server = Server(data_dir).start()
+    server = start()
     Load.deploy(server)
     storm(server, WARM_UP_S, seed=0)
     before = at_rest(server)
@@ -84,10 +99,10 @@ def at_rest(server: Server) -> Held:
     return held
 
 
-def test_a_server_is_killed_over_and_over_without_a_trace(tmp_path: Path) -> None:
+def test_a_server_is_killed_over_and_over_without_a_trace(tmp_path: Path, start: Callable[[], Server]) -> None:
     data_dir = tmp_path / "data"
     dice = random.Random(5)
-    server = Server(data_dir).start()
+    server = start()
     Load.deploy(server)
     until = time.monotonic() + MINUTES * 60
     rounds = 0
@@ -95,7 +110,7 @@ def test_a_server_is_killed_over_and_over_without_a_trace(tmp_path: Path) -> Non
         with Load(server, rounds):
             time.sleep(dice.uniform(0.0, 3.0))
             server.kill()
-        server = Server(data_dir).start()
+        server = start()
         check_everything(server)
         rounds += 1
     print(f"killed {rounds} times")
