@@ -142,7 +142,7 @@ class Server:
             book=self.book,
             pauses=self.pauses,
             background=self.background,
-            session_dir=self.assembly.session_dir,
+            folders=self.assembly,
         )
         self.adoption = Adoption(specs=self.catalog, book=self.book, roster=self.roster)
         self.history = InstanceHistory(self.roster)

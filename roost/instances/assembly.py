@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import secrets
@@ -12,11 +13,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from roost.instances.instance import Prepared
-from roost.instances.volumes import Volumes
+from roost.instances.volumes import Volumes, descend, remove_tree
 from roost.isolation.driver import Mount, RoomSpec, Template
+from roost.model.errors import StorageFull, Unavailable
 from roost.model.function import (
     SESSION_TARGET,
     SHARED_SESSIONS_TARGET,
+    Affinity,
     FunctionSpec,
     Hook,
     IsolationMode,
@@ -25,6 +28,8 @@ from roost.model.function import (
 from roost.model.session import Session
 
 SESSION_VOLUME = "sessions"
+#: All sessions that share instances may keep this many times what one instance may write.
+SHARED_QUOTA = 8
 
 
 class TemplateSource(Protocol):
@@ -45,6 +50,8 @@ class LayerImages(Protocol):
     """Writable layers that outlive their rooms."""
 
     async def create(self, path: Path, size_mb: int) -> None: ...
+
+    async def mount(self, path: Path) -> int: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,13 +110,25 @@ class Assembly:
             start = self._start(spec, instance_id, template, environment, egress=egress_dir is not None)
             return Prepared(room=room, start=start, release=stack.pop_all().close)
 
-    def session_dir(self, spec: FunctionSpec, session: Session) -> str:
+    @staticmethod
+    def session_dir(spec: FunctionSpec, session: Session) -> str:
         """Where in the room the session's files are."""
         if spec.isolation_mode is not IsolationMode.SHARE:
             return SESSION_TARGET
-        path = _session_path(spec.name, session)
-        os.close(self._volumes.open(spec.account, SESSION_VOLUME, path))
         return f"{SHARED_SESSIONS_TARGET}/{session.user}/{session.id}"
+
+    async def make_session_dir(self, spec: FunctionSpec, session: Session) -> None:
+        """Have the session's folder there before its first request to a shared instance."""
+        if spec.isolation_mode is not IsolationMode.SHARE or spec.sessions.affinity is Affinity.NONE:
+            return
+        [mount] = _session_volume(spec, None)
+        disk = await self._images.mount(await self._image(mount, spec, f"/{spec.name}"))
+        try:
+            os.close(descend(disk, (session.user, session.id), make=True))
+        except OSError as error:
+            if error.errno == errno.ENOSPC:
+                raise StorageFull(f"The folder that sessions of {spec.name} share is full.") from error
+            raise Unavailable(f"The session's folder can't be made: {error.strerror}.") from error
 
     async def forget(self, session: Session, *, deleted: bool) -> None:
         """The session has ended and its room is gone: so is its writable layer, and if it was deleted its volume.
@@ -119,6 +138,21 @@ class Assembly:
         self._layer_path(session).unlink(missing_ok=True)
         if deleted:
             await self._volumes.remove(session.account, SESSION_VOLUME, _session_path(session.function, session))
+            await self._forget_shared(session)
+
+    async def _forget_shared(self, session: Session) -> None:
+        """The folder that it had beside those of others, if its function's sessions share instances."""
+        image = self._volumes.image(session.account, SESSION_VOLUME, f"/{session.function}")
+        if not image.exists():
+            return
+        try:
+            users = descend(await self._images.mount(image), (session.user,), make=False)
+        except OSError:
+            return
+        try:
+            await remove_tree(f"/proc/self/fd/{users}/{session.id}", keep_open=users)
+        finally:
+            os.close(users)
 
     async def forget_function(self, account: str, name: str) -> None:
         """The function is gone: so is what its sessions kept."""
@@ -137,14 +171,18 @@ class Assembly:
     ) -> Mount:
         path = _fill(mount.path, session)
         if mount.quota_mb is not None:
-            image = self._volumes.image(spec.account, mount.volume, path)
-            if not image.exists():
-                with contextlib.suppress(FileExistsError):  # another instance made it in the same moment
-                    await self._images.create(image, mount.quota_mb)
+            image = await self._image(mount, spec, path)
             return Mount(source=image, target=mount.target, read_only=mount.read_only)
         fd = self._volumes.open(spec.account, mount.volume, path)
         stack.callback(os.close, fd)
         return Mount(source=Path(f"/proc/self/fd/{fd}"), target=mount.target, read_only=mount.read_only)
+
+    async def _image(self, mount: VolumeMount, spec: FunctionSpec, path: str) -> Path:
+        image = self._volumes.image(spec.account, mount.volume, path)
+        if not image.exists():
+            with contextlib.suppress(FileExistsError):  # another instance made it in the same moment
+                await self._images.create(image, mount.quota_mb or spec.limits.disk_mb)
+        return image
 
     def _layer_path(self, session: Session) -> Path:
         # The time of creation is part of the name: an id that is used again starts with files of its own.
@@ -203,14 +241,21 @@ def _hook(hook: Hook | None) -> dict[str, Any] | None:
 
 
 def _volumes(spec: FunctionSpec, session: Session | None) -> tuple[VolumeMount, ...]:
-    """The function's volumes, and the one that every function with sessions has."""
+    """The function's volumes, those that the session asked for, and the one that every function with sessions has."""
+    asked = tuple(VolumeMount(**fields) for fields in session.config.get("mounts", ())) if session else ()
+    return (*spec.mounts, *asked, *_session_volume(spec, session))
+
+
+def _session_volume(spec: FunctionSpec, session: Session | None) -> tuple[VolumeMount, ...]:
+    """Always with a quota: nobody asked for it by name, so it must not be able to fill the host's disk."""
     if session is not None:
-        asked = tuple(VolumeMount(**fields) for fields in session.config.get("mounts", ()))
-        own = VolumeMount(volume=SESSION_VOLUME, path=_session_path(spec.name, session), target=SESSION_TARGET)
-        return (*spec.mounts, *asked, own)
-    if spec.sessions.affinity == "NONE":
-        return spec.mounts
-    return (*spec.mounts, VolumeMount(volume=SESSION_VOLUME, path=f"/{spec.name}", target=SHARED_SESSIONS_TARGET))
+        path, target, quota = _session_path(spec.name, session), SESSION_TARGET, spec.limits.disk_mb
+    elif spec.sessions.affinity is not Affinity.NONE and spec.isolation_mode is IsolationMode.SHARE:
+        path, target = f"/{spec.name}", SHARED_SESSIONS_TARGET
+        quota = spec.limits.disk_mb * SHARED_QUOTA
+    else:
+        return ()
+    return (VolumeMount(volume=SESSION_VOLUME, path=path, target=target, quota_mb=quota),)
 
 
 def _session_path(function: str, session: Session) -> str:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from typing import Protocol
 
 from roost.instances.background import Background
 from roost.instances.instance import Instance
@@ -22,6 +23,18 @@ from roost.model.session import Session, SessionState
 log = logging.getLogger(__name__)
 
 _ATTEMPTS = 3
+
+
+class SessionFolders(Protocol):
+    """Where sessions have their files."""
+
+    def session_dir(self, spec: FunctionSpec, session: Session) -> str:
+        """As the room sees it."""
+        ...
+
+    async def make_session_dir(self, spec: FunctionSpec, session: Session) -> None:
+        """Have it there before the session's first request to an instance. Raises RoostError."""
+        ...
 
 
 class InstanceLease:
@@ -70,13 +83,13 @@ class InstanceFleet:
         book: SessionBook,
         pauses: Pauses,
         background: Background,
-        session_dir: Callable[[FunctionSpec, Session], str],
+        folders: SessionFolders,
     ) -> None:
         self._roster = roster
         self._book = book
         self._pauses = pauses
         self._background = background
-        self._session_dir = session_dir
+        self._folders = folders
 
     def try_lease(self, spec: FunctionSpec, session: SessionRef | None = None) -> Lease | None:
         pool = self._roster.current(spec)
@@ -154,7 +167,7 @@ class InstanceFleet:
         stored: asyncio.Task[None] | None = None
         if session.instance_id != instance.id:
             session = self._book.assign(session, instance.id)
-            stored = self._background.spawn(self._book.persist(key))  # the commit runs beside the instance's start
+            stored = self._background.spawn(self._settle(pool.spec, session))  # beside the instance's start
         instance.wake_up()
         cold = await pool.this_instance(instance, deadline - asyncio.get_running_loop().time())
         restored = instance.forgot(key) or restored
@@ -166,6 +179,11 @@ class InstanceFleet:
             lease.release()
             raise
         return lease
+
+    async def _settle(self, spec: FunctionSpec, session: Session) -> None:
+        """Make durable where the session is, and have its folder there."""
+        await self._book.persist(session.key)
+        await self._folders.make_session_dir(spec, session)
 
     async def _active(self, key: Key) -> None:
         """The session is ready for a request. Raises Conflict when it is paused and does not resume by itself."""
@@ -226,7 +244,7 @@ class InstanceFleet:
             except RoostError as error:  # the user's server may send anything
                 log.info("function %s: its session is not kept: %s", spec.name, error.message)
                 return
-            self._background.spawn(self._book.persist(key))
+            self._background.spawn(self._settle(spec, self._book.get(*key)))
         self._roster.pin(key, instance)
 
     def end(self, spec: FunctionSpec, session_id: str) -> None:
@@ -239,7 +257,7 @@ class InstanceFleet:
         """What the guest is told of the request's session."""
         if session is None:
             return {}
-        return {"x-fc-session-id": session.id, "x-roost-session-dir": self._session_dir(spec, session)}
+        return {"x-fc-session-id": session.id, "x-roost-session-dir": self._folders.session_dir(spec, session)}
 
     def granted(self, session: Session | None) -> None:
         """A lease begins."""

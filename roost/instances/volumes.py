@@ -9,7 +9,6 @@ import asyncio
 import contextlib
 import ctypes
 import errno
-import hashlib
 import os
 import re
 import secrets
@@ -22,6 +21,9 @@ from roost.model.errors import InvalidArgument, StorageFull, Unavailable
 _NAME = re.compile(r"[a-zA-Z0-9_][a-zA-Z0-9_.-]{0,127}")
 _SYS_OPENAT2 = 437  # the same number on every architecture
 _RESOLVE_NO_MAGICLINKS, _RESOLVE_NO_SYMLINKS, _RESOLVE_BENEATH = 0x02, 0x04, 0x08
+#: Where an account's images are, and what sets folders apart from an image there. No room sees any of it.
+_DISKS = ".disks"
+_SUBFOLDER = "d-"
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -53,52 +55,54 @@ class Volumes:
         """
         parts = [account, volume, *PurePosixPath("/" + path).parts[1:]]
         _check(volume, parts, path)
-        fd = os.open(self._root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            for part in parts:
-                fd = _step(fd, part)
+            return self._descend(parts, make=True)
         except OSError as error:
-            os.close(fd)
             raise self._explain(error, volume, path) from error
-        return fd
+
+    def _descend(self, parts: Sequence[str], *, make: bool) -> int:
+        fd = os.open(self._root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        return descend(fd, parts, make=make)
 
     def image(self, account: str, volume: str, path: str) -> Path:
         """The disk image that is mounted for the folder `path` of a volume when the folder has a quota.
 
-        Named by a digest of the path, in the account's `.disks`. It need not exist yet. Raises as `open`.
+        It need not exist yet; the folders on the way to it are made. Raises as `open`.
         """
-        directory = self._root / account / ".disks"
-        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-        _check(volume, PurePosixPath(path).parts, path)
-        name = "/".join((volume, *PurePosixPath("/" + path).parts[1:]))
-        digest = hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest()[:32]
-        return directory / f"{volume[:64]}-{digest}.img"
+        parts = PurePosixPath("/" + path).parts[1:]
+        _check(volume, parts, path)
+        folder = self._root.joinpath(account, _DISKS, volume, *(_SUBFOLDER + part for part in parts))
+        try:
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        except OSError as error:
+            raise self._explain(error, volume, path) from error
+        return folder / "disk.img"
 
     async def remove(self, account: str, volume: str, path: str) -> None:
-        """Delete the folder `path` of a volume and all below it, if it is there.
+        """Delete the folder `path` of a volume and all below it, images too, if it is there.
 
         It is gone when this returns or is cancelled; its blocks are freed soon after, or by the next server's `sweep`.
         """
-        *parents, last = PurePosixPath("/" + path).parts[1:]
-        try:
-            parent = self.open(account, volume, "/".join(parents))
+        parts = PurePosixPath("/" + path).parts[1:]
+        _check(volume, parts, path)
+        images = [_DISKS, volume, *(_SUBFOLDER + part for part in parts)]
+        for *parents, last in ([volume, *parts], images):
             try:
-                os.rename(last, self._trash / secrets.token_hex(16), src_dir_fd=parent)
-            finally:
-                os.close(parent)
-        except FileNotFoundError:
-            return
-        except OSError as error:
-            raise self._explain(error, volume, path) from error
+                parent = self._descend([account, *parents], make=False)
+                try:
+                    os.rename(last, self._trash / secrets.token_hex(16), src_dir_fd=parent)
+                finally:
+                    os.close(parent)
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                raise self._explain(error, volume, path) from error
         await self.sweep()
 
     async def sweep(self) -> None:
-        """Free what was deleted. What a room left may be deeper than any recursion of ours: rm(1) does it."""
+        """Free what was deleted."""
         for leftover in list(self._trash.iterdir()):
-            process = await asyncio.create_subprocess_exec(
-                "rm", "-rf", "--one-file-system", "--", str(leftover), stdin=asyncio.subprocess.DEVNULL
-            )
-            await process.wait()
+            await remove_tree(str(leftover))
 
     @staticmethod
     def _explain(error: OSError, volume: str, path: str) -> InvalidArgument | StorageFull | Unavailable:
@@ -109,13 +113,34 @@ class Volumes:
         return Unavailable(f"The volume '{volume}' can't be opened: {error.strerror}.")
 
 
-def _step(fd: int, part: str) -> int:
-    """Descend, making the folder if it is absent; `fd` is closed only when that succeeded."""
-    with contextlib.suppress(FileExistsError):
-        os.mkdir(part, 0o755, dir_fd=fd)
-    child = open_beneath(fd, part, os.O_PATH | os.O_DIRECTORY)
-    os.close(fd)
-    return child
+def descend(fd: int, parts: Sequence[str], *, make: bool) -> int:
+    """The folder below `fd` (which is closed), a step at a time and through no link; `make`: folders that are absent.
+
+    Raises OSError.
+    """
+    for part in parts:
+        try:
+            if make:
+                with contextlib.suppress(FileExistsError):
+                    os.mkdir(part, 0o755, dir_fd=fd)
+            child = open_beneath(fd, part, os.O_PATH | os.O_DIRECTORY)
+        finally:
+            os.close(fd)
+        fd = child
+    return fd
+
+
+async def remove_tree(path: str, *, keep_open: int | None = None) -> None:
+    """Delete a folder that a room has filled: rm(1) does it, for it may be deeper than any recursion of ours.
+
+    `keep_open` is a descriptor that `path` goes through.
+    """
+    process = await asyncio.create_subprocess_exec(
+        "rm", "-rf", "--one-file-system", "--", path,
+        stdin=asyncio.subprocess.DEVNULL,
+        pass_fds=() if keep_open is None else (keep_open,),
+    )  # fmt: skip
+    await process.wait()
 
 
 def _check(volume: str, parts: Sequence[str], path: str) -> None:

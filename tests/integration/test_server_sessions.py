@@ -146,6 +146,23 @@ def test_shared_sessions_share_an_instance_but_not_their_folder(server: Server) 
     assert one[0] == two[0] == again[0]
     assert one[1] != two[1]
     assert (one[2], two[2], again[2]) == ("m", "m", "mm")
+    with server.client() as client:
+        assert client.delete("/2023-03-30/functions/shared/sessions/one").status_code in (200, 204)
+        fresh = client.get("/shared/", headers={"x-chat-id": "one"}).json()
+        assert (fresh[2], client.get("/shared/", headers={"x-chat-id": "two"}).json()[2]) == ("m", "mm")
+
+
+def test_a_sessions_folder_can_not_fill_the_hosts_disk(server: Server) -> None:
+    code = (
+        "def handler(event, context):\n"
+        "    try:\n"
+        "        with open('/mnt/session/big', 'wb') as f:\n"
+        "            for _ in range(2000): f.write(bytes(1 << 20))\n"
+        "    except OSError as e:\n"
+        "        return f'{e.errno} {e.strerror}'\n"
+    )
+    server.deploy("filler", {"index.py": code}, **{**EXCLUSIVE, "timeout": 60})
+    assert server.invoke("filler", x_chat_id="one").text == "28 No space left on device"
 
 
 def test_sessions_are_listed_and_created_ahead(server: Server) -> None:

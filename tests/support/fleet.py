@@ -12,7 +12,17 @@ from roost.instances.instance import Surroundings
 from roost.instances.pauses import Pauses
 from roost.instances.roster import FleetLimits, Roster, Specs
 from roost.instances.sessions import SessionBook, SessionStore
+from roost.model.function import FunctionSpec
 from roost.model.session import Session
+
+
+class NoFolders:
+    """Sessions without files."""
+
+    def session_dir(self, spec: FunctionSpec, session: Session) -> str:
+        return "/mnt/session"
+
+    async def make_session_dir(self, spec: FunctionSpec, session: Session) -> None: ...
 
 
 class Parts:
@@ -30,7 +40,7 @@ class Parts:
         )
         self.fleet = InstanceFleet(
             roster=self.roster, book=self.book, pauses=self.pauses, background=self.background,
-            session_dir=lambda spec, session: "/mnt/session",
+            folders=NoFolders(),
         )  # fmt: skip
         self.adoption = Adoption(specs=specs, book=self.book, roster=self.roster)
 

@@ -99,3 +99,13 @@ async def test_removing_follows_no_link(volumes: Volumes, tmp_path: Path) -> Non
         await volumes.remove("acc", "notes", "/ann/s1/kept")
     await volumes.remove("acc", "notes", "/ann/s1")
     assert (tmp_path / "outside/kept").exists()
+
+
+async def test_a_removed_folder_takes_its_images_along(volumes: Volumes) -> None:
+    kept = volumes.image("acc", "notes", "/ann")
+    gone = [volumes.image("acc", "notes", path) for path in ("/ann/s1", "/ann/s1/deeper")]
+    for image in (kept, *gone):
+        image.touch()
+    await volumes.remove("acc", "notes", "/ann/s1")
+    assert kept.exists()
+    assert not any(image.exists() for image in gone)
