@@ -2,7 +2,7 @@
 
 The same `hello` handler behind Roost, behind uvicorn alone, behind functions-framework and behind Ray Serve, on the
 same cores as the load generator. Ray Serve's own background work disturbs whatever runs beside it, so it has a phase of
-its own, again beside uvicorn alone.
+its own, again beside uvicorn alone. A last table says where the CPU time of a request goes.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import contextlib
 import json
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from bench import _harness, _load, _servers
@@ -61,23 +62,55 @@ def _bind(
     return {name: (lambda port=port, path=path: measure(port, path)) for name, (port, path) in targets.items()}  # type: ignore[misc]
 
 
+def cpu_seconds(process: int) -> float:
+    """Of all threads of a process, to the microsecond."""
+    tasks = Path(f"/proc/{process}/task").glob("*/schedstat")
+    return sum(int(task.read_text().split()[0]) for task in tasks) / 1e9
+
+
+def descendants(process: int) -> list[int]:
+    found: list[int] = []
+    for children in Path(f"/proc/{process}/task").glob("*/children"):
+        for child in map(int, children.read_text().split()):
+            found += [child, *descendants(child)]
+    return found
+
+
+def budget(server: _servers.Roost) -> None:
+    """The CPU time of a request at concurrency 16, by who spends it."""
+    host, rooms = server.process.pid, descendants(server.process.pid)
+    before = cpu_seconds(host), sum(map(cpu_seconds, rooms))
+    result = load(server.port, "/warm/", "--connections", CONCURRENCY, "--seconds", 4)
+    after = cpu_seconds(host), sum(map(cpu_seconds, rooms))
+    spent = {
+        "the server": after[0] - before[0],
+        "the room": after[1] - before[1],
+        "the load generator": result["cpu"],
+    }
+    print(f"\n### CPU time of a request to Roost at concurrency {CONCURRENCY}\n\n| | microseconds |\n|---|---:|")
+    for who, seconds in spent.items():
+        print(f"| {who} | {seconds / result['answered'] * 1e6:.0f} |")
+
+
 @contextlib.contextmanager
-def roost() -> Iterator[tuple[int, str]]:
+def roost() -> Iterator[_servers.Roost]:
     with _servers.roost() as server:
         server.deploy("warm", {"main.py": _servers.ASGI_APP}, handler="main.app", instanceConcurrency=100)
         _servers.first_byte(server.port, "/warm/")
-        yield server.port, "/warm/"
+        yield server
 
 
 def first_phase(options: argparse.Namespace, promises: _harness.Promises) -> None:
     with contextlib.ExitStack() as stack:
         targets = {"uvicorn alone": (stack.enter_context(_servers.bare_uvicorn()), "/")}
-        targets["Roost"] = stack.enter_context(roost())
+        server = stack.enter_context(roost())
+        targets["Roost"] = (server.port, "/warm/")
         try:
             targets["functions-framework"] = (stack.enter_context(_servers.functions_framework()), "/")
         except _servers.Missing as missing:
             print(f"\nnot measured: {missing}")
         latencies, throughputs = compare("Warm", targets, options.runs)
+        budget(server)
     added = [r - b for r, b in zip(latencies["Roost"], latencies["uvicorn alone"], strict=True)]
     promises.at_most("p50 added at concurrency 1", _harness.stats(added).median, 1.0, "ms")
     ratios = [r / b for r, b in zip(throughputs["Roost"], throughputs["uvicorn alone"], strict=True)]
