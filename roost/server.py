@@ -48,6 +48,7 @@ from roost.isolation.egress.embedded import EmbeddedServer
 from roost.isolation.egress.index_proxy import IndexLimits
 from roost.isolation.egress.upstreams import Upstreams, read_upstreams
 from roost.isolation.namespaces.driver import NamespacesDriver
+from roost.isolation.namespaces.orphans import OrphanWatch
 from roost.isolation.templates import Templates
 from roost.model.errors import InvalidArgument, NotFound, RoostError
 from roost.model.function import FunctionSpec
@@ -210,6 +211,10 @@ class Server:
             stack.push_async_callback(self.tracing.close)
         await self.driver.start()
         stack.push_async_callback(self.driver.close)
+        lock = self.config.data_dir / "roost.db.lock"
+        orphans = OrphanWatch(lock=lock, run_dir=self.config.run_dir, groups=self.driver.groups)
+        await orphans.start()
+        stack.push_async_callback(orphans.close)
         await self.egress.start()
         stack.push_async_callback(self.egress.close)
         adopted = await self.adoption.run()
@@ -269,11 +274,12 @@ class Server:
             self.background.spawn(self._forget(account, name))
 
     async def _forget(self, account: str, name: str) -> None:
+        # What is kept goes first: a function that is created again under this name must find nothing, and lose nothing.
+        await asyncio.gather(self.assembly.forget_function(account, name), self.logs.delete(account, name))
         await self.book.forget_function(account, name)
         await self.roster.emptied(account, name)
-        await self.logs.delete(account, name)
-        await self.assembly.forget_function(account, name)
-        self.metrics.forget(account, name)
+        if (account, name) not in self.catalog.names():
+            self.metrics.forget(account, name)
 
     def _code_in_use(self) -> frozenset[str]:
         """Packages that an instance still runs from, though its function has moved on."""

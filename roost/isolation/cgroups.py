@@ -266,6 +266,11 @@ class Cgroups:
         """Raises Unavailable with what to do if this machine's cgroups cannot hold rooms."""
         return cls(parse_mounts(Path("/proc/self/mounts").read_text()), tag)
 
+    @property
+    def parents(self) -> tuple[Path, ...]:
+        """The parent directory in each tree."""
+        return tuple(tree / self._parent for tree in self._hierarchies.trees)
+
     def prepare(self) -> None:
         """Make the parents, with the controllers of a v2 tree switched on. Raises Unavailable."""
         try:

@@ -140,6 +140,22 @@ def test_rooms_killed_from_outside_at_random_are_replaced(server: Server) -> Non
     assert server.invoke("target").text == "ok"
 
 
+def test_helpers_that_stand_still_are_replaced(server: Server) -> None:
+    server.deploy("still", {"index.py": "def handler(event, context): return 'ok'"}, **EXCLUSIVE)
+    for helper in ("roost-zygote", "roost-maker"):
+        for pid in children(server.pid, helper):
+            os.kill(pid, signal.SIGSTOP)
+        threads = [
+            threading.Thread(target=server.invoke, args=("still",), kwargs={"x_chat_id": f"{helper}-{number}"})
+            for number in range(12)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert server.invoke("still", x_chat_id=f"{helper}-after").text == "ok"
+
+
 def test_helpers_killed_in_mid_create_are_replaced(server: Server) -> None:
     server.deploy("many", {"index.py": "def handler(event, context): return 'ok'"}, **EXCLUSIVE)
     for helper in ("roost-zygote", "roost-maker"):

@@ -69,6 +69,7 @@ class NamespacesDriver:
         self._cgroups: Cgroups | None = None
         self._ranges = Ranges()
         self._maker = Helper("maker")
+        self._mending = asyncio.Lock()
         self._quiet = Quiet()
         self._identities = Pool(self._make_identity, self._release_identity, ahead=_IDENTITIES_AHEAD, quiet=self._quiet)
         self._scratch: dict[int, Pool[Disk]] = {}
@@ -88,6 +89,11 @@ class NamespacesDriver:
         self._cgroups = cgroups
         await self._maker.start()
         self._identities.refill()
+
+    @property
+    def groups(self) -> tuple[Path, ...]:
+        """Where the rooms' cgroups are, in each tree; known once started."""
+        return self._cgroups.parents if self._cgroups is not None else ()
 
     async def close(self) -> None:
         await self._identities.close()
@@ -117,14 +123,16 @@ class NamespacesDriver:
     # -- identities
 
     async def _make_identity(self) -> Identity:
-        if not self._maker.alive:
-            await self._maker.close()
-            self._maker = Helper("maker")
-            await self._maker.start()
+        async with self._mending:  # one for all who find it gone
+            if not self._maker.alive:
+                await self._maker.close()
+                self._maker = Helper("maker")
+                await self._maker.start()
+            maker = self._maker
         index = self._ranges.take()
         base = self._first_id + index * IDS
         try:
-            _, (userns, netns) = await self._maker.request({"base": base})
+            _, (userns, netns) = await maker.request({"base": base})
         except BaseException:
             self._ranges.give_back(index)
             raise

@@ -16,7 +16,7 @@ from roost.model.errors import Unavailable
 
 _IN_FLIGHT = 8  # requests; their messages fit the socket's buffer
 _START_TIMEOUT_S = 60.0
-_REPLY_TIMEOUT_S = 30.0
+_REPLY_TIMEOUT_S = 10.0  # a fork takes milliseconds; what is silent for so long is given up
 _STOP_TIMEOUT_S = 5.0
 _STDERR_LIMIT = 16 << 10
 
@@ -93,6 +93,7 @@ class Helper:
                 wire.send(self._sock, {**message, "id": number}, fds)
                 reply, received = await asyncio.wait_for(future, _REPLY_TIMEOUT_S)
             except (OSError, TimeoutError) as error:
+                self._give_up()
                 raise Unavailable(f"The {self._module} does not answer: {error or 'time is up'}.") from error
             finally:
                 self._pending.pop(number, None)
@@ -128,6 +129,14 @@ class Helper:
         for future in (*self._pending.values(), self._ready):
             if future is not None and not future.done():
                 future.set_exception(Unavailable(f"The {self._module} has ended."))
+                future.exception()  # seen: those who asked may have gone
+
+    def _give_up(self) -> None:
+        """It may be stopped or stuck: without this, everyone who comes would wait for it in turn."""
+        if self._process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                self._process.kill()
+        self._lost()
 
     async def drain(self) -> None:
         """Wait until nothing that was asked is unanswered."""
@@ -142,7 +151,7 @@ class Helper:
     async def _stop(self) -> str:
         """End the process; what it wrote to its standard error."""
         self._lost()
-        if self._ready is not None and self._ready.done():
+        if self._ready is not None and self._ready.done() and not self._ready.cancelled():
             self._ready.exception()  # seen, whether or not anybody waited for it
         process, self._process = self._process, None
         if process is None or process.stderr is None:
