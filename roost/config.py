@@ -51,6 +51,7 @@ class Config:
     start_timeout: float = 30.0
     stop_grace: float = 5.0
     queue_timeout: float = 60.0
+    orphan_grace: float = 60.0  # that rooms of a killed server wait for the next one, before they are ended
     model: ModelConfig = field(default_factory=ModelConfig)
     otlp_endpoint: str = ""
     log_file_mb: int = 8
@@ -153,7 +154,7 @@ def validate(config: Config) -> Config:
     for name in ("max_instances", "max_waiting", "log_file_mb", "package_cache_mb"):
         if getattr(config, name) < 1:
             raise ConfigError(f"'{name}' must be at least 1.")
-    for name in ("start_timeout", "stop_grace", "queue_timeout"):
+    for name in ("start_timeout", "stop_grace", "queue_timeout", "orphan_grace"):
         if not 0 < getattr(config, name) <= 3600:
             raise ConfigError(f"'{name}' must be more than 0 and at most 3600 seconds.")
     return replace(config, data_dir=config.data_dir.absolute())

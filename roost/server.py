@@ -212,7 +212,9 @@ class Server:
         await self.driver.start()
         stack.push_async_callback(self.driver.close)
         lock = self.config.data_dir / "roost.db.lock"
-        orphans = OrphanWatch(lock=lock, run_dir=self.config.run_dir, groups=self.driver.groups)
+        orphans = OrphanWatch(
+            lock=lock, run_dir=self.config.run_dir, groups=self.driver.groups, grace_s=self.config.orphan_grace
+        )
         await orphans.start()
         stack.push_async_callback(orphans.close)
         await self.egress.start()

@@ -9,8 +9,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-#: As long as a running room waits for a server before it ends itself.
-GRACE_S = 60.0
 _STOP_TIMEOUT_S = 5.0
 
 
@@ -18,7 +16,7 @@ class OrphanWatch:
     """Held while a server runs. `lock` is what a server of the data directory holds; `groups` are the parents of its
     rooms' cgroups, one in each tree."""
 
-    def __init__(self, *, lock: Path, run_dir: Path, groups: Sequence[Path], grace_s: float = GRACE_S) -> None:
+    def __init__(self, *, lock: Path, run_dir: Path, groups: Sequence[Path], grace_s: float) -> None:
         self._arguments = (str(grace_s), str(lock), str(run_dir), *map(str, groups))
         self._pipe = -1
         self._process: asyncio.subprocess.Process | None = None
