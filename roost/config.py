@@ -88,7 +88,7 @@ def load(
     )
     if file is not None:
         config = _merge(config, _read(file), where=str(file))
-    config = _merge(config, overrides or {}, where="command line")
+    config = _merge(config, overrides or {}, where="the command line")
     return validate(config)
 
 
@@ -127,7 +127,22 @@ def _typed(name: str, value: Any, present: Any, where: str) -> Any:
         return float(value)
     if type(value) is type(present):
         return value
-    raise ConfigError(f"'{name}' in {where} must be a {type(present).__name__}, not {value!r}.")
+    raise ConfigError(f"'{name}' in {where} must be {_kind(present)}, not {value!r}.")
+
+
+def _kind(present: Any) -> str:
+    """What a setting with this default takes, in words."""
+    match present:
+        case int():
+            return "a whole number"
+        case float():
+            return "a number"
+        case str():
+            return "a string"
+        case Path():
+            return "a path (a string)"
+        case _:
+            return "a table"
 
 
 def is_loopback(host: str) -> bool:

@@ -8,12 +8,14 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import errno
 import logging
 import os
 import random
 import resource
 import secrets
 import signal
+import socket
 import sys
 from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
@@ -50,7 +52,7 @@ from roost.isolation.egress.upstreams import Upstreams, read_upstreams
 from roost.isolation.namespaces.driver import NamespacesDriver
 from roost.isolation.namespaces.orphans import OrphanWatch
 from roost.isolation.templates import Templates
-from roost.model.errors import InvalidArgument, NotFound, RoostError
+from roost.model.errors import InvalidArgument, NotFound, RoostError, Unavailable
 from roost.model.function import FunctionSpec
 from roost.model.session import Session
 from roost.model.signature import Keys
@@ -327,10 +329,17 @@ async def _cancel(task: asyncio.Task[None]) -> None:
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="roost serve", description="Run the Roost server in the foreground.")
     parser.add_argument("--host", help="address to listen on (default 127.0.0.1)")
-    parser.add_argument("--port", type=int, help="port to listen on (default 8700; 0: a free one)")
+    parser.add_argument("--port", type=_whole_number, help="port to listen on (default 8700; 0: a free one)")
     parser.add_argument("--data-dir", type=Path, help="where everything is kept (default ~/.local/share/roost)")
     parser.add_argument("--config", type=Path, help="TOML file with settings")
     return parser.parse_args(arguments)
+
+
+def _whole_number(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
 
 
 def _need_root() -> None:
@@ -347,8 +356,30 @@ def _raise_file_limit() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
+def _make_directory(directory: Path, purpose: str) -> None:
+    try:
+        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        why = "it is not a directory" if error.errno == errno.EEXIST else error.strerror
+        raise Unavailable(f"The {purpose} {directory} can't be used: {why}.") from error
+
+
+def _explained(error: OSError, config: Config) -> str:
+    """What kept the server from starting or running, and what mends it where that is known."""
+    if error.errno == errno.EADDRINUSE:
+        return (
+            f"Port {config.port} on {config.host} is in use; end the program that uses it, "
+            "or take another port with --port (0: a free one)."
+        )
+    if error.errno == errno.EADDRNOTAVAIL or isinstance(error, socket.gaierror):
+        return f"This machine has no address {config.host}; take one of its own with --host."
+    reason = error.strerror or str(error)
+    return f"{error.filename} can't be used: {reason}." if error.filename else f"{reason}."
+
+
 def main(arguments: list[str] | None = None) -> int:
-    """Exit codes: 0 stopped as asked, 1 it could not start or run, 2 wrong arguments or settings."""
+    """Exit codes: 0 stopped as asked, 1 it could not start or run, 2 wrong arguments or settings, 130 interrupted while
+    it started. SIGINT may come in blocked (see `roost serve`): it is heard from here on."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     for name in ("httpx", "uvicorn"):
         logging.getLogger(name).setLevel(logging.WARNING)
@@ -360,18 +391,22 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"roost: {error.message}", file=sys.stderr)
         return 2
     try:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         _need_root()
         _raise_file_limit()
-        config.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-        config.run_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        _make_directory(config.data_dir, "data directory")
+        _make_directory(config.run_dir, "directory of sockets")
         server = Server(config)
         uvloop.run(server.run())
     except RoostError as error:
         print(f"roost: {error.message}", file=sys.stderr)
         return 1
     except OSError as error:
-        print(f"roost: {error}", file=sys.stderr)
+        print(f"roost: {_explained(error, config)}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("roost: interrupted", file=sys.stderr)
+        return 130
     return 0
 
 

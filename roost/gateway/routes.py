@@ -13,7 +13,7 @@ from roost.model.function import LATEST
 #: First segments that belong to the control plane; no function can take one of these names.
 RESERVED = frozenset({"2023-03-30", "healthz", "metrics", "roost"})
 
-_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,127}")
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,63}")
 _QUALIFIER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,127}")
 _EVENT = re.compile(rb"/2023-03-30/functions/([^/?]+)/invocations(?:\?(.*))?", re.DOTALL)
 
@@ -83,7 +83,7 @@ def _event(segment: bytes, query: bytes) -> Event:
     name = unquote(segment.decode("latin-1"))
     if not _NAME.fullmatch(name):
         raise InvalidArgument(
-            "A function name has 1 to 128 letters, digits, '_' or '-' and begins with a letter or '_'."
+            "A function name has 1 to 64 letters, digits, '_' or '-' and begins with a letter or '_'."
         )
     given = parse_qs(query.decode("latin-1")).get("qualifier") if query else None
     return Event(name=name, qualifier=_check_qualifier(given[0]) if given else LATEST)

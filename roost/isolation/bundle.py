@@ -79,7 +79,9 @@ def build_bundle(data_dir: Path) -> Bundle:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise StorageFull(f"The disk is full: the guest bundle does not fit in {guest}.") from error
-        raise Unavailable(f"The guest bundle could not be built: {error}.") from error
+        raise Unavailable(
+            f"The guest bundle could not be built: {error.filename or guest}: {error.strerror or error}."
+        ) from error
     return Bundle(root)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -54,6 +55,8 @@ def serve(
     options = _options(host, port, data_dir, config, model)
     if model:
         os.environ.update(start_local_model())
+    # Ctrl-C while Python still imports the server would print a traceback; the server's main unblocks it.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     _become("roost.server", options.arguments())
 
 

@@ -16,6 +16,7 @@ GOOD = Found(
     mkfs=True,
     user_namespaces=1000,
     cgroups="",
+    closed="",
     seccomp="",
 )
 
@@ -69,8 +70,14 @@ def test_a_good_machine_has_no_problems() -> None:
         ({"mkfs": False}, "apt install e2fsprogs"),
         ({"user_namespaces": 0}, "sysctl -w"),
         ({"cgroups": "No cgroup v2 tree"}, "No cgroup v2 tree"),
+        ({"closed": "/sys/fs/cgroup"}, "/sys/fs/cgroup is not writable"),
     ],
 )
 def test_each_problem_says_what_mends_it(change: dict[str, object], words: str) -> None:
     (problem,) = problems(Found(**{**vars(GOOD), **change}))
     assert words in problem
+
+
+def test_without_root_only_that_is_told_of_what_root_can_do() -> None:
+    found = Found(**{**vars(GOOD), "root": False, "privileged": False, "closed": "/sys/fs/cgroup"})
+    assert problems(found) == ("Rooms take root: sudo roost serve.",)

@@ -21,7 +21,8 @@ _CAP_SYS_ADMIN = 21
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
-    """What was looked at. `cgroups` and `seccomp` are empty, or say what is wrong."""
+    """What was looked at. `cgroups` and `seccomp` are empty, or say what is wrong; `closed` is a cgroup tree that this
+    user can't write to, or empty."""
 
     root: bool
     privileged: bool
@@ -31,6 +32,7 @@ class Found:
     mkfs: bool
     user_namespaces: int
     cgroups: str
+    closed: str
     seccomp: str
 
 
@@ -55,6 +57,10 @@ def problems(found: Found) -> tuple[str, ...]:
         (found.mkfs, "mkfs.ext4 is missing: apt install e2fsprogs."),
         (found.user_namespaces > 0, "User namespaces are switched off: sysctl -w user.max_user_namespaces=65536."),
         (not found.cgroups, found.cgroups),
+        (
+            not found.closed or not found.root,
+            f"{found.closed} is not writable: start the container with --privileged --cgroupns=host.",
+        ),
         (not found.seccomp, found.seccomp),
     )
     return tuple(problem for good, problem in checks if not good)
@@ -66,6 +72,7 @@ def _kernel(release: str) -> tuple[int, ...]:
 
 
 def _look() -> Found:
+    cgroups, closed = _cgroups()
     return Found(
         root=os.geteuid() == 0,
         privileged=bool(_capabilities() >> _CAP_SYS_ADMIN & 1),
@@ -74,7 +81,8 @@ def _look() -> Found:
         loop_devices=Path("/dev/loop-control").exists(),
         mkfs=shutil.which("mkfs.ext4", path="/usr/sbin:/usr/bin:/sbin:/bin") is not None,
         user_namespaces=int(_read("/proc/sys/user/max_user_namespaces").strip() or 0),
-        cgroups=_cgroups(),
+        cgroups=cgroups,
+        closed=closed,
         seccomp=_seccomp(),
     )
 
@@ -84,19 +92,17 @@ def _capabilities() -> int:
     return int(match[1], 16) if match else 0
 
 
-def _cgroups() -> str:
+def _cgroups() -> tuple[str, str]:
+    """What is wrong with them, and which of their trees is closed to this user."""
     try:
         hierarchies = parse_mounts(_read("/proc/self/mounts"))
     except Unavailable as error:
-        return error.message
+        return error.message, ""
     available = set(_read(str(hierarchies.unified / "cgroup.controllers")).split())
     lacking = set(hierarchies.v2_controllers) - available
     if lacking:
-        return f"The cgroup controllers {', '.join(sorted(lacking))} are missing: boot with cgroup_enable=memory."
-    closed = [tree for tree in hierarchies.trees if not os.access(tree, os.W_OK)]
-    if closed:
-        return f"{closed[0]} is not writable: start the container with --privileged --cgroupns=host."
-    return ""
+        return f"The cgroup controllers {', '.join(sorted(lacking))} are missing: boot with cgroup_enable=memory.", ""
+    return "", next((str(tree) for tree in hierarchies.trees if not os.access(tree, os.W_OK)), "")
 
 
 def _seccomp() -> str:
