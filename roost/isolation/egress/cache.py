@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import fcntl
 import hashlib
 import logging
 import os
@@ -76,6 +77,8 @@ class Partial:
             if actual != digest.value:
                 raise Unavailable(f"The index sent a file whose {digest.algorithm} is {actual}, not {digest.value}.")
             os.fchmod(self._fd, 0o400)
+            fcntl.fcntl(self._fd, fcntl.F_SETFL, fcntl.fcntl(self._fd, fcntl.F_GETFL) | os.O_NOATIME)
+            _mark_used(self._fd)
             target.parent.mkdir(parents=True, exist_ok=True)
             self._path.replace(target)
             return os.dup(self._fd)
@@ -198,7 +201,7 @@ class ContentCache:
         """A descriptor of a cached file. Its content is compared once, and again whenever the file was touched."""
         path = self._path(digest)
         try:
-            fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NOATIME)
         except OSError:
             return None
         try:
@@ -210,8 +213,7 @@ class ContentCache:
                     os.close(fd)
                     return None
                 self._verified[path] = _identity(status)
-            # The time of last use, for eviction; the mount may not keep it itself.
-            os.utime(fd, ns=(time.time_ns(), status.st_mtime_ns))
+            _mark_used(fd)
         except OSError as error:
             log.warning("a file of the package cache can't be read: %s", error)
             os.close(fd)
@@ -262,6 +264,12 @@ def _close_result(done: asyncio.Future[FD]) -> None:
         fd = done.result()
         if fd is not None:
             os.close(fd)
+
+
+def _mark_used(fd: int) -> None:
+    """Set the time of last use, for eviction. Descriptors have O_NOATIME: the kernel would set it to its coarse clock,
+    in which uses within milliseconds are one and the same, or not at all, as the mount says."""
+    os.utime(fd, ns=(time.time_ns(), os.fstat(fd).st_mtime_ns))
 
 
 def _identity(status: os.stat_result) -> tuple[int, int, int]:
