@@ -171,7 +171,8 @@ def check_url(url: str) -> None:
     """Raise UsageError for what can't be the server's address."""
     try:
         parsed = httpx.URL(url)
-    except httpx.InvalidURL as error:
+        parsed.host.encode("idna")  # as the resolver will: a part of a name has at most 63 characters
+    except (httpx.InvalidURL, UnicodeError) as error:
         raise UsageError(f"ROOST_URL is {url!r}, which is not an address: {error}.") from error
     if parsed.scheme not in {"http", "https"} or not parsed.host:
         raise UsageError(f"ROOST_URL is {url!r}; it has to be like {DEFAULT_URL}.")

@@ -64,9 +64,9 @@ def address(
     The command line wins over the configuration file, and that over a ROOST_URL of this machine: who has set it means
     the server to be there. Raises UsageError when ROOST_URL is another machine's, or the port is any.
     """
-    if port == 0:
-        raise UsageError("--port 0: a server in the background needs a number by which it can be found.")
     settings = _settings(config)
+    if (settings.get("port") if port is None else port) == 0:
+        raise UsageError("Port 0: a server in the background needs a number by which it can be found.")
     host = host or settings.get("host")
     given = port or settings.get("port")
     if host is None and given is None and environment.get("ROOST_URL"):
@@ -79,11 +79,13 @@ def address(
 
 
 def _settings(config: Path | None) -> Mapping[str, Any]:
-    """The configuration file as far as it can be read; the server itself says what is wrong with it."""
+    """The configuration file as far as it is right; the server itself says what is wrong with it."""
     try:
-        return tomllib.loads(config.read_text()) if config else {}
+        settings = tomllib.loads(config.read_text()) if config else {}
     except (OSError, ValueError):
         return {}
+    kinds = {"host": str, "port": int, "data_dir": str}
+    return {name: settings[name] for name, kind in kinds.items() if type(settings.get(name)) is kind}
 
 
 class Daemon:
@@ -109,7 +111,7 @@ class Daemon:
         """Whether a server answers at the address."""
         try:
             return httpx.get(f"{self.url}/healthz", timeout=2.0, trust_env=False).is_success
-        except httpx.HTTPError:
+        except (httpx.HTTPError, httpx.InvalidURL, UnicodeError):  # a name or port that no server can have
             return False
 
     def start(self, options: ServerOptions) -> int:
@@ -124,7 +126,8 @@ class Daemon:
             self.log.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             log = self.log.open("ab")
         except OSError as error:
-            raise Failed(f"The data directory {self.log.parent} can't be used: {error.strerror}.") from error
+            why = "it is not a directory" if isinstance(error, FileExistsError) else error.strerror
+            raise Failed(f"The data directory {self.log.parent} can't be used: {why}.") from error
         with log:
             position = log.tell()
             process = subprocess.Popen(

@@ -209,7 +209,7 @@ def test_no_server(run: Run, server: FakeRoost, monkeypatch: pytest.MonkeyPatch)
     ended = run("ps")
     assert (ended.code, ended.out) == (3, "")
     assert "roost up" in ended.err
-    for wrong in ("localhost:8700", "http://", "http://127.0.0.1:abc", "ftp://127.0.0.1"):
+    for wrong in ("localhost:8700", "http://", "http://127.0.0.1:abc", "ftp://127.0.0.1", f"http://{'a' * 64}.b"):
         monkeypatch.setenv("ROOST_URL", wrong)
         ended = run("ps")
         assert (ended.code, len(ended.err.splitlines())) == (2, 1)

@@ -85,11 +85,27 @@ def test_where_the_server_will_be(tmp_path: Path) -> None:
     for url in ("http://roost.example:8700", "https://127.0.0.1:8700", "http://127.0.0.1:8700/below"):
         with pytest.raises(UsageError, match="unset it"):
             address(None, None, None, {"ROOST_URL": url})
-    with pytest.raises(UsageError, match="--port 0"):
+    with pytest.raises(UsageError, match="Port 0"):
         address(None, 0, None, {})
     assert data_directory(None, None, elsewhere) == Path("/share/roost")
     assert data_directory(None, config, elsewhere) == Path.home() / "kept"
     assert data_directory(tmp_path, config, elsewhere) == tmp_path
+
+
+def test_what_is_wrong_in_the_configuration_is_left_for_the_server_to_say(tmp_path: Path) -> None:
+    config = tmp_path / "roost.toml"
+    config.write_text('host = ["a"]\nport = "x"\ndata_dir = 3\n')
+    assert address(None, None, config, {}) == ("http://127.0.0.1:8700", None)
+    assert data_directory(None, config, {"XDG_DATA_HOME": "/share"}) == Path("/share/roost")
+    config.write_text("port = 0\n")
+    assert address(None, 9001, config, {}) == ("http://127.0.0.1:9001", 9001)
+    with pytest.raises(UsageError, match="Port 0"):
+        address(None, None, config, {})
+
+
+@pytest.mark.parametrize("host", ["a" * 70 + ".b", "a b", "[::1"])
+def test_at_an_address_that_cannot_be_no_server_is_healthy(tmp_path: Path, host: str) -> None:
+    assert not Daemon(tmp_path, f"http://{host}:8700").healthy()
 
 
 def test_a_pid_that_is_now_another_process_is_left_alone(tmp_path: Path, port: int) -> None:
