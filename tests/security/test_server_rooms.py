@@ -34,6 +34,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         made.deploy("evil", {"index.py": RUN}, timeout=30)
         made.deploy("victim", {"index.py": RUN}, timeout=30)
         made.deploy("talk", {"index.py": RUN}, timeout=60, **SESSIONS)
+        made.deploy("commons", {"index.py": RUN}, timeout=60, **{**SESSIONS, "instanceIsolationMode": "SHARE"})
         yield made
 
 
@@ -129,9 +130,7 @@ os.mkfifo("/var")
     assert not list((server.data_dir / "code").glob("*/hosts"))
 
 
-def test_what_a_room_leaves_in_its_volume_is_deleted(server: Server) -> None:
-    """Deep, many, oddly named, special and hard-linked; the server goes on, and nothing of it stays."""
-    source = r"""
+LITTER = r"""
 os.chdir("/mnt/session")
 for name in (b"\xff\xfe", b"new\nline", b"-rf", b"\x1b[2J", b"x" * 255):
     os.close(os.open(name, os.O_CREAT))
@@ -150,14 +149,34 @@ for _ in range(1200):
     os.chdir("d" * 100)
 print("made")
 """
-    assert run(server, source, talk="litter").strip() == "made"
-    left = server.data_dir / "volumes" / "default" / "sessions" / "talk" / "default" / "litter"
-    assert left.is_dir()
-    assert (server.data_dir / "volumes").stat().st_mode & 0o077 == 0  # no user of the host runs what is set-uid there
+
+
+def test_what_a_room_leaves_in_its_volume_is_deleted(server: Server) -> None:
+    """Deep, many, oddly named, special and hard-linked; the server goes on, and nothing of it stays."""
+    assert run(server, LITTER, talk="litter").strip() == "made"
+    volumes = server.data_dir / "volumes"
+    left = volumes / "default" / ".disks" / "sessions" / "d-talk" / "d-default" / "d-litter"
+    assert [file.name for file in left.iterdir()] == ["disk.img"]
+    assert volumes.stat().st_mode & 0o077 == 0
     with server.client() as client:
         assert client.delete("/2023-03-30/functions/talk/sessions/litter").status_code in (200, 204)
     server.until(lambda: not left.exists())
-    server.until(lambda: not list((server.data_dir / "volumes").glob(".*/*")))
+    server.until(lambda: not list(volumes.glob(".*/*")))
+    assert run(server, "print('here')", function="victim").strip() == "here"
+
+
+def test_what_a_session_leaves_beside_those_of_others_is_deleted(server: Server) -> None:
+    """There the host deletes file by file, in a folder that rooms still have."""
+    source = LITTER.replace("/mnt/session", "/mnt/sessions/default/litter")
+    assert run(server, source, function="commons", talk="litter").strip() == "made"
+
+    def beside() -> list[str]:
+        return run(server, "print(*os.listdir('/mnt/sessions/default'))", function="commons", talk="other").split()
+
+    assert sorted(beside()) == ["litter", "other"]
+    with server.client() as client:
+        assert client.delete("/2023-03-30/functions/commons/sessions/litter").status_code in (200, 204)
+    server.until(lambda: beside() == ["other"])
     assert run(server, "print('here')", function="victim").strip() == "here"
 
 
