@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import json
 import time
 from collections.abc import AsyncIterator
@@ -144,7 +145,7 @@ async def test_a_flood_leaves_others_their_turn(guest: Hostile) -> None:
         await asyncio.sleep(0.005)
     burst, flood = taken[:3], taken[3:]
     assert burst[-1] - burst[0] >= dear_s  # the first ones follow each other
-    free = [after - before - dear_s for before, after in zip(flood, flood[1:], strict=False)]
+    free = [after - before - dear_s for before, after in itertools.pairwise(flood)]
     assert min(free) > 5 * dear_s
 
 
