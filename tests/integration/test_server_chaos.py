@@ -136,7 +136,9 @@ def test_rooms_killed_from_outside_at_random_are_replaced(server: Server) -> Non
     done.set()
     for thread in threads:
         thread.join()
-    assert set(seen) <= {200, 502}, "the function's fault, said to the caller"
+    # 502: the instance exited under the request; 503: it was ended while it started, which is no fault of the function.
+    assert set(seen) <= {200, 502, 503}
+    assert seen.count(200) > len(seen) / 2
     assert server.invoke("target").text == "ok"
 
 
