@@ -407,6 +407,9 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("roost: interrupted", file=sys.stderr)
         return 130
+    finally:
+        with contextlib.suppress(OSError):  # it is not empty while another server, or an instance to adopt, uses it
+            config.run_dir.rmdir()
     return 0
 
 
