@@ -142,7 +142,7 @@ class Assembly:
 
     async def _forget_shared(self, session: Session) -> None:
         """The folder that it had beside those of others, if its function's sessions share instances."""
-        image = self._volumes.image(session.account, SESSION_VOLUME, f"/{session.function}")
+        image = self._volumes.image(session.account, SESSION_VOLUME, f"/{session.function}", make=False)
         if not image.exists():
             return
         try:

@@ -64,18 +64,19 @@ class Volumes:
         fd = os.open(self._root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         return descend(fd, parts, make=make)
 
-    def image(self, account: str, volume: str, path: str) -> Path:
+    def image(self, account: str, volume: str, path: str, *, make: bool = True) -> Path:
         """The disk image that is mounted for the folder `path` of a volume when the folder has a quota.
 
-        It need not exist yet; the folders on the way to it are made. Raises as `open`.
+        It need not exist yet; `make`: the folders on the way to it are made. Raises as `open`.
         """
         parts = PurePosixPath("/" + path).parts[1:]
         _check(volume, parts, path)
         folder = self._root.joinpath(account, _DISKS, volume, *(_SUBFOLDER + part for part in parts))
-        try:
-            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        except OSError as error:
-            raise self._explain(error, volume, path) from error
+        if make:
+            try:
+                folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            except OSError as error:
+                raise self._explain(error, volume, path) from error
         return folder / "disk.img"
 
     async def remove(self, account: str, volume: str, path: str) -> None:

@@ -109,3 +109,8 @@ async def test_a_removed_folder_takes_its_images_along(volumes: Volumes) -> None
     await volumes.remove("acc", "notes", "/ann/s1")
     assert kept.exists()
     assert not any(image.exists() for image in gone)
+
+
+def test_asking_where_an_image_would_be_makes_nothing(volumes: Volumes, tmp_path: Path) -> None:
+    assert not volumes.image("acc", "notes", "/ann", make=False).parent.exists()
+    assert os.listdir(tmp_path / "volumes") == [".trash"]
