@@ -192,7 +192,8 @@ class Roster:
         for key in instance.sessions:
             if self.pinned.get(key) is instance:
                 del self.pinned[key]
-        if instance.failure is not None:
+        # What a former revision did says nothing of the present one, nor to those who wait for it.
+        if instance.failure is not None and instance.spec.revision == pool.spec.revision:
             pool.crashed(self.around.clock() - instance.created)
             if not instance.served:
                 pool.failed_start(instance, instance.failure)

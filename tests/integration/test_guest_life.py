@@ -130,13 +130,14 @@ def test_a_handler_that_refuses_to_end_keeps_the_connection_until_a_restart(gues
                 return "fine"
             while True:
                 try:
+                    print("begun")
                     while True:
                         pass
                 except BaseException:
                     print("no")
     """)
     sock = guest.raw()
-    guest.control.wait_for_text("Start")
+    guest.control.wait_for_text("begun")
     sock.shutdown(socket.SHUT_WR)
     guest.control.wait_for_text("no\n")
     sock.settimeout(0.05)

@@ -68,6 +68,22 @@ async def test_a_storm_of_requests_for_what_never_starts_is_answered_with_few_st
     await bench.parts.close()
 
 
+async def test_a_start_of_a_former_revision_that_fails_late_fails_nobody_who_waits_for_the_present_one(
+    bench: Bench,
+) -> None:
+    bench.driver.script, bench.driver.stuck = "failed", 3  # it goes slowly: the function is updated meanwhile
+    old = asyncio.create_task(bench.lease(SPEC))
+    await until(lambda: [i.state for i in bench.roster.instances()] == [State.STOPPING])
+    bench.driver.gate, bench.driver.script, bench.driver.stuck = asyncio.Event(), "ready", 0
+    new = bench.known["f"] = replace(SPEC, revision="mended")
+    bench.roster.function_changed("a", "f")
+    waiting = asyncio.create_task(bench.lease(new))
+    await until(lambda: bench.driver.alive == [])
+    bench.driver.gate.set()
+    (await waiting).release()
+    (await old).release()
+
+
 @pytest.mark.parametrize("script", ["failed", "exits", "dies", "crashes", "hangs up"])
 async def test_provisioned_instances_that_crash_are_not_started_hot(bench: Bench, script: str) -> None:
     bench.driver.script = script

@@ -148,6 +148,7 @@ class FakeDriver:
     def __init__(self) -> None:
         self.rooms: list[FakeRoom] = []
         self.script = "ready"
+        self.stuck = 0  # of the next rooms
         self.fail_create = False
         self.gate: asyncio.Event | None = None
         self.swept: frozenset[str] | None = None
@@ -164,6 +165,7 @@ class FakeDriver:
         if self.fail_create:
             raise Unavailable("no loop device")
         room = FakeRoom(spec, self.script)
+        room.stuck = self.stuck
         await room.open()
         self.rooms.append(room)
         return room
