@@ -37,7 +37,8 @@ class Call:
 
     def header(self, name: bytes) -> str:
         """A field of the request, "" without it."""
-        return self.request.head.values.get(name, b"").decode("latin-1")
+        value = self.request.head.values.get(name)
+        return value.decode("latin-1") if value is not None else ""
 
     @property
     def style(self) -> Style:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
+from time import monotonic
 from typing import Protocol, cast
 
 from roost.gateway.faults import Answer, BadRequest, Style, reason, render
@@ -57,8 +58,8 @@ class Splice(Protocol):
 class Request:
     """One request and the way to answer it."""
 
-    __slots__ = ("_buffer", "_buffered", "_ended", "_sink", "answered", "connection", "gone", "head", "on_gone",
-                 "on_writable", "peer")  # fmt: skip
+    __slots__ = ("_buffer", "_buffered", "_ended", "_sink", "answered", "connection", "gone", "head", "keep_alive",
+                 "on_gone", "on_writable", "peer")  # fmt: skip
 
     def __init__(self, head: RequestHead, connection: ClientConnection) -> None:
         self.head = head
@@ -69,6 +70,7 @@ class Request:
         self.on_gone: Callable[[], None] | None = None
         self.on_writable: Callable[[bool], None] | None = None
         self.answered = False  # the first byte of an answer was written
+        self.keep_alive = head.keep_alive
         self._sink: BodySink | None = None
         self._buffer: list[bytes] = []
         self._buffered = 0
@@ -123,12 +125,12 @@ class Request:
         self.answered = True
         self._sink = None
         self._buffer.clear()
-        self.connection.answered(self, keep_alive=keep_alive and self._ended and self.head.keep_alive)
+        self.connection.answered(self, keep_alive=keep_alive and self._ended and self.keep_alive)
 
     def reply(self, answer: Answer) -> None:
         """Answer as a whole; nothing must have been answered yet."""
         head = self.head
-        keep = head.keep_alive and self._ended and not self.connection.draining
+        keep = self.keep_alive and self._ended and not self.connection.draining
         self.write(encode(answer, keep_alive=keep, http11=head.http11, head_only=head.method == "HEAD"))
         self.finish(keep_alive=keep)
 
@@ -163,8 +165,6 @@ class Host(Protocol):
 
     def leave(self, connection: ClientConnection) -> None: ...
 
-    def now(self) -> float: ...
-
     def serve(self, request: Request) -> None:
         """Start to answer. Must not raise."""
         ...
@@ -191,8 +191,8 @@ class ClientConnection(asyncio.Protocol):
         self._eof = False
         self._lingering = 0
         self._pieces = 0  # that the present head came in so far
-        self.peer = ""
-        #: The loop's time after which the connection is taken down by `expire`; 0 for none.
+        self.peer = b""  # its address
+        #: The time (`time.monotonic`) after which the connection is taken down by `expire`; 0 for none.
         self.deadline = 0.0
 
     @property
@@ -208,13 +208,13 @@ class ClientConnection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
         name = transport.get_extra_info("peername")
-        self.peer = name[0] if isinstance(name, tuple) else "unix"
+        self.peer = name[0].encode("ascii") if isinstance(name, tuple) else b"unix"
         self._transport.set_write_buffer_limits(high=_WRITE_HIGH)
         host = self._host
         if not host.admit(self):
             self._refuse(Unavailable("Too many connections.", retry_after=1))
             return
-        self.deadline = host.now() + host.limits.head_timeout_s
+        self.deadline = monotonic() + host.limits.head_timeout_s
 
     def data_received(self, data: bytes) -> None:
         if self._splice is not None:
@@ -273,7 +273,7 @@ class ClientConnection(asyncio.Protocol):
         end = data.find(END)
         if end < 0 or end > MAX_HEAD - len(END):
             if data and not self._buffer:
-                self.deadline = self._host.now() + self._host.limits.head_timeout_s
+                self.deadline = monotonic() + self._host.limits.head_timeout_s
             self._buffer = data
             self._judge_partial(data, end)
             return
@@ -331,13 +331,13 @@ class ClientConnection(asyncio.Protocol):
         request.receive(piece, body.done)
 
     def _await_body(self) -> None:
-        self.deadline = self._host.now() + self._host.limits.body_timeout_s
+        self.deadline = monotonic() + self._host.limits.body_timeout_s
 
     def _break(self, request: Request, error: BadRequest) -> None:
         """The body is not HTTP: nothing that follows can be understood."""
-        request.head.keep_alive = False
+        request.keep_alive = False
         self._lingering = _LINGER_BYTES
-        self.deadline = self._host.now() + self._host.limits.linger_s
+        self.deadline = monotonic() + self._host.limits.linger_s
         if request.on_gone is None:  # nobody serves it yet
             self._request = None
             self._refuse(error)
@@ -369,16 +369,17 @@ class ClientConnection(asyncio.Protocol):
         if self._request is not request:
             return
         self._request = None
-        if not keep_alive or self._host.draining or self._eof:
+        host = self._host
+        if not keep_alive or host.draining or self._eof:
             self._end()
             return
-        self.deadline = self._host.now() + self._host.limits.idle_timeout_s
+        self.deadline = monotonic() + host.limits.idle_timeout_s
         if not self._writable:
             self._next_waits = True  # or a client that only writes would fill our memory with answers
         elif self._buffer:
             # Not from here: a client with a thousand pipelined bad requests would nest a thousand calls.
             asyncio.get_running_loop().call_soon(self._next)
-        else:
+        elif self._paused:
             self.resume()
 
     def _next(self) -> None:
@@ -404,12 +405,12 @@ class ClientConnection(asyncio.Protocol):
         if transport.is_closing():
             return
         if self._body is None and not self._lingering and not self._buffer:
-            self.deadline = self._host.now() + self._host.limits.idle_timeout_s  # to read what was written
+            self.deadline = monotonic() + self._host.limits.idle_timeout_s  # to read what was written
             transport.close()
             return
         self._body = None
         self._lingering = self._lingering or _LINGER_BYTES
-        self.deadline = self._host.now() + self._host.limits.linger_s
+        self.deadline = monotonic() + self._host.limits.linger_s
         self.resume()
         if transport.can_write_eof():
             transport.write_eof()

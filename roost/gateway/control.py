@@ -31,7 +31,7 @@ class ControlPlane:
     """Forwards to the server at `socket`."""
 
     def __init__(self, *, socket: Path, pool: Pool) -> None:
-        self._socket = socket
+        self._socket = str(socket)
         self._pool = pool
 
     async def run(self, request: Request, request_id: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from functools import lru_cache
 
 from roost.gateway.head import RequestHead, ResponseHead
 from roost.model.function import FunctionSpec
@@ -16,7 +16,9 @@ _OURS = (b"x-fc-", b"x-roost-")
 #: Names of ours that a function may use in its reply.
 _REPLY_ALLOWED = frozenset({b"x-fc-error-type", b"x-fc-status"})
 COOKIE = b"x-fc-cookie-session-id"
-_BODILESS = frozenset({"GET", "HEAD", "DELETE", "OPTIONS", "TRACE"})
+_BODILESS = frozenset({b"GET", b"HEAD", b"DELETE", b"OPTIONS", b"TRACE"})
+_EOL = b"\r\n"
+_SPECS = 1024  # described at once, with each of their qualifiers
 
 
 def _is_ours(lower: bytes) -> bool:
@@ -24,26 +26,44 @@ def _is_ours(lower: bytes) -> bool:
     return lower.replace(b"_", b"-").startswith(_OURS) if lower.startswith(b"x") else False
 
 
-def _copy(head: RequestHead, out: list[bytes], dropped: frozenset[bytes], private: Callable[[bytes], bool]) -> None:
-    options = head.options
-    for lower, name, value in head.fields:
-        if lower in dropped or lower in options or private(lower):
-            continue
-        out.append(b"%b: %b\r\n" % (name, value))
+# What becomes of a field depends on its name alone, and names repeat: the answers are remembered, a bounded number.
 
 
-def _signed_or_ours(lower: bytes) -> bool:
-    """What proves the caller's identity to the API is not the function's to see."""
-    return lower == b"authorization" or lower.startswith(b"x-acs-") or _is_ours(lower)
+@lru_cache(4096)
+def _for_guest(lower: bytes, keyed: bool) -> bool:
+    """Whether a function may see a field of the request. What proves its caller to the API (`keyed`) is not its."""
+    if lower in _HOP or lower in _FORWARDED or _is_ours(lower):
+        return False
+    return not (keyed and (lower == b"authorization" or lower.startswith(b"x-acs-")))
 
 
-def _none(lower: bytes) -> bool:
-    return False
+@lru_cache(4096)
+def _for_control(lower: bytes) -> bool:
+    return not (lower in _HOP or lower in _FORWARDED or lower == b"x-fc-request-id")
 
 
-def _frame(head: RequestHead, method: str, out: list[bytes]) -> None:
+@lru_cache(4096)
+def _for_client(lower: bytes, strip_ours: bool) -> bool | None:
+    """Whether a field of a reply goes on to the client; None: its value decides, see `_plants_ours`."""
+    if lower in _HOP or lower == b"x-fc-request-id":
+        return False
+    if not strip_ours:
+        return True
+    if lower == b"set-cookie":
+        return None
+    if lower == b"service-worker-allowed":
+        return False  # all functions are one origin to a browser: this would hand one the pages of the others
+    return not _is_ours(lower) or lower in _REPLY_ALLOWED
+
+
+def _plants_ours(cookie: bytes) -> bool:
+    """A cookie that only the server may set; also one without a name: browsers send "=a=b" back as "a=b"."""
+    return cookie.lstrip(b"= \t").startswith(COOKIE)
+
+
+def _frame(head: RequestHead, method: bytes, out: list[bytes]) -> None:
     if head.upgrade:
-        out.append(b"connection: Upgrade\r\nupgrade: %b\r\n" % head.upgrade)
+        out += (b"connection: Upgrade\r\nupgrade: ", head.upgrade, _EOL)
     if head.chunked:
         out.append(b"transfer-encoding: chunked\r\n")
     elif head.length is not None:
@@ -52,28 +72,24 @@ def _frame(head: RequestHead, method: str, out: list[bytes]) -> None:
         out.append(b"content-length: 0\r\n")
 
 
-def _forwarded(head: RequestHead, peer: str, out: list[bytes]) -> None:
+def _forwarded(head: RequestHead, peer: bytes, out: list[bytes]) -> None:
     """The chain of proxies: the client's own claims are kept in front, as every reverse proxy keeps them."""
-    values = head.values
-    before = values.get(b"x-forwarded-for")
-    chain = peer.encode("latin-1") if before is None else b"%b, %b" % (before, peer.encode("latin-1"))
-    out.append(
-        b"x-forwarded-for: %b\r\nx-forwarded-proto: %b\r\nx-forwarded-host: %b\r\n"
-        % (chain, values.get(b"x-forwarded-proto", b"http"), values.get(b"x-forwarded-host", values.get(b"host", b"")))
-    )
-
-
-_DROP_GUEST = _HOP | _FORWARDED
+    get = head.values.get
+    before = get(b"x-forwarded-for")
+    if before is not None:
+        peer = b"%b, %b" % (before, peer)
+    proto, host = get(b"x-forwarded-proto", b"http"), get(b"x-forwarded-host") or get(b"host", b"")
+    out += (b"x-forwarded-for: ", peer, b"\r\nx-forwarded-proto: ", proto, b"\r\nx-forwarded-host: ", host, _EOL)
 
 
 def guest_head(
     head: RequestHead,
     *,
-    method: str,
+    method: bytes,
     target: bytes,
-    control_path: str,
+    control_path: bytes,
     prefix: str,
-    peer: str,
+    peer: bytes,
     keyed: bool,
     extra: bytes,
 ) -> bytes:
@@ -81,41 +97,61 @@ def guest_head(
 
     `keyed`: what proves the caller's identity was meant for this server, and stays here.
     """
-    out = [b"%b %b HTTP/1.1\r\n" % (method.encode("ascii"), target)]
-    _copy(head, out, _DROP_GUEST, _signed_or_ours if keyed else _is_ours)
+    out = [method, b" ", target, b" HTTP/1.1\r\n"]
+    options = head.options
+    for lower, name, value in head.fields:
+        if _for_guest(lower, keyed) and lower not in options:
+            out += (name, b": ", value, _EOL)
     _frame(head, method, out)
     _forwarded(head, peer, out)
     if prefix:
-        out.append(b"x-forwarded-prefix: %b\r\n" % prefix.encode("latin-1"))
-    out.append(b"x-fc-control-path: %b\r\n" % control_path.encode("ascii"))
-    out.append(extra)
-    out.append(b"\r\n")
+        out += (b"x-forwarded-prefix: ", prefix.encode("latin-1"), _EOL)
+    out += (b"x-fc-control-path: ", control_path, _EOL, extra, _EOL)
     return b"".join(out)
 
 
-_DROP_CONTROL = _HOP | _FORWARDED | {b"x-fc-request-id"}
-
-
-def control_head(head: RequestHead, *, peer: str, request_id: str) -> bytes:
+def control_head(head: RequestHead, *, peer: bytes, request_id: str) -> bytes:
     """The request as the control plane gets it: signed fields stay as they are."""
-    out = [b"%b %b HTTP/1.1\r\n" % (head.method.encode("ascii"), head.target)]
-    _copy(head, out, _DROP_CONTROL, _none)
-    _frame(head, head.method, out)
+    method = head.method.encode("ascii")
+    out = [method, b" ", head.target, b" HTTP/1.1\r\n"]
+    options = head.options
+    for lower, name, value in head.fields:
+        if _for_control(lower) and lower not in options:
+            out += (name, b": ", value, _EOL)
+    _frame(head, method, out)
     _forwarded(head, peer, out)
-    out.append(b"x-fc-request-id: %b\r\n\r\n" % request_id.encode("ascii"))
+    out += (b"x-fc-request-id: ", request_id.encode("ascii"), b"\r\n\r\n")
     return b"".join(out)
 
 
-def function_fields(spec: FunctionSpec, *, qualifier: str, region: str, request_id: str) -> bytes:
-    """Function Compute's request fields for custom runtimes; credentials are empty, as no role is attached."""
-    text = (
-        f"x-fc-request-id: {request_id}\r\nx-fc-function-name: {spec.name}\r\nx-fc-function-handler: {spec.handler}\r\n"
-        f"x-fc-function-memory: {spec.limits.memory_mb}\r\nx-fc-function-timeout: {spec.timeout_s:g}\r\n"
-        f"x-fc-region: {region}\r\nx-fc-account-id: {spec.account}\r\nx-fc-qualifier: {qualifier}\r\n"
-        f"x-fc-version-id: {spec.version}\r\nx-fc-access-key-id: \r\nx-fc-access-key-secret: \r\n"
-        "x-fc-security-token: \r\n"
-    )
-    return text.encode("latin-1", "replace")
+class FunctionFields:
+    """Function Compute's request fields for custom runtimes; credentials are empty, as no role is attached.
+
+    All but the request's id are the same for every request to a function's version, and remembered.
+    """
+
+    def __init__(self, region: str) -> None:
+        self._region = region
+        self._known: dict[tuple[int, str], tuple[FunctionSpec, bytes]] = {}
+
+    def lines(self, spec: FunctionSpec, *, qualifier: str, request_id: str) -> bytes:
+        """Whole field lines."""
+        known = self._known.get((id(spec), qualifier))
+        if known is None:  # an id is its spec's own for as long as that is kept here
+            if len(self._known) >= _SPECS:
+                self._known.clear()
+            known = self._known[id(spec), qualifier] = (spec, self._describe(spec, qualifier))
+        return b"x-fc-request-id: %b\r\n%b" % (request_id.encode("ascii"), known[1])
+
+    def _describe(self, spec: FunctionSpec, qualifier: str) -> bytes:
+        text = (
+            f"x-fc-function-name: {spec.name}\r\nx-fc-function-handler: {spec.handler}\r\n"
+            f"x-fc-function-memory: {spec.limits.memory_mb}\r\nx-fc-function-timeout: {spec.timeout_s:g}\r\n"
+            f"x-fc-region: {self._region}\r\nx-fc-account-id: {spec.account}\r\nx-fc-qualifier: {qualifier}\r\n"
+            f"x-fc-version-id: {spec.version}\r\nx-fc-access-key-id: \r\nx-fc-access-key-secret: \r\n"
+            "x-fc-security-token: \r\n"
+        )
+        return text.encode("latin-1", "replace")
 
 
 def line(name: str, value: str) -> bytes:
@@ -138,11 +174,11 @@ def response_head(
     out = [b"HTTP/1.1 %d %b\r\n" % (head.status, head.reason)]
     options = head.options
     for lower, name, value in head.fields:
-        if lower in _HOP or lower in options or lower == b"x-fc-request-id":
-            continue
-        if strip_ours and _not_the_functions(lower, value):
-            continue
-        out.append(b"%b: %b\r\n" % (name, value))
+        goes = _for_client(lower, strip_ours)
+        if goes is None:
+            goes = not _plants_ours(value)
+        if goes and lower not in options:
+            out += (name, b": ", value, _EOL)
     if length is not None:
         out.append(b"content-length: %d\r\n" % length)
     elif chunked:
@@ -151,27 +187,18 @@ def response_head(
         out.append(b"connection: close\r\n")
     elif keep_alive_10:
         out.append(b"connection: keep-alive\r\n")
-    out.append(extra)
-    out.append(b"\r\n")
+    out += (extra, _EOL)
     return b"".join(out)
-
-
-def _not_the_functions(lower: bytes, value: bytes) -> bool:
-    """Fields that only the server may set."""
-    if lower == b"set-cookie":
-        # Also a cookie without a name: browsers send "=a=b" back as "a=b".
-        return value.lstrip(b"= \t").startswith(COOKIE)
-    if lower == b"service-worker-allowed":
-        return True  # all functions are one origin to a browser: this would hand one the pages of the others
-    return _is_ours(lower) and lower not in _REPLY_ALLOWED
 
 
 def switching_head(head: ResponseHead, *, extra: bytes) -> bytes:
     """`101 Switching Protocols` as the client gets it."""
     out = [b"HTTP/1.1 101 %b\r\nconnection: Upgrade\r\n" % (head.reason or b"Switching Protocols")]
     for lower, name, value in head.fields:
-        if lower == b"upgrade" or not (lower in _HOP or _not_the_functions(lower, value)):
-            out.append(b"%b: %b\r\n" % (name, value))
-    out.append(extra)
-    out.append(b"\r\n")
+        goes = lower == b"upgrade" or _for_client(lower, True)
+        if goes is None:
+            goes = not _plants_ours(value)
+        if goes:
+            out += (name, b": ", value, _EOL)
+    out += (extra, _EOL)
     return b"".join(out)

@@ -26,9 +26,7 @@ class Gatekeeper:
         self._rules = rules
         self._clock = clock
 
-    def check_http(
-        self, account: str, spec: FunctionSpec, qualifier: str, headers: Mapping[str, str], method: str
-    ) -> bool:
+    def check_http(self, account: str, spec: FunctionSpec, qualifier: str, authorization: str, method: str) -> bool:
         """Whether a bearer key was asked for, and given.
 
         Raises Unauthenticated without a right one, AccessDenied for a method that is not allowed.
@@ -37,7 +35,7 @@ class Gatekeeper:
         if method not in access.methods:
             raise AccessDenied(f"Function {spec.name} does not take {method} requests.", code="MethodNotAllowed")
         if access.auth is HttpAuth.BEARER:
-            scheme, _, key = headers.get("authorization", "").partition(" ")
+            scheme, _, key = authorization.partition(" ")
             if scheme.lower() != "bearer" or not access.admits(key.strip()):
                 raise Unauthenticated(
                     f"Function {spec.name} needs 'Authorization: Bearer <key>'.", code="AuthenticationRequired"

@@ -2,18 +2,25 @@
 
 A head is cut from the stream by its own end mark and only then parsed, so a parser never sees more than one message
 and a disagreement over where a message ends can't arise. What is forwarded is always written anew from these fields.
+
+Clients and functions say mostly what they said before: a short head that came before in the same bytes is not parsed
+again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 import httptools
 
 MAX_HEAD = 64 * 1024
 MAX_FIELDS = 100
 END = b"\r\n\r\n"
+#: Heads that are remembered, of each kind, and how long one of them may be: some megabytes in all.
+_REMEMBERED = 1024
+_SHORT = 1024
 _NO_OPTIONS: frozenset[bytes] = frozenset()
 
 
@@ -48,9 +55,10 @@ class TextFields(Mapping[str, str]):
         return len(self._values)
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True)
 class RequestHead:
-    """What a client asks. Not frozen, as freezing costs a microsecond a request; nobody writes to it."""
+    """What a client asks. Shared by all who ask in the same bytes: nobody writes to it, though freezing it would cost
+    more than it is worth."""
 
     method: str
     target: bytes  # origin form: "/path?query"
@@ -62,19 +70,16 @@ class RequestHead:
     length: int | None  # of the body by Content-Length
     chunked: bool
     upgrade: bytes  # value of Upgrade when the request asks for it, else b""
-
-    @property
-    def has_body(self) -> bool:
-        return self.chunked or bool(self.length)
+    has_body: bool
 
     @property
     def expects_continue(self) -> bool:
         return self.http11 and self.values.get(b"expect", b"").lower() == b"100-continue"
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True)
 class ResponseHead:
-    """What an upstream answers."""
+    """What an upstream answers. Shared, as RequestHead is."""
 
     status: int
     reason: bytes
@@ -114,9 +119,9 @@ class _Collector:
         self.ended = True
 
 
-def _feed(parser: object, got: _Collector, head: bytes, feed: object) -> None:
+def _feed(got: _Collector, head: bytes, feed: Callable[[bytes], None]) -> None:
     try:
-        feed(head)  # type: ignore[operator]
+        feed(head)
     except httptools.HttpParserUpgrade:
         pass  # the head is whole; whoever asked for the upgrade is answered by the caller
     except httptools.HttpParserError as error:
@@ -150,8 +155,7 @@ def _framing(values: Mapping[bytes, bytes]) -> tuple[int | None, bool]:
 
 
 def _origin_form(target: bytes) -> bytes:
-    if target.startswith(b"/"):
-        return target
+    """Of a target that may be in absolute form."""
     scheme, separator, rest = target.partition(b"://")
     if separator and scheme.lower() in (b"http", b"https"):
         slash = rest.find(b"/")
@@ -164,60 +168,74 @@ def _origin_form(target: bytes) -> bytes:
 
 def parse_request(head: bytes) -> RequestHead:
     """`head` up to and with its empty line. Raises BadMessage."""
+    return _known_request(head) if len(head) <= _SHORT else _parse_request(head)
+
+
+def parse_response(head: bytes) -> ResponseHead:
+    """`head` up to and with its empty line. Raises BadMessage."""
+    return _known_response(head) if len(head) <= _SHORT else _parse_response(head)
+
+
+def _parse_request(head: bytes) -> RequestHead:
     got = _Collector()
     parser = httptools.HttpRequestParser(got)
-    _feed(parser, got, head, parser.feed_data)
-    version = parser.get_http_version()
-    method = parser.get_method().decode("ascii")
-    if version not in ("1.0", "1.1") or b" HTTP/1." not in head[: head.index(b"\r\n", 2)]:
+    _feed(got, head, parser.feed_data)
+    line_end = head.find(b"\r\n", 2)
+    version = head[line_end - 9 : line_end]
+    http11 = version == b" HTTP/1.1"
+    if not http11 and version != b" HTTP/1.0":
         raise BadMessage("Only HTTP/1.0 and 1.1 are spoken here.", 505)
-    if method == "CONNECT":
+    method = parser.get_method()
+    if method == b"CONNECT":
         raise BadMessage("CONNECT is not offered here.", 405)
-    values = _index(got.fields)
-    http11 = version == "1.1"
+    fields = got.fields
+    values = _index(fields)
     host = values.get(b"host")
     if (host is None and http11) or (host is not None and b"," in host):
         raise BadMessage("A request needs exactly one Host field.")
     length, chunked = _framing(values)
     if chunked and not http11:
         raise BadMessage("HTTP/1.0 has no transfer codings.")
-    upgrade = values.get(b"upgrade", b"")
     options = _options(values)
+    upgrade = values.get(b"upgrade", b"")
     if upgrade and (chunked or length or not http11 or b"upgrade" not in options):
         upgrade = b""
+    target = got.target
     return RequestHead(
-        method=method,
-        target=_origin_form(got.target),
-        fields=got.fields,
-        values=values,
-        http11=http11,
-        options=options,
-        keep_alive=b"close" not in options if http11 else b"keep-alive" in options,
-        length=length,
-        chunked=chunked,
-        upgrade=upgrade,
+        method.decode("ascii"),
+        target if target.startswith(b"/") else _origin_form(target),
+        fields,
+        values,
+        http11,
+        options,
+        b"close" not in options if http11 else b"keep-alive" in options,
+        length,
+        chunked,
+        upgrade,
+        chunked or bool(length),
     )
 
 
-def parse_response(head: bytes) -> ResponseHead:
-    """`head` up to and with its empty line. Raises BadMessage."""
+def _parse_response(head: bytes) -> ResponseHead:
     got = _Collector()
     parser = httptools.HttpResponseParser(got)
-    _feed(parser, got, head, parser.feed_data)
-    if not head.startswith(b"HTTP/1."):
+    _feed(got, head, parser.feed_data)
+    http11 = head.startswith(b"HTTP/1.1")
+    if not http11 and not head.startswith(b"HTTP/1."):
         raise BadMessage("Not an HTTP/1 response.")
-    values = _index(got.fields)
+    fields = got.fields
+    values = _index(fields)
     length, chunked = _framing(values)
     options = _options(values)
     return ResponseHead(
-        status=parser.get_status_code(),
-        reason=got.reason,
-        fields=got.fields,
-        values=values,
-        options=options,
-        keep_alive=b"close" not in options and head.startswith(b"HTTP/1.1"),
-        length=length,
-        chunked=chunked,
+        parser.get_status_code(),
+        got.reason,
+        fields,
+        values,
+        options,
+        http11 and b"close" not in options,
+        length,
+        chunked,
     )
 
 
@@ -226,3 +244,7 @@ def _options(values: Mapping[bytes, bytes]) -> frozenset[bytes]:
     if not connection:
         return _NO_OPTIONS
     return frozenset(option.strip() for option in connection.lower().split(b","))
+
+
+_known_request = lru_cache(_REMEMBERED)(_parse_request)
+_known_response = lru_cache(_REMEMBERED)(_parse_response)

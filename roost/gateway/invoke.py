@@ -19,7 +19,7 @@ from roost.gateway.call import Call, Flight, outcome_of
 from roost.gateway.connection import ClientGone, Request
 from roost.gateway.events import CLAIM, EventBody, check_bodiless, collect, too_large
 from roost.gateway.faults import Answer, NotOffered, render, timed_out, wrap
-from roost.gateway.fields import function_fields, guest_head, line
+from roost.gateway.fields import FunctionFields, guest_head, line
 from roost.gateway.head import TextFields
 from roost.gateway.ports import Access, AsyncSink, Catalog, Logs, Observer, SessionDirectory
 from roost.gateway.proxy import End, Exchange, conclude, settle, transfer
@@ -65,7 +65,7 @@ class Invoker:
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._account = account
-        self._region = region
+        self._fields = FunctionFields(region)
         self._catalog = catalog
         self._access = access
         self._fleet = fleet
@@ -117,11 +117,10 @@ class Invoker:
     def _admit(self, call: Call) -> FunctionSpec:
         """Who calls what, and in which session. Raises RoostError."""
         route, head = call.route, call.request.head
-        fields = TextFields(head.values)
         if isinstance(route, Event):
             path, _, query = head.target.decode("latin-1").partition("?")
             claimed = call.header(CLAIM)
-            account = self._access.check_signed(head.method, path, query, fields, claimed)
+            account = self._access.check_signed(head.method, path, query, TextFields(head.values), claimed)
             if not head.has_body:
                 check_bodiless(claimed)
             spec = self._catalog.resolve(account, route.name, route.qualifier)
@@ -130,7 +129,8 @@ class Invoker:
             target = None
         else:
             spec = call.spec = self._catalog.resolve(self._account, route.name, route.qualifier)
-            call.keyed = self._access.check_http(self._account, spec, route.qualifier, fields, head.method)
+            authorization = call.header(b"authorization")
+            call.keyed = self._access.check_http(self._account, spec, route.qualifier, authorization, head.method)
             target = route.target
         if not call.deferred:
             call.session = sessions.plan(spec.sessions, head, target=target)
@@ -312,15 +312,15 @@ class Invoker:
 
     def _guest_head(self, call: Call, spec: FunctionSpec, lease: Lease) -> bytes:
         route, request = call.route, call.request
-        extra = function_fields(spec, qualifier=route.qualifier, region=self._region, request_id=call.id)
+        extra = self._fields.lines(spec, qualifier=route.qualifier, request_id=call.id)
         for name, value in lease.request_headers.items():
             extra += line(name, value)
         event = isinstance(route, Event)
         return guest_head(
             request.head,
-            method=request.head.method,
+            method=request.head.method.encode("ascii"),
             target=b"/invoke" if isinstance(route, Event) else route.target,
-            control_path="/invoke" if event else "/http-invoke",
+            control_path=b"/invoke" if event else b"/http-invoke",
             prefix="" if isinstance(route, Event) else route.prefix,
             peer=request.peer,
             keyed=event or call.keyed,

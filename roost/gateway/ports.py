@@ -21,17 +21,16 @@ class Catalog(Protocol):
 
 
 class Access(Protocol):
-    """Who may call. Header names are lower case. Both methods raise Unauthenticated or AccessDenied."""
+    """Who may call. Both methods raise Unauthenticated or AccessDenied."""
 
-    def check_http(
-        self, account: str, spec: FunctionSpec, qualifier: str, headers: Mapping[str, str], method: str
-    ) -> bool:
+    def check_http(self, account: str, spec: FunctionSpec, qualifier: str, authorization: str, method: str) -> bool:
         """May this HTTP request reach this function? True: its Authorization is a key of this server's, and the
         function must not see it; False: Authorization is the function's own business."""
         ...
 
     def check_signed(self, method: str, path: str, query: str, headers: Mapping[str, str], body_sha256: str) -> str:
-        """The account whose ACS3 signature this is. `path` and `query` are as sent, percent-encoded.
+        """The account whose ACS3 signature this is. `path` and `query` are as sent, percent-encoded; names of
+        `headers` are lower case.
 
         `body_sha256` is what the caller claims in `x-acs-content-sha256`, "" without it: the gateway itself compares
         it with the body as that goes by, and never delivers a body that differs.

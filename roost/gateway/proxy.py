@@ -11,7 +11,6 @@ import logging
 import time
 from collections.abc import Callable, Coroutine
 from enum import Enum
-from pathlib import Path
 from typing import Protocol
 
 from roost.gateway.connection import BodySink, ClientGone, Request
@@ -82,6 +81,27 @@ def may_replay(*, reused: bool, answering: bool, whole: bool, method: str, error
 class Exchange:
     """Carries `request` to `upstream` and the reply back."""
 
+    __slots__ = (
+        "_chunked_reply",
+        "_chunked_request",
+        "_ended",
+        "_first",
+        "_held",
+        "_keep_alive",
+        "_on_end",
+        "_out",
+        "_reply",
+        "_request",
+        "_rewriter",
+        "_sending",
+        "_timer",
+        "_upstream",
+        "error",
+        "filter",
+        "refusal",
+        "response",
+    )
+
     def __init__(self, request: Request, *, head: bytes, reply: Reply) -> None:
         self._request = request
         self._reply = reply
@@ -133,9 +153,10 @@ class Exchange:
         self._finish(End.CANCELLED)
 
     def _send_first(self, upstream: UpstreamConnection) -> None:
-        request = self._request
         if not self._sending:
-            request.stream_to(self.filter or self)
+            sink = self.filter or self
+            if sink is not self or self._request.head.has_body:
+                self._request.stream_to(sink)
         self._sending = True
         if self._first is not None:
             upstream.write(self._first[0] if len(self._first) == 1 else b"".join(self._first))
@@ -165,7 +186,7 @@ class Exchange:
     def refuse(self, error: RoostError) -> None:
         """The request must not go on."""
         self.refusal = error
-        self._request.head.keep_alive = False
+        self._request.keep_alive = False
         self._finish(End.REFUSED)
 
     def _finish(self, end: End) -> None:
@@ -229,14 +250,15 @@ class Exchange:
         if head.status == 101:
             self._switch(head)
             return False
-        bodiless = request.head.method == "HEAD" or head.status in (204, 304)
-        self._rewriter = None if bodiless else self._reply.rewriter(head)
+        asked, reply = request.head, self._reply
+        bodiless = asked.method == "HEAD" or head.status in (204, 304)
+        self._rewriter = None if bodiless else reply.rewriter(head)
         length = None if self._rewriter is not None or head.status == 204 else head.length
-        self._chunked_reply = not bodiless and length is None and request.head.http11
+        self._chunked_reply = not bodiless and length is None and asked.http11
         delimited = bodiless or length is not None or self._chunked_reply
-        self._keep_alive = request.head.keep_alive and delimited and not request.connection.draining
-        if self._reply.prepare is not None:
-            self._hold(self._reply.prepare, head, length)
+        self._keep_alive = request.keep_alive and delimited and not request.connection.draining
+        if (prepare := reply.prepare) is not None:
+            self._hold(prepare, head, length)
         else:
             self._out.append(self._response_head(head, length))
         return not bodiless
@@ -289,12 +311,12 @@ class Exchange:
     def flush(self) -> None:
         if self._on_end is None or self._held is not None:
             return  # held back; or timed out or gone meanwhile: then the client has had its answer
-        out = self._out
+        out, request = self._out, self._request
         if out:
-            self._request.write(out[0] if len(out) == 1 else b"".join(out))
+            request.write(out[0] if len(out) == 1 else b"".join(out))
             out.clear()
         if self._ended:
-            self._request.finish(keep_alive=self._keep_alive)
+            request.finish(keep_alive=self._keep_alive)
             self._finish(End.COMPLETE)
 
     def lost(self, error: Exception | None) -> None:
@@ -315,7 +337,7 @@ class Exchange:
 
 
 async def transfer(
-    pool: Pool, path: Path, exchange: Exchange, timeout_s: float | None
+    pool: Pool, path: str, exchange: Exchange, timeout_s: float | None
 ) -> tuple[End, UpstreamConnection | None]:
     """Run `exchange` over a connection to `path`, over a second one if the first was stale.
 
@@ -333,7 +355,7 @@ async def transfer(
 
 
 async def conclude(
-    pool: Pool, path: Path, exchange: Exchange, upstream: UpstreamConnection, end: End, *, deadline: float | None
+    pool: Pool, path: str, exchange: Exchange, upstream: UpstreamConnection, end: End, *, deadline: float | None
 ) -> tuple[End, UpstreamConnection | None]:
     """What comes after the first try: a second one over a new connection, if the first was stale. As `transfer`;
     `deadline` is a time of `perf_counter`."""
@@ -356,7 +378,7 @@ async def conclude(
     return end, upstream
 
 
-def settle(pool: Pool, path: Path, exchange: Exchange, upstream: UpstreamConnection) -> None:
+def settle(pool: Pool, path: str, exchange: Exchange, upstream: UpstreamConnection) -> None:
     """After COMPLETE: keep the connection, if it is good for another request."""
     if exchange.request_ended:
         pool.give_back(path, upstream)

@@ -22,6 +22,21 @@ _TAIL_BYTES = 4096
 class FunctionReply:
     """The `Reply` of an invocation: request id, session, log tail; binds and ends the sessions of MCP servers."""
 
+    __slots__ = (
+        "_began",
+        "_directory",
+        "_endpoint",
+        "_lease",
+        "_logs",
+        "_plan",
+        "_prefix",
+        "_request_id",
+        "_spec",
+        "_tail",
+        "outcome",
+        "session_id",
+    )
+
     strip_ours = True
 
     def __init__(
@@ -46,7 +61,6 @@ class FunctionReply:
         self._began = began
         self._endpoint: sessions.EndpointEvent | None = None
         self._tail = b""
-        self._streamable = spec.sessions.affinity is Affinity.MCP_STREAMABLE_HTTP
         self.session_id = lease.session.id if lease.session is not None else ""
         self.outcome = Outcome.OK
 
@@ -68,7 +82,8 @@ class FunctionReply:
             out += b"x-roost-session-restored: files\r\n"
         if self._logs is not None:
             out += b"x-fc-log-result: %b\r\n" % base64.b64encode(self._tail[-_TAIL_BYTES:])
-        self._mcp(head)
+        if self._plan is not sessions.NO_SESSION:
+            self._mcp(head)
         return out
 
     async def _fetch_tail(self) -> None:
@@ -82,9 +97,12 @@ class FunctionReply:
             self._bind(sessions.minted_id(head))
         elif plan.ends and head.status < 300:
             self._end()
-        elif plan.ref is not None and head.status == 404 and self._streamable:
+        elif plan.ref is not None and head.status == 404 and self._streams():
             # The protocol's way to say that the session is over: the server has forgotten it, as after a crash.
             self._end()
+
+    def _streams(self) -> bool:
+        return self._spec.sessions.affinity is Affinity.MCP_STREAMABLE_HTTP
 
     def rewriter(self, head: ResponseHead) -> sessions.EndpointEvent | None:
         if self._plan.mint is sessions.Mint.FIRST_EVENT and sessions.is_event_stream(head):

@@ -13,17 +13,19 @@ from roost.model.function import LATEST
 #: First segments that belong to the control plane; no function can take one of these names.
 RESERVED = frozenset({"2023-03-30", "healthz", "metrics", "roost"})
 
+#: Longer targets are looked at anew each time.
+_SHORT = 512
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,63}")
 _QUALIFIER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,127}")
 _EVENT = re.compile(rb"/2023-03-30/functions/([^/?]+)/invocations(?:\?(.*))?", re.DOTALL)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Control:
     """For the control plane, target as it is."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(slots=True)
 class Event:
     """InvokeFunction: the body is an event."""
 
@@ -31,9 +33,9 @@ class Event:
     qualifier: str
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(slots=True)
 class Http:
-    """An HTTP request for a function."""
+    """An HTTP request for a function. Not frozen: that would cost a microsecond a request."""
 
     name: str
     qualifier: str
@@ -46,7 +48,11 @@ Route = Control | Event | Http
 
 def route(method: str, target: bytes) -> Route:
     """What `method target` means. Raises NotFound for a path that can't name a function, InvalidArgument for a bad
-    name or qualifier. `target` is in origin form."""
+    name or qualifier. `target` is in origin form. The answer is shared by those who ask the same."""
+    return _known(method, target) if len(target) <= _SHORT else _route(method, target)
+
+
+def _route(method: str, target: bytes) -> Route:
     end = _segment_end(target)
     named = _named(target[:end])
     if named is None:
@@ -54,7 +60,10 @@ def route(method: str, target: bytes) -> Route:
         return _event(match[1], match[2] or b"") if match else Control()
     name, qualifier, prefix = named
     rest = target[end:]
-    return Http(name=name, qualifier=qualifier, prefix=prefix, target=rest if rest.startswith(b"/") else b"/" + rest)
+    return Http(name, qualifier, prefix, rest if rest.startswith(b"/") else b"/" + rest)
+
+
+_known = lru_cache(1024)(_route)
 
 
 @lru_cache(1024)
@@ -86,7 +95,7 @@ def _event(segment: bytes, query: bytes) -> Event:
             "A function name has 1 to 64 letters, digits, '_' or '-' and begins with a letter or '_'."
         )
     given = parse_qs(query.decode("latin-1")).get("qualifier") if query else None
-    return Event(name=name, qualifier=_check_qualifier(given[0]) if given else LATEST)
+    return Event(name, _check_qualifier(given[0]) if given else LATEST)
 
 
 def _check_qualifier(value: str) -> str:

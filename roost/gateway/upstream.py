@@ -9,8 +9,7 @@ import asyncio
 import errno
 import os
 import socket
-from collections.abc import Callable
-from pathlib import Path
+from time import monotonic
 from typing import Protocol, cast
 
 from roost.gateway.framing import Body, ChunkedBody, EndlessBody, LengthBody
@@ -76,7 +75,6 @@ class UpstreamConnection(asyncio.Protocol):
         "_transport",
         "answering",
         "idle_since",
-        "on_lost",
         "reused",
     )
 
@@ -95,18 +93,23 @@ class UpstreamConnection(asyncio.Protocol):
         self._closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.answering = False  # the first byte of the response has come
         self.reused = False
-        self.idle_since = 0.0
-        self.on_lost: Callable[[UpstreamConnection], None] | None = None
+        self.idle_since = 0.0  # of `time.monotonic`
 
     @property
     def alive(self) -> bool:
         return not self._transport.is_closing()
 
     @property
+    def kept(self) -> bool:
+        """It was `reusable` when it was last used, and nothing has happened to it since."""
+        return self._reusable and not self._transport.is_closing()
+
+    @property
     def reusable(self) -> bool:
         """The response has ended, all of the request was taken, and the connection may carry another one."""
-        free = self._reusable and self._receiver is None and self._raw is None and self.alive
-        return free and self._transport.get_write_buffer_size() == 0
+        transport = self._transport
+        free = self._reusable and self._receiver is None and self._raw is None and not transport.is_closing()
+        return free and transport.get_write_buffer_size() == 0
 
     # -- asyncio.Protocol
 
@@ -140,8 +143,6 @@ class UpstreamConnection(asyncio.Protocol):
         self._reusable = False
         if not self._closed.done():
             self._closed.set_result(None)
-        if self.on_lost is not None:
-            self.on_lost(self)
         receiver, raw = self._receiver, self._raw
         self._receiver = self._raw = None
         if raw is not None:
@@ -237,6 +238,11 @@ class UpstreamConnection(asyncio.Protocol):
             if data:
                 self._raw.upstream_data(data)
             return None
+        if head.length == len(data) and may_have_body and not head.chunked:  # all of it is here, as it mostly is
+            if data:
+                receiver.piece(data)
+            self._done(receiver)
+            return None
         self._body = _body_of(head) if may_have_body else LengthBody(0)
         return data
 
@@ -327,64 +333,62 @@ class Pool:
         self._idle_s = idle_s
         self._connect_timeout_s = connect_timeout_s
 
-    async def acquire(self, path: Path, *, fresh: bool = False) -> UpstreamConnection:
+    async def acquire(self, path: str, *, fresh: bool = False) -> UpstreamConnection:
         """A connection that carries nothing. Raises OSError when nobody listens there."""
         kept = None if fresh else self.take(path)
-        return kept or await self._connect(str(path))
+        return kept or await self._connect(path)
 
-    def take(self, path: Path) -> UpstreamConnection | None:
+    def take(self, path: str) -> UpstreamConnection | None:
         """A kept connection, if there is one."""
-        key = str(path)
-        idle = self._idle.get(key)
-        now = asyncio.get_running_loop().time() if idle else 0.0
+        idle = self._idle.get(path)
+        if not idle:
+            return None
+        oldest = monotonic() - self._idle_s
         while idle:
-            connection = idle[-1]
-            if connection.reusable and now - connection.idle_since < self._idle_s:
-                self._forget(key, connection)
+            connection = idle.pop()
+            self._count -= 1
+            if connection.kept and connection.idle_since > oldest:
                 connection.reused = True
                 return connection
-            self._forget(key, connection)
             connection.abort()
         return None
 
-    def give_back(self, path: Path, connection: UpstreamConnection) -> None:
+    def give_back(self, path: str, connection: UpstreamConnection) -> None:
         """Keep the connection for later if it is good for that."""
-        key = str(path)
-        idle = self._idle.get(key)
-        full = self._count >= self._idle_total or (idle is not None and len(idle) >= self._idle_per_path)
-        if full or not connection.reusable:
+        idle = self._idle.get(path)
+        if idle is None:
+            idle = self._idle[path] = []
+        if not connection.reusable or self._count >= self._idle_total or len(idle) >= self._idle_per_path:
             connection.abort()
             return
         connection.resume()
-        connection.idle_since = asyncio.get_running_loop().time()
-        connection.on_lost = lambda lost: self._forget(key, lost)
-        if idle is None:
-            self._idle[key] = [connection]
-        else:
-            idle.append(connection)
+        connection.idle_since = monotonic()
+        idle.append(connection)
         self._count += 1
 
-    def _forget(self, key: str, connection: UpstreamConnection) -> None:
-        connection.on_lost = None
-        idle = self._idle.get(key)
-        if idle is not None and connection in idle:
-            idle.remove(connection)
-            self._count -= 1
-            if not idle:
-                del self._idle[key]
+    def expire(self) -> None:
+        """Called now and then: close what has been idle for too long, forget what has died and where nothing is left.
 
-    def expire(self, now: float) -> None:
-        """Called now and then: close what has been idle for too long."""
-        for key, idle in list(self._idle.items()):
-            for connection in [each for each in idle if now - each.idle_since >= self._idle_s]:
-                self._forget(key, connection)
-                connection.abort()
+        In between, dead ones count as kept; `take` looks before it gives one out.
+        """
+        oldest = monotonic() - self._idle_s
+        for path, idle in list(self._idle.items()):
+            good = [each for each in idle if each.kept and each.idle_since > oldest]
+            for each in idle:
+                if each not in good:
+                    each.abort()
+            self._count -= len(idle) - len(good)
+            if good:
+                idle[:] = good
+            else:
+                del self._idle[path]
 
     def close(self) -> None:
-        for key, idle in list(self._idle.items()):
-            for connection in list(idle):
-                self._forget(key, connection)
+        for idle in self._idle.values():
+            for connection in idle:
                 connection.abort()
+        self._idle.clear()
+        self._count = 0
 
     async def _connect(self, path: str) -> UpstreamConnection:
         loop = asyncio.get_running_loop()

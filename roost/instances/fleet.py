@@ -23,6 +23,7 @@ from roost.model.session import Session, SessionState
 log = logging.getLogger(__name__)
 
 _ATTEMPTS = 3
+_NONE: Mapping[str, str] = {}
 
 
 class SessionFolders(Protocol):
@@ -40,6 +41,19 @@ class SessionFolders(Protocol):
 class InstanceLease:
     """One slot on one instance. See `lease.Lease`."""
 
+    __slots__ = (
+        "_fleet",
+        "_instance",
+        "_released",
+        "app_socket",
+        "cold",
+        "instance_id",
+        "request_headers",
+        "restored",
+        "session",
+        "spec",
+    )
+
     def __init__(
         self, instance: Instance, session: Session | None, *, fleet: InstanceFleet, cold: bool, restored: bool
     ) -> None:
@@ -49,16 +63,18 @@ class InstanceLease:
         self.session = session
         self.cold = cold
         self.restored = restored
-        self.request_headers: Mapping[str, str] = fleet.session_headers(instance.spec, session)
+        self.request_headers: Mapping[str, str] = fleet.session_headers(instance.spec, session) if session else _NONE
         self._instance = instance
         self._fleet = fleet
         self._released = False
-        fleet.granted(session)
+        if session is not None:
+            fleet.granted(session)
 
     def release(self) -> None:
         if not self._released:
             self._released = True
-            self._fleet.returned(self.session)
+            if self.session is not None:
+                self._fleet.returned(self.session)
             if self.spec.isolation_mode is IsolationMode.REQUEST_EXCLUSIVE:
                 self._instance.stop(StopReason.REQUEST_ENDED)
             self._instance.give_back()
@@ -66,7 +82,8 @@ class InstanceLease:
     def abandon(self, reason: str) -> None:
         if not self._released:
             self._released = True
-            self._fleet.returned(self.session)
+            if self.session is not None:
+                self._fleet.returned(self.session)
             self._fleet.abandoned(self._instance, reason)
 
     async def failure(self) -> Exception:
@@ -253,21 +270,17 @@ class InstanceFleet:
         if session is not None:
             self._background.spawn(self._book.end(session, forget=True))
 
-    def session_headers(self, spec: FunctionSpec, session: Session | None) -> Mapping[str, str]:
+    def session_headers(self, spec: FunctionSpec, session: Session) -> Mapping[str, str]:
         """What the guest is told of the request's session."""
-        if session is None:
-            return {}
         return {"x-fc-session-id": session.id, "x-roost-session-dir": self._folders.session_dir(spec, session)}
 
-    def granted(self, session: Session | None) -> None:
+    def granted(self, session: Session) -> None:
         """A lease begins."""
-        if session is not None:
-            self._book.enter(session.key)
+        self._book.enter(session.key)
 
-    def returned(self, session: Session | None) -> None:
+    def returned(self, session: Session) -> None:
         """A lease ended."""
-        if session is not None:
-            self._book.leave(session.key)
+        self._book.leave(session.key)
 
     def abandoned(self, instance: Instance, reason: str) -> None:
         """A handler did not let go of its request: kill what must be killed, and no more."""

@@ -13,7 +13,6 @@ import logging
 from collections import deque
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 from roost.instances.decide import Action, View, decide
@@ -80,8 +79,9 @@ class Instance:
         session: Session | None,
         around: Surroundings,
         on_change: Callable[[Instance], None],
+        on_free: Callable[[Instance], None],
         slots: int,
-        app_socket: Path,
+        app_socket: str,
     ) -> None:
         self.id = id
         self.app_socket = app_socket
@@ -101,6 +101,7 @@ class Instance:
         self.stopped = asyncio.Event()
         self._around = around
         self._on_change = on_change
+        self._on_free = on_free
         self._link: GuestLink | None = None
         self._prepared: Prepared | None = None
         self._wake = asyncio.Event()
@@ -151,7 +152,7 @@ class Instance:
             self._ledger.idle(self._around.clock())
             if self._stop_wanted or self._pause_wanted:
                 self._wake.set()
-        self._on_change(self)
+        self._on_free(self)
 
     async def thawed(self) -> None:
         """Return once a leased instance runs. Raises what ended it if it ended."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
 from roost.model.function import FunctionSpec
@@ -25,7 +24,7 @@ class Lease(Protocol):
 
     spec: FunctionSpec
     instance_id: str
-    app_socket: Path
+    app_socket: str  # path of the unix socket that takes its requests
     session: Session | None
     cold: bool  # this lease waited for the instance to start
     restored: bool  # the session's files are here; what its former instance, or its former worker, had in memory is not

@@ -55,8 +55,14 @@ class Pool:
 
     def at_once(self) -> Instance | None:
         """An instance that takes a request now, without a thaw; the slot is not taken yet. None: `any_instance`."""
-        best = self._best() if not self._waiting else None
-        return best if best is not None and self.takes_at_once(best) else None
+        if self._waiting:
+            return None
+        best: Instance | None = None
+        for instance in self.instances.values():
+            busier = best is None or (instance.leases, -instance.created) > (best.leases, -best.created)
+            if busier and self.takes_at_once(instance) and self._shared(instance):
+                best = instance
+        return best
 
     def takes_at_once(self, instance: Instance) -> bool:
         """Whether a request that belongs there need not wait."""
@@ -94,6 +100,10 @@ class Pool:
         except asyncio.CancelledError:
             _forget(future)
             raise
+
+    def awaits(self, instance: Instance) -> bool:
+        """Whether a slot of the instance that becomes free may be somebody's."""
+        return bool(self._waiting or instance.waiting)
 
     def offer(self, instance: Instance) -> None:
         """Give the instance's free slots to those who wait: first to those pinned to it, then to anyone."""

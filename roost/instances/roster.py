@@ -163,8 +163,9 @@ class Roster:
             session=session,
             around=self.around,
             on_change=lambda i: self._changed(pool, i),
+            on_free=lambda i: self._freed(pool, i),
             slots=_slots(spec),
-            app_socket=self.run_dir / id / "app.sock",
+            app_socket=str(self.run_dir / id / "app.sock"),
         )
         pool.instances[id] = instance
         return instance
@@ -177,6 +178,11 @@ class Roster:
         """The session has this instance from now on."""
         instance.sessions.add(key)
         self.pinned[key] = instance
+
+    def _freed(self, pool: Pool, instance: Instance) -> None:
+        """A slot was given back. On the path of every request: mostly nobody has waited for it."""
+        if self._hungry or pool.awaits(instance):
+            self._changed(pool, instance)
 
     def _changed(self, pool: Pool, instance: Instance) -> None:
         if instance.state is not State.STOPPED:

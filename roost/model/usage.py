@@ -19,9 +19,12 @@ class Outcome(StrEnum):
     SYSTEM_ERROR = "system_error"
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class InvocationRecord:
-    """One invocation, written when its lease ends. Times: Unix seconds; durations: seconds."""
+    """One invocation, written when its lease ends. Times: Unix seconds; durations: seconds.
+
+    Nobody writes to it; it is not frozen, as every request makes one and freezing doubles what that costs.
+    """
 
     request_id: str
     account: str

@@ -42,7 +42,7 @@ def spec(name: str = "echo", **changes: object) -> FunctionSpec:
 @dataclass
 class PlayedLease:
     spec: FunctionSpec
-    app_socket: Path
+    app_socket: str
     instance_id: str = "i-1"
     session: Session | None = None
     cold: bool = False
@@ -101,7 +101,7 @@ class PlayedFleet:
         self.refs.append(session)
         lease = PlayedLease(
             spec=spec,
-            app_socket=self.app_socket,
+            app_socket=str(self.app_socket),
             fault=self.fault,
             restored=self.restored,
             request_headers=self.headers,
@@ -130,7 +130,7 @@ class PlayedFleet:
             raise NotFound(f"Session {minted} does not exist.", code="SessionNotFound")
         lease = PlayedLease(
             spec=spec,
-            app_socket=self.app_socket,
+            app_socket=str(self.app_socket),
             fault=self.fault,
             restored=self.restored,
             request_headers=self.headers,
@@ -153,12 +153,10 @@ class PlayedCatalog:
 class OpenAccess:
     """Lets everybody in, except the bearer of "wrong"; "Bearer key" is a key of the server's."""
 
-    def check_http(
-        self, account: str, spec: FunctionSpec, qualifier: str, headers: Mapping[str, str], method: str
-    ) -> bool:
-        if headers.get("authorization") == "Bearer wrong":
+    def check_http(self, account: str, spec: FunctionSpec, qualifier: str, authorization: str, method: str) -> bool:
+        if authorization == "Bearer wrong":
             raise AccessDenied("no")
-        return headers.get("authorization") == "Bearer key"
+        return authorization == "Bearer key"
 
     def check_signed(self, method: str, path: str, query: str, headers: Mapping[str, str], body_sha256: str) -> str:
         if headers.get("authorization") == "Bearer wrong":
