@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from roost.functions.access import ALL_METHODS, HttpAccess, HttpAuth, hash_key
+from roost.functions.access import ALL_METHODS, OPEN, HttpAccess, HttpAuth, hash_key
 from roost.functions.definition import Shape
 from roost.functions.names import check_trigger_name
 from roost.functions.parse import parse, parse_json_text
@@ -43,6 +43,7 @@ class Triggers:
     def __init__(self, state: CatalogState, keys: Keys) -> None:
         self._state = state
         self._keys = keys
+        self._defaults: dict[str, HttpAccess] = {}  # by account; keys stay as they are while the server runs
 
     async def create(
         self, account: str, function: str, name: str, *, type: str, qualifier: str | None, config: str, description: str
@@ -146,9 +147,12 @@ class Triggers:
 
     def _default(self, account: str) -> HttpAccess:
         if not self._keys:
-            return HttpAccess(auth=HttpAuth.ANONYMOUS)
-        hashes = frozenset(hash_key(key.secret) for key in self._keys.of_account(account))
-        return HttpAccess(auth=HttpAuth.BEARER, key_hashes=hashes)
+            return OPEN
+        known = self._defaults.get(account)
+        if known is None:
+            hashes = frozenset(hash_key(key.secret) for key in self._keys.of_account(account))
+            known = self._defaults[account] = HttpAccess(auth=HttpAuth.BEARER, key_hashes=hashes)
+        return known
 
 
 def http_config(text: str) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
-from roost.functions.access import HttpAccess, HttpAuth
+from roost.functions.access import HttpAccess
 from roost.model.errors import AccessDenied, Unauthenticated
 from roost.model.function import FunctionSpec
 from roost.model.signature import Keys, verify
@@ -34,13 +34,13 @@ class Gatekeeper:
         access = self._rules.http_access(account, spec.name, qualifier)
         if method not in access.methods:
             raise AccessDenied(f"Function {spec.name} does not take {method} requests.", code="MethodNotAllowed")
-        if access.auth is HttpAuth.BEARER:
+        if access.keyed:
             scheme, _, key = authorization.partition(" ")
             if scheme.lower() != "bearer" or not access.admits(key.strip()):
                 raise Unauthenticated(
                     f"Function {spec.name} needs 'Authorization: Bearer <key>'.", code="AuthenticationRequired"
                 )
-        return access.auth is HttpAuth.BEARER
+        return access.keyed
 
     def check_signed(self, method: str, path: str, query: str, headers: Mapping[str, str], body_sha256: str) -> str:
         """Raises Unauthenticated unless the ACS3 signature is right."""

@@ -22,7 +22,7 @@ from roost.gateway.faults import Answer, NotOffered, render, timed_out, wrap
 from roost.gateway.fields import FunctionFields, guest_head, line
 from roost.gateway.head import TextFields
 from roost.gateway.ports import Access, AsyncSink, Catalog, Logs, Observer, SessionDirectory
-from roost.gateway.proxy import End, Exchange, conclude, settle, transfer
+from roost.gateway.proxy import COMPLETE, End, Exchange, conclude, settle, transfer
 from roost.gateway.reply import FunctionReply
 from roost.gateway.routes import Event, Http
 from roost.gateway.upstream import Pool, UpstreamConnection
@@ -188,7 +188,7 @@ class Invoker:
         """What was sent off is over."""
         self._warm.discard(flight)
         call, lease = flight.call, flight.lease
-        if end is End.COMPLETE:
+        if end is COMPLETE:
             try:
                 settle(self._pool, lease.app_socket, flight.exchange, upstream)
                 flight.reply.close()
@@ -258,7 +258,7 @@ class Invoker:
     async def _judge(self, flight: Flight, end: End, upstream: UpstreamConnection | None) -> str:
         """Answer for a failure. Returns why the lease must be abandoned, "" if it can be released."""
         flight.learn()
-        if end is End.COMPLETE:
+        if end is COMPLETE:
             flight.call.outcome = flight.reply.outcome
             return ""
         self._answer_error(flight.call, await self._error_of(end, flight.exchange, flight.spec, flight.lease))

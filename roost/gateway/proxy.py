@@ -38,6 +38,9 @@ class End(Enum):
     CANCELLED = "cancelled"  # the server ends
 
 
+COMPLETE = End.COMPLETE  # for every request: Python 3.11 is slow to find a member of an enum
+
+
 class Rewriter(Protocol):
     """Changes a reply's body as it goes by."""
 
@@ -317,7 +320,7 @@ class Exchange:
             out.clear()
         if self._ended:
             request.finish(keep_alive=self._keep_alive)
-            self._finish(End.COMPLETE)
+            self._finish(COMPLETE)
 
     def lost(self, error: Exception | None) -> None:
         self.error = error
@@ -369,7 +372,7 @@ async def conclude(
             exchange.error = error
             return End.BROKEN, None
         end = await _run(exchange, upstream, deadline)
-    if end is End.COMPLETE:
+    if end is COMPLETE:
         settle(pool, path, exchange, upstream)
         return end, None
     if end is End.BROKEN:

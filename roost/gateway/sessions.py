@@ -22,6 +22,7 @@ MCP_FIELD = b"mcp-session-id"
 #: Query keys by which MCP's SDKs name the session in the endpoint of their SSE transport.
 _MCP_QUERY = ("sessionId", "session_id", "sessionid")
 _COOKIE_AGE_S = 3600
+_NO_AFFINITY = Affinity.NONE  # Python 3.11 takes longer to find a member of an enum than to call a function
 _EVENT_MAX = 8192
 _BLANK_LINE = re.compile(rb"\r\n\r\n|\n\n|\r\r")
 _LINE_END = re.compile(rb"\r\n|\n|\r")
@@ -56,7 +57,7 @@ def plan(policy: SessionPolicy, head: RequestHead, *, target: bytes | None) -> S
 
     Raises InvalidArgument for an id that a client chose and may not have."""
     affinity = policy.affinity
-    if affinity is Affinity.NONE:
+    if affinity is _NO_AFFINITY:
         return NO_SESSION
     if affinity is Affinity.HEADER_FIELD:
         return _by_field(policy.header, head)

@@ -12,11 +12,11 @@ from roost.instances.background import Background
 from roost.instances.instance import Instance
 from roost.instances.lease import Lease, SessionRef
 from roost.instances.pauses import Pauses
-from roost.instances.pool import Pool, exclusive
+from roost.instances.pool import Pool
 from roost.instances.roster import Moved, Roster
 from roost.instances.sessions import Key, SessionBook
 from roost.model.errors import Conflict, NotFound, RoostError, Throttled, Unavailable
-from roost.model.function import FunctionSpec, IsolationMode
+from roost.model.function import FunctionSpec
 from roost.model.instance import State, StopReason
 from roost.model.session import Session, SessionState
 
@@ -75,7 +75,7 @@ class InstanceLease:
             self._released = True
             if self.session is not None:
                 self._fleet.returned(self.session)
-            if self.spec.isolation_mode is IsolationMode.REQUEST_EXCLUSIVE:
+            if self.spec.ends_with_request:
                 self._instance.stop(StopReason.REQUEST_ENDED)
             self._instance.give_back()
 
@@ -229,7 +229,7 @@ class InstanceFleet:
         session = self._book.find(key)
         if session is None:
             raise _no_session(key[1], key[2])
-        chosen = self._shareable(pool, pool.spec) or self._roster.start(pool, session if exclusive(pool.spec) else None)
+        chosen = self._shareable(pool, pool.spec) or self._roster.start(pool, session if pool.spec.exclusive else None)
         if chosen is None:
             raise Throttled("This server has no room for another instance.", retry_after=1)
         self._roster.pin(key, chosen)
@@ -237,7 +237,7 @@ class InstanceFleet:
 
     @staticmethod
     def _shareable(pool: Pool, spec: FunctionSpec) -> Instance | None:
-        if exclusive(spec):
+        if spec.exclusive:
             return None
         roomy = [
             i
@@ -284,7 +284,7 @@ class InstanceFleet:
 
     def abandoned(self, instance: Instance, reason: str) -> None:
         """A handler did not let go of its request: kill what must be killed, and no more."""
-        if instance.leases > 1 or instance.spec.isolation_mode is IsolationMode.REQUEST_EXCLUSIVE:
+        if instance.leases > 1 or instance.spec.ends_with_request:
             instance.stop(StopReason.TIMEOUT)
             instance.give_back()
             return

@@ -89,6 +89,8 @@ class Instance:
         self.session = session
         self.slots = slots
         self.state = State.STARTING
+        self.ready = False  # the state is READY
+        self._leasable = False  # the state is one of LEASABLE
         self.generation = 1
         self.leases = 0
         self.sessions: set[tuple[str, str, str]] = set()  # keys of the sessions pinned here
@@ -123,7 +125,7 @@ class Instance:
     @property
     def free_slots(self) -> int:
         """Slots that can be leased now."""
-        if self.state not in LEASABLE or self._stop_wanted or self._pause_wanted or self._exit or self._restarting:
+        if not self._leasable or self._stop_wanted or self._pause_wanted or self._exit or self._restarting:
             return 0
         return self.slots - self.leases
 
@@ -142,8 +144,8 @@ class Instance:
         if self.leases == 0:
             self._ledger.busy(self._around.clock())
         self.leases += 1
-        if self.state is State.FROZEN:
-            self._wake.set()
+        if not self.ready:
+            self._wake.set()  # it may be frozen
 
     def give_back(self) -> None:
         """Return a slot."""
@@ -524,6 +526,7 @@ class Instance:
             reason=reason,
         )
         self.state = target
+        self.ready, self._leasable = target is State.READY, target in LEASABLE
         self.served = self.served or target is State.READY
         self._around.on_transition(record)
         self._settled.set()

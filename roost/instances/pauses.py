@@ -6,7 +6,6 @@ import asyncio
 import logging
 
 from roost.instances.background import Background
-from roost.instances.pool import exclusive
 from roost.instances.roster import Roster
 from roost.instances.sessions import Key, SessionBook
 from roost.model.errors import Conflict, RoostError
@@ -83,6 +82,6 @@ class Pauses:
         if instance is None:
             return
         instance.sessions.discard(session.key)
-        if instance.session is not None or exclusive(instance.spec):
+        if instance.session is not None or instance.spec.exclusive:
             instance.stop(StopReason.SESSION_ENDED, grace=self._stop_grace)
             await instance.stopped.wait()

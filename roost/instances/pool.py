@@ -9,7 +9,7 @@ from collections.abc import Callable
 from roost.instances.decide import to_start
 from roost.instances.instance import Instance
 from roost.model.errors import RoostError, Throttled
-from roost.model.function import Affinity, FunctionSpec, IsolationMode
+from roost.model.function import Affinity, FunctionSpec
 from roost.model.instance import State, StopReason
 
 _STARTING = (State.STARTING, State.RESUMING)
@@ -66,7 +66,7 @@ class Pool:
 
     def takes_at_once(self, instance: Instance) -> bool:
         """Whether a request that belongs there need not wait."""
-        current = instance.state is State.READY and instance.spec.revision == self.spec.revision
+        current = instance.ready and instance.spec.revision == self.spec.revision
         return current and instance.free_slots > 0 and not instance.waiting
 
     async def this_instance(self, instance: Instance, timeout_s: float) -> bool:
@@ -123,13 +123,13 @@ class Pool:
         """
         if instance.session is not None or instance.spec.revision != self.spec.revision:
             return False
-        if exclusive(instance.spec):
+        if instance.spec.exclusive:
             return not instance.sessions and not (instance.leases and _by_session(instance.spec))
         return not instance.sessions or len(instance.sessions) < instance.spec.sessions.sessions_per_instance
 
     def _best(self) -> Instance | None:
         free = [i for i in self.instances.values() if i.free_slots > 0 and self._shared(i)]
-        return max(free, key=lambda i: (i.state is State.READY, i.leases, -i.created), default=None)
+        return max(free, key=lambda i: (i.ready, i.leases, -i.created), default=None)
 
     # --- size --------------------------------------------------------------------------------------------------
 
@@ -227,11 +227,6 @@ class Pool:
     def waiting(self) -> int:
         """Requests that have no instance yet."""
         return sum(not future.done() for future in self._waiting)
-
-
-def exclusive(spec: FunctionSpec) -> bool:
-    """Whether sessions (or requests) have an instance for themselves."""
-    return spec.isolation_mode is not IsolationMode.SHARE
 
 
 def _by_session(spec: FunctionSpec) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import cached_property
 
 LATEST = "LATEST"
 
@@ -132,7 +133,19 @@ class FunctionSpec:
     idle: Idle = field(default_factory=Idle)
     scaling: Scaling = field(default_factory=Scaling)
 
-    @property
+    # Asked for by every request, and computed once.
+
+    @cached_property
     def key(self) -> tuple[str, str, str]:
         """Names the pool this spec's instances belong to."""
         return (self.account, self.name, self.version)
+
+    @cached_property
+    def exclusive(self) -> bool:
+        """Whether sessions (or requests) have an instance for themselves."""
+        return self.isolation_mode is not IsolationMode.SHARE
+
+    @cached_property
+    def ends_with_request(self) -> bool:
+        """Whether an instance serves one request only."""
+        return self.isolation_mode is IsolationMode.REQUEST_EXCLUSIVE

@@ -31,6 +31,7 @@ FROZEN_WEIGHT = 0.1
 MAX_SESSIONS = 20_000
 MAX_FUNCTIONS = 10_000
 
+_OK = Outcome.OK  # for every request: Python 3.11 is slow to find, and to hash, a member of an enum
 _SUCCESS = frozenset({Outcome.OK, Outcome.CANCELLED})
 _FULL_WEIGHT = frozenset(State) - {State.FROZEN, State.PAUSED, State.STOPPED}
 
@@ -99,7 +100,7 @@ def add_invocation(usage: Usage, record: InvocationRecord) -> None:
         return
     usage.invocation_ms += _seconds(record.duration_s) * 1000
     usage.invocations += 1
-    usage.failed += record.outcome not in _SUCCESS
+    usage.failed += record.outcome is not _OK and record.outcome not in _SUCCESS
     usage.cold_starts += record.cold
 
 

@@ -19,6 +19,7 @@ from roost.model.usage import InvocationRecord, Outcome, TransitionRecord
 MAX_FUNCTIONS = 1000
 OTHER = "_other"
 
+_OK = Outcome.OK  # for every request: Python 3.11 is slow to find, and to hash, a member of an enum
 _LABELS = ("account", "function")
 _DURATION = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800)
 _START = (0.002, 0.004, 0.006, 0.008, 0.01, 0.015, 0.02, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
@@ -72,6 +73,7 @@ class _Function:
     def __init__(self) -> None:
         # A series that is there from the start lets a rate see its first increase.
         self.outcomes = dict.fromkeys(Outcome, 0)
+        self.good = 0  # those of Outcome.OK: nearly all
         self.duration = _Histogram(_DURATION)
         self.waits = {False: _Histogram(_START), True: _Histogram(_START)}
         self.cold_starts = 0
@@ -102,7 +104,11 @@ class Metrics:
 
     def invocation(self, record: InvocationRecord) -> None:
         counts = self._of(record.account, record.function)
-        counts.outcomes[record.outcome] += 1
+        outcome = record.outcome
+        if outcome is _OK:
+            counts.good += 1
+        else:
+            counts.outcomes[outcome] += 1
         counts.waits[record.cold].observe(record.wait_s)
         if record.instance_id:
             counts.duration.observe(record.duration_s)
@@ -160,7 +166,7 @@ class _Counts(Collector):
         cpu = _counter("cpu_seconds", "CPU time of instances.")
         egress = _counter("egress_bytes", "Bytes between rooms and package indexes.")
         for labels, counts in self._functions.items():
-            for outcome, count in counts.outcomes.items():
+            for outcome, count in {**counts.outcomes, _OK: counts.good}.items():
                 invocations.add_metric((*labels, outcome.value), count)
             duration.add_metric(labels, counts.duration.buckets(), counts.duration.total)
             for was_cold, waits in counts.waits.items():
