@@ -137,8 +137,7 @@ class Exchange:
         request.on_gone = self._client_gone
         request.on_writable = self._client_writable
         if timeout_s is not None:
-            loop = asyncio.get_running_loop()
-            self._timer = loop.call_later(max(0.0, timeout_s), self._finish, End.TIMEOUT)
+            self._timer = upstream.loop.call_later(max(0.0, timeout_s), self._finish, End.TIMEOUT)
         upstream.begin(self)
         self._send_first(upstream)
 

@@ -75,6 +75,7 @@ class UpstreamConnection(asyncio.Protocol):
         "_transport",
         "answering",
         "idle_since",
+        "loop",
         "reused",
     )
 
@@ -90,7 +91,8 @@ class UpstreamConnection(asyncio.Protocol):
         self._paused = False
         self._reusable = True
         self._discarding = False
-        self._closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.loop = asyncio.get_running_loop()
+        self._closed: asyncio.Future[None] = self.loop.create_future()
         self.answering = False  # the first byte of the response has come
         self.reused = False
         self.idle_since = 0.0  # of `time.monotonic`
@@ -207,7 +209,7 @@ class UpstreamConnection(asyncio.Protocol):
             self._rest = rest
             if not self._paused:
                 self._transport.pause_reading()
-                asyncio.get_running_loop().call_soon(self._go_on)
+                self.loop.call_soon(self._go_on)
 
     def _read_head(self, receiver: Receiver, data: bytes) -> bytes | None:
         """Read heads up to the final one; the bytes after it, or None while there is nothing more to do."""
@@ -298,7 +300,7 @@ class UpstreamConnection(asyncio.Protocol):
         if self._paused and self.alive:
             self._paused = False
             if self._rest:
-                asyncio.get_running_loop().call_soon(self._go_on)
+                self.loop.call_soon(self._go_on)
             else:
                 self._transport.resume_reading()
 
