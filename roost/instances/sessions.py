@@ -21,6 +21,8 @@ Key = tuple[str, str, str]
 TOUCH_INTERVAL = 30.0
 #: How long an ended session's id is remembered, so that it can be refused when reuse is disabled.
 TOMBSTONE_SECONDS = 24 * 3600.0
+#: Ended sessions remembered at most; the one that ended first is forgotten first.
+MAX_TOMBSTONES = 100_000
 
 
 class SessionStore(Protocol):
@@ -42,11 +44,17 @@ class SessionBook:
     """All sessions by (account, function, id). `ended(session)` is called once when one expires or is deleted."""
 
     def __init__(
-        self, store: SessionStore, *, clock: Callable[[], float], ended: Callable[[Session], Awaitable[None]]
+        self,
+        store: SessionStore,
+        *,
+        clock: Callable[[], float],
+        ended: Callable[[Session], Awaitable[None]],
+        max_tombstones: int = MAX_TOMBSTONES,
     ) -> None:
         self._store = store
         self._clock = clock
         self._ended = ended
+        self._max_tombstones = max_tombstones
         self._sessions: dict[Key, Session] = {}
         self._stored_use: dict[Key, float] = {}
         self._in_use: dict[Key, int] = {}  # requests under way
@@ -215,6 +223,10 @@ class SessionBook:
         """Expire what is due, drop old tombstones, store times of last use."""
         now = self._clock()
         await _all(work for session in list(self._sessions.values()) if (work := self._due(session, now)))
+        tombstones = [session for session in self._sessions.values() if session.state is SessionState.EXPIRED]
+        if (over := len(tombstones) - self._max_tombstones) > 0:
+            first = sorted(tombstones, key=lambda session: session.modified)[:over]
+            await _all(self._forget(session.key) for session in first)
 
     def _due(self, session: Session, now: float) -> Coroutine[Any, Any, object] | None:
         if session.state is SessionState.EXPIRED:
