@@ -100,8 +100,9 @@ class FunctionCatalog:
             except RoostError as error:
                 raise Unavailable(f"The stored function {account}/{name} can't be read: {error.message}") from error
 
-    def resolve(self, account: str, name: str, qualifier: str | None = None) -> FunctionSpec:
-        """The spec that serves a request for `name[:qualifier]`. An alias with weights picks one each time.
+    def resolve(self, account: str, name: str, qualifier: str | None = None, *, begun: str = "") -> FunctionSpec:
+        """The spec that serves a request for `name[:qualifier]`. An alias with weights picks one each time, but stays
+        with the version `begun` while that is one of its own.
 
         Raises NotFound (FunctionNotFound, VersionNotFound, AliasNotFound), AccessDenied while invocations are off.
         """
@@ -109,7 +110,7 @@ class FunctionCatalog:
         if entry.record.restriction is not None:
             reason = entry.record.restriction.get("reason") or "no reason was given"
             raise AccessDenied(f"Invocations of function {name} are disabled: {reason}.", code="InvocationDisabled")
-        return entry.specs[entry.version_of(qualifier, self._state.choose)]
+        return entry.specs[entry.version_of(qualifier, self._state.choose, begun)]
 
     def specs(self, account: str, name: str) -> list[FunctionSpec]:
         """LATEST and every version as they are now; empty when the function is gone, or its invocations are off."""

@@ -107,8 +107,9 @@ class FunctionEntry:
         alias = self.aliases.get(qualifier)
         return alias.version if alias else qualifier
 
-    def version_of(self, qualifier: str | None, choose: random.Random | None = None) -> str:
-        """The version a qualifier stands for; an alias with weights picks by `choose`, or its main one without.
+    def version_of(self, qualifier: str | None, choose: random.Random | None = None, begun: str = "") -> str:
+        """The version a qualifier stands for; an alias with weights picks by `choose`, or its main one without. If
+        it may pick `begun`, it does.
 
         Raises NotFound.
         """
@@ -121,6 +122,9 @@ class FunctionEntry:
             kind, code = ("version", "VersionNotFound") if qualifier.isdigit() else ("alias", "AliasNotFound")
             raise NotFound(f"Function {self.record.name} has no {kind} {qualifier[:80]!r}.", code=code)
         if choose is not None and alias.weights:
+            of_main = 1.0 - sum(alias.weights.values())
+            if (of_main if begun == alias.version else alias.weights.get(begun, 0.0)) > 0:
+                return begun
             mark = choose.random()
             for version, weight in alias.weights.items():
                 mark -= weight

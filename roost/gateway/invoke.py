@@ -26,7 +26,7 @@ from roost.gateway.proxy import COMPLETE, End, Exchange, conclude, settle, trans
 from roost.gateway.reply import FunctionReply
 from roost.gateway.routes import Event, Http
 from roost.gateway.upstream import Pool, UpstreamConnection
-from roost.instances.lease import Fleet, Lease
+from roost.instances.lease import Fleet, Lease, SessionRef
 from roost.model.errors import Fault, FunctionFault, InvalidArgument, NotFound, RoostError
 from roost.model.function import FunctionSpec
 from roost.model.usage import Outcome
@@ -133,8 +133,17 @@ class Invoker:
             call.keyed = self._access.check_http(self._account, spec, route.qualifier, authorization, head.method)
             target = route.target
         if not call.deferred:
-            call.session = sessions.plan(spec.sessions, head, target=target)
+            plan = call.session = sessions.plan(spec.sessions, head, target=target)
+            if plan.ref is not None:
+                spec = call.spec = self._same_version(call, spec, plan.ref)
         return spec
+
+    def _same_version(self, call: Call, drawn: FunctionSpec, ref: SessionRef) -> FunctionSpec:
+        """A session stays with the version it runs on, whatever an alias with weights draws for its next request."""
+        begun = self._fleet.version_of(drawn, ref)
+        if begun in ("", drawn.version):
+            return drawn
+        return self._catalog.resolve(drawn.account, drawn.name, call.route.qualifier, begun=begun)
 
     def _check_event(self, call: Call) -> None:
         kind = call.header(b"x-fc-invocation-type").lower()

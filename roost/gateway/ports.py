@@ -15,8 +15,9 @@ from roost.model.usage import InvocationRecord
 class Catalog(Protocol):
     """Names of functions."""
 
-    def resolve(self, account: str, name: str, qualifier: str) -> FunctionSpec:
-        """The version that `qualifier` means now (an alias with weights draws one). Raises NotFound."""
+    def resolve(self, account: str, name: str, qualifier: str, *, begun: str = "") -> FunctionSpec:
+        """The version that `qualifier` means now. An alias with weights draws one, but stays with `begun`, the version
+        that the request's session runs on, if it may draw that. Raises NotFound."""
         ...
 
 

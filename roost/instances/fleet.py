@@ -123,6 +123,10 @@ class InstanceFleet:
         restored = known is not None and instance.forgot(known.key)
         return InstanceLease(instance, known, fleet=self, cold=False, restored=restored)
 
+    def version_of(self, spec: FunctionSpec, session: SessionRef) -> str:
+        instance = self._roster.pinned.get((spec.account, spec.name, session.id))
+        return instance.spec.version if instance is not None else ""
+
     def _at_home(self, pool: Pool, session: Session) -> Instance | None:
         """The instance of an active session, if it can take a request at once."""
         instance = self._roster.pinned.get(session.key)

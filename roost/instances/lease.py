@@ -55,6 +55,10 @@ class Fleet(Protocol):
         to be started, thawed, stored or waited for; `lease` then raises what there is to raise."""
         ...
 
+    def version_of(self, spec: FunctionSpec, session: SessionRef) -> str:
+        """The version of the function that the session's instance runs; "" while it has none."""
+        ...
+
     async def lease(self, spec: FunctionSpec, session: SessionRef | None = None, *, timeout_s: float = 60.0) -> Lease:
         """A slot on an instance of `spec`, from zero if need be.
 

@@ -47,6 +47,29 @@ def test_every_session_has_its_own_instance_memory_and_files(server: Server) -> 
     assert sorted(s for i in mine for s in i["sessions"]) == ["alice", "bob"]
 
 
+def test_a_session_stays_with_its_version_while_an_alias_splits_the_traffic(server: Server) -> None:
+    with server.client() as client:
+        for version in ("1", "2"):
+            code = f"n = 0\ndef handler(event, context):\n    global n\n    n += 1\n    return '{version}:' + str(n)\n"
+            server.deploy("split", {"index.py": code}, **EXCLUSIVE)
+            assert client.post("/2023-03-30/functions/split/versions", json={}).status_code == 200
+        alias = {"aliasName": "both", "versionId": "1", "additionalVersionWeight": {"2": 0.5}}
+        assert client.post("/2023-03-30/functions/split/aliases", json=alias).status_code == 200
+
+        def say(session: str) -> tuple[str, str]:
+            path = "/2023-03-30/functions/split/invocations?qualifier=both"
+            version, _, count = client.post(path, headers={"x-chat-id": session}).text.partition(":")
+            return version, count
+
+        begun = {f"s{n}": say(f"s{n}")[0] for n in range(6)}
+        for session, version in begun.items():
+            assert [say(session) for _ in range(8)] == [(version, str(n)) for n in range(2, 10)]
+        # Taken out of the alias, a version keeps nobody.
+        alias = {"versionId": "2", "additionalVersionWeight": {}}
+        assert client.put("/2023-03-30/functions/split/aliases/both", json=alias).status_code == 200
+        assert {say(session)[0] for session in begun} == {"2"}
+
+
 def test_idle_sleeps_and_wakes_with_everything(server: Server) -> None:
     server.deploy("notes", {"index.py": NOTES}, **EXCLUSIVE)
     say(server, "sleeper", "add s1")

@@ -110,6 +110,9 @@ class PlayedFleet:
         self.leases.append(lease)
         return lease
 
+    def version_of(self, spec: FunctionSpec, session: SessionRef) -> str:
+        return ""
+
     async def lease(
         self, spec: FunctionSpec, session: SessionRef | None = None, *, timeout_s: float = 60.0
     ) -> PlayedLease:
@@ -144,7 +147,7 @@ class PlayedCatalog:
     def __init__(self, *specs: FunctionSpec) -> None:
         self.specs = {each.name: each for each in specs}
 
-    def resolve(self, account: str, name: str, qualifier: str) -> FunctionSpec:
+    def resolve(self, account: str, name: str, qualifier: str, *, begun: str = "") -> FunctionSpec:
         if name not in self.specs:
             raise NotFound(f"function '{name}' does not exist", code="FunctionNotFound")
         return self.specs[name]
