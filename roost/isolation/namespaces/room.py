@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable, Mapping
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
 from roost.isolation.cgroups import Cgroup
 from roost.isolation.disks import Disks
 from roost.isolation.driver import Usage
-from roost.model.errors import Unavailable
+from roost.model.errors import InvalidArgument, Unavailable
 
 SOCKETS = ("guest.sock", "app.sock")
 _KILL_TIMEOUT_S = 10.0
@@ -44,6 +45,7 @@ class NamespacesRoom:
         self._last_usage: Usage | None = None
         self._ended = asyncio.Event()
         self._destroying = asyncio.Lock()
+        self._stilling = asyncio.Lock()
         self._gone = False
         asyncio.get_running_loop().add_reader(pidfd, self._on_exit)
 
@@ -73,10 +75,26 @@ class NamespacesRoom:
         await self._ended.wait()
 
     async def freeze(self) -> None:
-        await self._cgroup.freeze()
+        async with self._stilling:
+            await self._cgroup.freeze()
 
     async def thaw(self) -> None:
-        await self._cgroup.thaw()
+        async with self._stilling:
+            await self._cgroup.thaw()
+
+    async def snapshot(self, target: Path) -> None:
+        """The room stands still while its disk is synchronised and copied, for a minute at most."""
+        if self._layer is None:
+            raise InvalidArgument(f"The room {self.id} has no layer of its own to take a snapshot of.")
+        async with self._stilling, AsyncExitStack() as still:
+            if not self._cgroup.is_frozen():
+                still.push_async_callback(self._cgroup.thaw)
+                await self._cgroup.freeze()
+            draft = await self._disks.draft(self._layer, target)
+            if self._ended.is_set():
+                draft.discard()
+                raise Unavailable(f"The room {self.id} ended while a snapshot of it was taken.")
+        await draft.publish()
 
     def usage(self) -> Usage:
         """Now; after `destroy`, what it was in the end."""
