@@ -11,12 +11,13 @@ import contextlib
 import fcntl
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
 from roost.isolation import images, linux, loops
 from roost.isolation.drafts import Draft, Drafts
+from roost.isolation.driver import MOST_LOWER
 from roost.isolation.images import storage
 from roost.model.errors import Unavailable
 
@@ -180,6 +181,18 @@ class Disks:
         """
         draft = await self.draft(layer, target)
         await draft.publish()
+
+    async def layer_over(self, snapshots: Sequence[Path], layer: Path, size_mb: int) -> tuple[Path, ...]:
+        """Make the writable layer of a room that stands on snapshots, newest first; what then lies below it.
+
+        That is all of them, and the layer is empty; or, if they are one more than a room can stand on, the layer begins
+        as a copy of the newest one, so that forks of forks have no end. Raises as `create` and `snapshot`.
+        """
+        if len(snapshots) <= MOST_LOWER:
+            await self.create(layer, size_mb)
+            return tuple(snapshots)
+        await self.snapshot(snapshots[0], layer)
+        return tuple(snapshots[1:])
 
     async def scratch(self, size_mb: int) -> Disk:
         """An empty disk without a name: it goes when nothing uses it any more."""

@@ -33,7 +33,7 @@ _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 #: Where an uploaded archive is in the room of a COPY.
 ARCHIVE_FOLDER = "/run/build"
 ARCHIVE = "archive"
-_UNPACK = ("/.roost/bin/python3", "-P", "-m", "roost.guest.unpack")
+_UNPACK = ("/.roost/bin/python3", "-I", "-m", "roost.guest.unpack")
 
 
 @dataclass(frozen=True, kw_only=True)

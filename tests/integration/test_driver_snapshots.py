@@ -234,6 +234,27 @@ async def test_as_many_layers_as_are_allowed_and_not_one_more(rooms: World) -> N
         await _room(rooms, "over", lower[0], *lower)
 
 
+async def test_forks_of_forks_have_no_end(rooms: World) -> None:
+    chain: tuple[Path, ...] = ()
+    for number in range(MOST_LOWER + 4):
+        layer = rooms.directory / "data" / f"room-{number}.img"
+        lower = await rooms.driver.disks.layer_over(chain, layer, 64)
+        room = await rooms.room(f"room-{number}", layer=layer, lower=lower)
+        change = "import os\nos.makedirs('/root/d/{0}')\nopen('/usr/bin/x', 'w').write('{0}')\nresult = 1"
+        await rooms.ask(room, change.format(number))
+        if number:
+            await rooms.ask(room, f"import os\nos.rmdir('/root/d/{number - 1}')\nresult = 1")
+        chain = (rooms.directory / "data" / f"snapshot-{number}.img", *lower)
+        await room.snapshot(chain[0])
+        await room.destroy()
+    assert len(chain) == MOST_LOWER + 1
+    layer = rooms.directory / "data" / "top.img"
+    lower = await rooms.driver.disks.layer_over(chain, layer, 64)
+    top = await rooms.room("top", layer=layer, lower=lower)
+    look = "import os\nresult = [os.listdir('/root/d'), open('/usr/bin/x').read(), os.path.exists('/usr/bin/env')]"
+    assert await rooms.ask(top, look) == [[str(MOST_LOWER + 3)], str(MOST_LOWER + 3), True]
+
+
 async def test_a_room_without_a_layer_of_its_own_has_no_snapshot(rooms: World) -> None:
     room = await rooms.room("scratch")
     with pytest.raises(InvalidArgument, match="no layer of its own"):
