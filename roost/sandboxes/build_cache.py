@@ -14,7 +14,7 @@ import hashlib
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from io import FileIO
 from pathlib import Path
 
@@ -25,7 +25,7 @@ from roost.sandboxes.recipes import FILES_HASH
 
 
 class BuildCache:
-    """`most_bytes`: what layers may take of the disk before the ones unused for longest go."""
+    """`most_bytes`: what layers, and what uploads, may take of the disk before those unused for longest go."""
 
     def __init__(self, directory: Path, *, most_bytes: int) -> None:
         self._files = directory / "files"
@@ -43,7 +43,8 @@ class BuildCache:
     # -- uploads
 
     def has_files(self, scope: str, files_hash: str) -> bool:
-        return (self.files(scope, files_hash) / ARCHIVE).exists()
+        """They count as used now. Raises InvalidArgument for what is no hash."""
+        return _touch(self.files(scope, files_hash) / ARCHIVE)
 
     def files(self, scope: str, files_hash: str) -> Path:
         """The folder with an archive, whether or not it is there. Raises InvalidArgument for what is no hash."""
@@ -65,6 +66,7 @@ class BuildCache:
             with storage(folder):
                 folder.mkdir(parents=True, exist_ok=True, mode=0o700)
                 making.replace(folder / ARCHIVE)
+            self._prune(self._files.glob(f"*/*/{ARCHIVE}"))
 
     # -- layers
 
@@ -80,21 +82,17 @@ class BuildCache:
     def layer(self, key: str) -> Path | None:
         """The layer after this stage, if it is there; it counts as used now."""
         path = self._layers / f"{key}.img"
-        try:
-            os.utime(path)
-        except FileNotFoundError:
-            return None
-        return path
+        return path if _touch(path) else None
 
     def keep(self, key: str, made: Path) -> None:
         """`made` is the layer after this stage, complete; it takes the place of an older one."""
         with storage(made):
             made.replace(self._layers / f"{key}.img")
-        self._prune()
+        self._prune(self._layers.glob("*.img"))
 
-    def _prune(self) -> None:
+    def _prune(self, paths: Iterable[Path]) -> None:
         found = []
-        for path in self._layers.glob("*.img"):
+        for path in paths:
             with contextlib.suppress(FileNotFoundError):
                 about = path.stat()
                 found.append((about.st_mtime, about.st_blocks * 512, path))
@@ -104,6 +102,14 @@ class BuildCache:
                 return
             path.unlink(missing_ok=True)
             total -= size
+
+
+def _touch(path: Path) -> bool:
+    try:
+        os.utime(path)
+    except FileNotFoundError:
+        return False
+    return True
 
 
 class BoundedFile:

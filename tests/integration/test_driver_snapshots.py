@@ -7,11 +7,13 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
+from roost.isolation import images
 from roost.isolation.bundle import Bundle
 from roost.isolation.driver import MOST_LOWER, Capability
 from roost.isolation.namespaces.driver import NamespacesDriver
@@ -286,16 +288,30 @@ async def test_a_full_disk_is_storage_full_and_the_room_goes_on(rooms: World) ->
     assert await rooms.ask(room, "result = 1") == 1
 
 
-async def test_a_room_that_dies_meanwhile_gives_no_snapshot(rooms: World) -> None:
+@pytest.mark.parametrize("ends", ["is killed", "is destroyed"])
+async def test_a_room_that_ends_meanwhile_gives_no_snapshot(
+    rooms: World, monkeypatch: pytest.MonkeyPatch, ends: str
+) -> None:
+    """However long the copy would take: what ends a room does not wait for it."""
+    copying = threading.Event()
+
+    def copy(_source: int, _target: int, stop: threading.Event) -> None:
+        copying.set()
+        assert stop.wait(60)
+        raise images.Stopped
+
     room = await _room(rooms, "first")
-    await rooms.ask(room, "import os\nopen('/root/data', 'wb').write(os.urandom(32 << 20))\nresult = 1")
+    monkeypatch.setattr(images, "copy", copy)
     target = rooms.directory / "data" / "snapshot.img"
     taking = asyncio.create_task(room.snapshot(target))
-    await asyncio.sleep(0)
-    os.kill(room.pid, signal.SIGKILL)
-    await room.wait()
-    taken = (await asyncio.gather(taking, return_exceptions=True))[0]
-    assert target.exists() == (taken is None)
+    assert await asyncio.to_thread(copying.wait, 60)
+    if ends == "is killed":
+        os.kill(room.pid, signal.SIGKILL)
+    else:
+        await room.destroy()
+    with pytest.raises(Unavailable, match="ended while a snapshot"):
+        await taking
+    assert not target.exists()
 
 
 async def test_a_snapshot_that_is_cancelled_leaves_nothing_and_thaws(rooms: World) -> None:

@@ -302,6 +302,15 @@ def test_layers_that_are_not_used_go_first(tmp_path: Path) -> None:
     assert [key for key in "abcd" if cache.layer(key)] == ["a", "c", "d"]
 
 
+def test_uploads_that_are_not_used_go_first(tmp_path: Path) -> None:
+    cache = _cache(tmp_path, most_bytes=2 << 12)
+    for number, digit in enumerate("abc"):
+        with cache.upload("me", digit * 64, most_bytes=4096) as file:
+            file.write(b"x" * 4096)
+        os.utime(cache.files("me", digit * 64) / "archive", (number, number))
+    assert [digit for digit in "abc" if cache.has_files("me", digit * 64)] == ["b", "c"]
+
+
 def test_what_a_killed_server_left_is_removed(tmp_path: Path) -> None:
     cache = _cache(tmp_path)
     (tmp_path / "builds/work/left").write_text("x")
