@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import os
 import signal
 import subprocess
@@ -15,7 +16,7 @@ import pytest
 
 from roost.isolation import images
 from roost.isolation.bundle import Bundle
-from roost.isolation.driver import MOST_LOWER, Capability
+from roost.isolation.driver import MOST_LOWER, ROOT_CAPABILITIES, Capability
 from roost.isolation.namespaces.driver import NamespacesDriver
 from roost.isolation.namespaces.room import NamespacesRoom
 from roost.model.errors import InvalidArgument, StorageFull, Unavailable
@@ -122,6 +123,74 @@ async def test_what_was_removed_renamed_and_replaced_is_so_above_the_snapshot(ro
                   sorted(os.listdir("/usr/include")), os.path.exists("/etc/passwd")]
         """
     assert await rooms.ask(third, seen) == ["back", ["games-again"], ["hard.h", "mine.h"], False]
+
+
+CHANGES = """
+import os, random, shutil
+chance = random.Random({seed})
+roots = ["/srv", "/opt", "/root"]
+def folders():
+    return [f for root in roots if os.path.isdir(root) for f, _, _ in os.walk(root)]
+def entries():
+    return [os.path.join(f, n) for root in roots for f, d, files in os.walk(root) for n in (*d, *files)]
+for number in range(60):
+    folder, name = chance.choice(folders()), "n%d" % chance.randrange(8)
+    path, other = os.path.join(folder, name), chance.choice(entries())
+    try:
+        match chance.randrange(9):
+            case 0 | 1: open(path, "w").write(str(chance.random()))
+            case 2: os.mkdir(path)
+            case 3: os.rename(other, path)
+            case 4: shutil.rmtree(other) if os.path.isdir(other) and not os.path.islink(other) else os.unlink(other)
+            case 5: os.symlink(other, path)
+            case 6: os.link(other, path)
+            case 7: os.chmod(other, chance.choice([0o700, 0o755])); os.chown(other, 1000, chance.randrange(9))
+            case 8: open(other, "a").write("more")
+    except OSError:
+        pass
+result = 1
+"""
+TREE = """
+import os, stat
+result = []
+for root in ("/srv", "/opt", "/root"):
+    for folder, folders, files in os.walk(root):
+        folders.sort()
+        for name in sorted((*folders, *files)):
+            path = os.path.join(folder, name)
+            about = os.lstat(path)
+            text = os.readlink(path) if stat.S_ISLNK(about.st_mode) else ""
+            if stat.S_ISREG(about.st_mode):
+                text = open(path).read()
+            result.append([path, about.st_mode, about.st_uid, about.st_gid, text])
+"""
+
+
+@pytest.mark.parametrize("seed", range(4))
+async def test_whatever_was_done_to_files_a_fork_sees_it(rooms: World, seed: int) -> None:
+    """Links, renamed and replaced folders, some of the template's and of its binds, over several generations."""
+    bound = rooms.directory / "bound"
+    for root in (bound, rooms.template.root / "srv"):
+        for number in range(27):
+            file = root / f"n{number % 3}" / f"n{number // 3 % 3}" / f"f{number}"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(str(number))
+    rooms.template = dataclasses.replace(rooms.template, binds=(*rooms.template.binds, (bound, "/opt")))
+    chain: tuple[Path, ...] = ()
+    expected = None
+    for generation in range(8):
+        layer = rooms.directory / "data" / f"room-{generation}.img"
+        await rooms.driver.disks.create(layer, 64)
+        name = f"room-{generation}"
+        room = await rooms.room(name, layer=layer, lower=chain, capabilities=ROOT_CAPABILITIES)
+        seen = await rooms.ask(room, TREE)
+        assert expected is None or seen == expected
+        await rooms.ask(room, CHANGES.format(seed=seed * 100 + generation))
+        expected = await rooms.ask(room, TREE)
+        assert expected != seen
+        chain = (rooms.directory / "data" / f"snapshot-{generation}.img", *chain)
+        await room.snapshot(chain[0])
+        await room.destroy()
 
 
 async def test_owners_stay_whatever_host_range_a_room_has(rooms: World) -> None:
