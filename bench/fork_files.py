@@ -112,17 +112,19 @@ async def measure(runs: int, directory: Path) -> dict[str, list[float]]:
     write(files)
     try:
         origin = await bench.origin(files)
-        await bench.fork(origin)
-        for values in bench.series.values():
-            values.clear()
-        for done in range(runs):
+        try:
             await bench.fork(origin)
-            await bench.copy(files)
-            await asyncio.sleep(PAUSE_S)
-            _harness.progress(f"round {done + 1} of {runs}")
-        _harness.progress("")
-        bench.close()
-        await origin.destroy()
+            for values in bench.series.values():
+                values.clear()
+            for done in range(runs):
+                await bench.fork(origin)
+                await bench.copy(files)
+                await asyncio.sleep(PAUSE_S)
+                _harness.progress(f"round {done + 1} of {runs}")
+            _harness.progress("")
+        finally:
+            bench.close()
+            await origin.destroy()
         return bench.series
     finally:
         await driver.close()
