@@ -163,6 +163,10 @@ class Cgroup:
     async def thaw(self, *, timeout_s: float = 5.0) -> None:
         await self._set_frozen(False, timeout_s)
 
+    def is_frozen(self) -> bool:
+        """Whether the room was told to stand still."""
+        return self._read("", "cgroup.freeze").strip() == "1"
+
     async def _set_frozen(self, frozen: bool, timeout_s: float) -> None:
         directory = self.directory()
         wanted = int(frozen)

@@ -8,33 +8,28 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import fcntl
 import os
-import struct
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from roost.isolation import linux
-from roost.model.errors import StorageFull, Unavailable
+from roost.isolation import images, linux, loops
+from roost.isolation.drafts import Draft, Drafts
+from roost.isolation.driver import MOST_LOWER
+from roost.isolation.images import storage
+from roost.model.errors import Unavailable
 
 T = TypeVar("T")
 
-_LOOP_CTL_GET_FREE = 0x4C82
-_LOOP_CONFIGURE = 0x4C0A
-_LO_FLAGS_AUTOCLEAR = 4
-_LOOP_TRIES = 50
 _RELEASE_TIMEOUT_S = 10.0
-_TOOL_TIMEOUT_S = 120.0
-_EXT4_STATE_OFFSET = 1024 + 0x3A
-_EXT4_CLEAN = 1
-_COPY_CHUNK = 1 << 20
 #: Without a journal: an image that was not unmounted cleanly is checked before its next use. `noinit_itable`: the
 #: kernel would otherwise fill each image's inode tables in the background.
 _OPTIONS: dict[str, str | None] = {"noinit_itable": None, "errors": "remount-ro"}
+_READ_ONLY: dict[str, str | None] = {"ro": None}
 _ATTRIBUTES = linux.MOUNT_ATTR_NOSUID | linux.MOUNT_ATTR_NODEV | linux.MOUNT_ATTR_NOATIME
+_MOST_SHARED = 64  # images that are kept attached for the next room
 
 
 class _InUse(Unavailable):
@@ -44,9 +39,10 @@ class _InUse(Unavailable):
 class Disk:
     """An attached disk: the descriptor of a detached mount. The loop device lives as long as a mount of it does."""
 
-    def __init__(self, device: str, mount_fd: int) -> None:
+    def __init__(self, device: str, mount_fd: int, options: dict[str, str | None]) -> None:
         self.device = device
         self._mount_fd = mount_fd
+        self._options = options
 
     @property
     def mount_fd(self) -> int:
@@ -55,7 +51,7 @@ class Disk:
 
     def clone(self) -> int:
         """Another detached mount of the same file system, the caller's to close."""
-        return linux.new_mount("ext4", {"source": self.device, **_OPTIONS}, _ATTRIBUTES)
+        return linux.new_mount("ext4", {"source": self.device, **self._options}, _ATTRIBUTES)
 
     def close(self) -> None:
         """Give up the descriptor. The file system is unmounted when no room has it either."""
@@ -76,6 +72,15 @@ class Disks:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self._blank_locks: dict[int, asyncio.Lock] = {}
+        self._drafts = Drafts()
+        self._shared: dict[tuple[int, int], Disk] = {}
+        self._sharing = asyncio.Lock()
+
+    def close(self) -> None:
+        """Give up what is kept attached. Rooms keep what they have."""
+        while self._shared:
+            self._shared.popitem()[1].close()
+        self._drafts.close()
 
     async def create(self, path: Path, size_mb: int) -> None:
         """Make an empty image at `path`, which must not exist.
@@ -89,18 +94,18 @@ class Disks:
 
         An image that was not unmounted cleanly is checked first. Raises Unavailable with the reason.
         """
-        with _storage(path):
+        with storage(path):
             fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         try:
             await _lock(fd, path, timeout_s)
-            if not _is_clean(fd):
-                await _check(path)
+            if not images.is_clean(fd):
+                await images.check(path)
             return await _in_thread(_attach_and_close, os.dup(fd))
         finally:
             os.close(fd)
 
     async def mount(self, path: Path, *, timeout_s: float = _RELEASE_TIMEOUT_S) -> int:
-        """A detached mount of an image that several rooms may share, the caller's to close.
+        """A detached mount of an image that several rooms may write to, the caller's to close.
 
         The kernel keeps the image attached while any mount of it lives, whoever attached it. Raises Unavailable.
         """
@@ -108,29 +113,98 @@ class Disks:
         while True:
             with contextlib.suppress(_InUse):
                 return (await self.attach(path, timeout_s=0)).mount_fd
-            device = _device_of(path)
-            if device is not None:
-                with contextlib.suppress(OSError):  # it was released meanwhile
-                    mount_fd = linux.new_mount("ext4", {"source": device, **_OPTIONS}, _ATTRIBUTES)
-                    # Mounted, the device cannot change its image any more; before, it could.
-                    if _device_of(path) == device:
-                        return mount_fd
-                    os.close(mount_fd)
+            if (mount_fd := _mount_again(path)) is not None:
+                return mount_fd
             if time.monotonic() >= deadline:
                 raise Unavailable(f"The disk image {path} is in use, and cannot be shared.")
             await asyncio.sleep(0.005)
+
+    async def lower(self, path: Path) -> int:
+        """A detached read-only mount of an image that nobody writes, the caller's to close.
+
+        The image is attached once, and kept for those who come next. Raises Unavailable.
+        """
+        with storage(path):
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            about = os.fstat(fd)
+            async with self._sharing:
+                key = (about.st_dev, about.st_ino)
+                disk = self._shared.pop(key, None)
+                if disk is None:
+                    await _lock(fd, path, _RELEASE_TIMEOUT_S, fcntl.LOCK_SH)
+                    disk = await _in_thread(_attach_and_close, os.dup(fd))
+                self._shared[key] = disk  # the last one used is the last one given up
+                while len(self._shared) > _MOST_SHARED:
+                    self._shared.pop(next(iter(self._shared))).close()
+                with storage(path):
+                    return disk.clone()
+        finally:
+            os.close(fd)
+
+    def forget(self, path: Path) -> None:
+        """Do not keep this image attached any longer, as it is about to be removed. Rooms keep what they have."""
+        with contextlib.suppress(FileNotFoundError):
+            about = path.stat()
+            if disk := self._shared.pop((about.st_dev, about.st_ino), None):
+                disk.close()
+
+    async def draft(self, layer: Path, target: Path) -> Draft:
+        """Copy an image as it is now; the copy comes to be at `target` when it is published.
+
+        Whoever could write to the image stands still until this returns. Raises StorageFull, Unavailable.
+        """
+        with storage(layer):
+            fd = os.open(layer, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            mount_fd = None
+            try:
+                await _lock(fd, layer, 0)  # nothing has it attached: keep it so
+                if not images.is_clean(fd):
+                    await images.check(layer)
+            except _InUse:
+                mount_fd = _mount_again(layer)
+                if mount_fd is None:
+                    await _lock(fd, layer, 0, fcntl.LOCK_SH)  # it is attached for reading
+            try:
+                return await self._drafts.copy(fd, mount_fd, target)
+            finally:
+                if mount_fd is not None:
+                    os.close(mount_fd)
+        finally:
+            os.close(fd)
+
+    async def snapshot(self, layer: Path, target: Path) -> None:
+        """Copy an image to a new one at `target`, which exists complete or not at all, also after a SIGKILL.
+
+        As in `draft`, nobody writes to it meanwhile. Raises FileExistsError, StorageFull, Unavailable.
+        """
+        draft = await self.draft(layer, target)
+        await draft.publish()
+
+    async def layer_over(self, snapshots: Sequence[Path], layer: Path, size_mb: int) -> tuple[Path, ...]:
+        """Make the writable layer of a room that stands on snapshots, newest first; what then lies below it.
+
+        That is all of them, and the layer is empty; or, if they are one more than a room can stand on, the layer begins
+        as a copy of the newest one, so that forks of forks have no end. Raises as `create` and `snapshot`.
+        """
+        if len(snapshots) <= MOST_LOWER:
+            await self.create(layer, size_mb)
+            return tuple(snapshots)
+        await self.snapshot(snapshots[0], layer)
+        return tuple(snapshots[1:])
 
     async def scratch(self, size_mb: int) -> Disk:
         """An empty disk without a name: it goes when nothing uses it any more."""
         return await _in_thread(self._scratch, await self._blank(size_mb))
 
     def _scratch(self, blank: Path) -> Disk:
-        with _storage(self._directory):
+        with storage(self._directory):
             fd = os.open(self._directory, os.O_RDWR | os.O_TMPFILE | os.O_CLOEXEC, 0o600)
         try:
-            with _storage(self._directory):
-                _copy_sparse(blank, fd)
-            return _attach(fd, durable=False)
+            with storage(self._directory):
+                _fill(blank, fd)
+            return _attach(fd, {**_OPTIONS, "nobarrier": None})
         finally:
             os.close(fd)
 
@@ -157,12 +231,10 @@ class Disks:
             if path.exists():
                 return path
             making = self._directory / f"blank-{size_mb}.{os.getpid()}.making"
-            with _storage(path):
+            with storage(path):
                 self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
                 try:
-                    with making.open("wb") as image:
-                        image.truncate(size_mb << 20)
-                    await _run("mkfs.ext4", *_mkfs_options(), str(making), good=(0,))
+                    await images.make_file_system(making, size_mb)
                     making.rename(path)
                 finally:
                     making.unlink(missing_ok=True)
@@ -184,30 +256,11 @@ def _close_unwanted(made: asyncio.Future[Disk]) -> None:
         made.result().close()
 
 
-def _mkfs_options() -> list[str]:
-    """One inode per 8 KiB, for the many small files of packages; nothing that a short life makes no use of."""
-    features = "^has_journal,^resize_inode,^huge_file,metadata_csum,extent,flex_bg,sparse_super2"
-    return ["-q", "-F", "-b", "4096", "-i", "8192", "-m", "0", "-O", features, "-E", "lazy_itable_init=1,nodiscard"]
-
-
-@contextlib.contextmanager
-def _storage(path: Path) -> Iterator[None]:
-    """Errors of the host's own disk, in Roost's terms."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise StorageFull(f"The disk that holds {path} is full.") from error
-        if isinstance(error, FileExistsError):
-            raise
-        raise Unavailable(f"The disk image {path} cannot be used: {error.strerror}.") from error
-
-
 def _copy_blank(blank: Path, path: Path) -> None:
-    with _storage(path):
+    with storage(path):
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
-            _copy_sparse(blank, fd)
+            _fill(blank, fd)
         except BaseException:
             os.unlink(path)  # noqa: PTH108
             raise
@@ -215,35 +268,18 @@ def _copy_blank(blank: Path, path: Path) -> None:
             os.close(fd)
 
 
-def _copy_sparse(source: Path, target: int) -> None:
-    """Copy the parts of a file that hold data; the rest stays a hole."""
-    with source.open("rb", buffering=0) as image:
-        fd = image.fileno()
-        size = os.fstat(fd).st_size
-        os.ftruncate(target, size)
-        end = 0
-        while end < size:
-            try:
-                start = os.lseek(fd, end, os.SEEK_DATA)
-            except OSError as error:
-                if error.errno == errno.ENXIO:  # only a hole is left
-                    return
-                raise
-            end = os.lseek(fd, start, os.SEEK_HOLE)
-            while start < end:
-                part = os.pread(fd, min(_COPY_CHUNK, end - start), start)
-                if not part:
-                    raise OSError(errno.EIO, "the blank image became shorter")
-                start += os.pwrite(target, part, start)
+def _fill(blank: Path, fd: int) -> None:
+    with blank.open("rb", buffering=0) as source:
+        images.copy(source.fileno(), fd)
 
 
-async def _lock(fd: int, path: Path, timeout_s: float) -> None:
+async def _lock(fd: int, path: Path, timeout_s: float, kind: int = fcntl.LOCK_EX) -> None:
     """Hold the image's lock. The loop device shares this open file, so the lock lasts until it lets go of it."""
     deadline = time.monotonic() + timeout_s
     pause = 0.001
     while True:
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(fd, kind | fcntl.LOCK_NB)
             return
         except BlockingIOError:
             if time.monotonic() >= deadline:
@@ -252,61 +288,28 @@ async def _lock(fd: int, path: Path, timeout_s: float) -> None:
         pause = min(pause * 2, 0.05)
 
 
-def _device_of(path: Path) -> str | None:
-    """The loop device that has this image."""
-    wanted = str(path.resolve())
-    for file in Path("/sys/block").glob("loop*/loop/backing_file"):
-        with contextlib.suppress(OSError):
-            if file.read_text().rstrip("\n") == wanted:
-                return f"/dev/{file.parents[1].name}"
+def _mount_again(path: Path) -> int | None:
+    """Another detached mount of an image that is attached somewhere; None if it is not, or no longer."""
+    device = loops.device_of(path)
+    if device is None:
+        return None
+    try:
+        mount_fd = linux.new_mount("ext4", {"source": device, **_OPTIONS}, _ATTRIBUTES)
+    except OSError:  # it was released meanwhile
+        return None
+    # Mounted, the device cannot change its image any more; before, it could.
+    if loops.device_of(path) == device:
+        return mount_fd
+    os.close(mount_fd)
     return None
 
 
-def _is_clean(fd: int) -> bool:
-    """Whether the file system was unmounted properly (`s_state` of the ext4 superblock)."""
-    state = os.pread(fd, 2, _EXT4_STATE_OFFSET)
-    return len(state) == 2 and struct.unpack("<H", state)[0] == _EXT4_CLEAN
-
-
-async def _check(path: Path) -> None:
-    # 1: errors were corrected.
-    await _run("e2fsck", "-p", str(path), good=(0, 1))
-
-
-async def _run(*command: str, good: tuple[int, ...]) -> None:
-    try:
-        process = await asyncio.create_subprocess_exec(
-            *command,
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT,
-            env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"},
-        )
-    except FileNotFoundError:
-        raise Unavailable(f"{command[0]} is missing: apt install e2fsprogs.") from None
-    try:
-        output, _ = await asyncio.wait_for(process.communicate(), _TOOL_TIMEOUT_S)
-    except BaseException as error:
-        with contextlib.suppress(ProcessLookupError):
-            process.kill()
-        await process.wait()
-        if isinstance(error, TimeoutError):
-            raise Unavailable(f"{command[0]} did not end within {_TOOL_TIMEOUT_S:.0f} s.") from error
-        raise
-    if process.returncode not in good:
-        text = output.decode(errors="replace").strip()[-500:]
-        if "No space left" in text:
-            raise StorageFull(f"The disk is full: {text}")
-        raise Unavailable(f"{command[0]} failed: {text}")
-
-
-def _attach(image_fd: int, *, durable: bool = True) -> Disk:
+def _attach(image_fd: int, options: dict[str, str | None] = _OPTIONS) -> Disk:
     """Put the image on a free loop device and mount it, detached."""
     try:
-        device, device_fd = _configure_loop(image_fd)
+        device, device_fd = loops.configure(image_fd)
         try:
-            options = _OPTIONS if durable else {**_OPTIONS, "nobarrier": None}
-            return Disk(device, linux.new_mount("ext4", {"source": device, **options}, _ATTRIBUTES))
+            return Disk(device, linux.new_mount("ext4", {"source": device, **options}, _ATTRIBUTES), options)
         finally:
             os.close(device_fd)
     except OSError as error:
@@ -314,36 +317,9 @@ def _attach(image_fd: int, *, durable: bool = True) -> Disk:
 
 
 def _attach_and_close(image_fd: int) -> Disk:
+    """An image that was opened for reading is attached for reading."""
+    writable = fcntl.fcntl(image_fd, fcntl.F_GETFL) & os.O_ACCMODE != os.O_RDONLY
     try:
-        return _attach(image_fd)
+        return _attach(image_fd, _OPTIONS if writable else _READ_ONLY)
     finally:
         os.close(image_fd)
-
-
-def _configure_loop(image_fd: int) -> tuple[str, int]:
-    """A loop device over the image, and a descriptor of it that keeps it until it is mounted."""
-    try:
-        control = os.open("/dev/loop-control", os.O_RDWR | os.O_CLOEXEC)
-    except OSError as error:
-        raise Unavailable(f"This machine has no loop devices ({error.strerror}): modprobe loop.") from error
-    try:
-        for _ in range(_LOOP_TRIES):
-            number = fcntl.ioctl(control, _LOOP_CTL_GET_FREE)
-            device = f"/dev/loop{number}"
-            device_fd = os.open(device, os.O_RDWR | os.O_CLOEXEC)
-            try:
-                fcntl.ioctl(device_fd, _LOOP_CONFIGURE, _loop_config(image_fd))
-                return device, device_fd
-            except OSError as error:
-                os.close(device_fd)
-                if error.errno != errno.EBUSY:  # another process took this number meanwhile
-                    raise
-    finally:
-        os.close(control)
-    raise Unavailable(f"No loop device was free in {_LOOP_TRIES} tries.")
-
-
-def _loop_config(image_fd: int) -> bytes:
-    """`struct loop_config`: fd, block size, `struct loop_info64` of which only the flags are set, reserved."""
-    info = struct.pack("QQQQQIIII64s64s32sQQ", 0, 0, 0, 0, 0, 0, 0, 0, _LO_FLAGS_AUTOCLEAR, b"", b"", b"", 0, 0)
-    return struct.pack("II", image_fd, 0) + info + bytes(64)

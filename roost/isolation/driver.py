@@ -18,6 +18,13 @@ class Capability(StrEnum):
     HARD_LIMITS = "hard_limits"
     PAUSE_MEMORY = "pause_memory"
     FORK = "fork"
+    SNAPSHOT = "snapshot"  # of a room's files: `Room.snapshot`, and `RoomSpec.lower` to stand on one
+
+
+#: What a room's root may keep of its power over the room's own files and processes. None of it reaches the host.
+ROOT_CAPABILITIES = frozenset({"CHOWN", "DAC_OVERRIDE", "FOWNER", "FSETID", "KILL", "SETGID", "SETUID"})
+#: Each layer below takes part in every look-up of a file.
+MOST_LOWER = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +43,8 @@ class Template:
 class Mount:
     """A host directory in the room, or a disk image (a regular file), attached once for all rooms that have it.
 
-    The host opened it safely already (openat2, no links).
+    The host opened it safely already (openat2, no links). A room's root can leave files of any id 0..65535 in a
+    directory, setuid ones too: the folder above it must be closed to the host's other users.
     """
 
     source: Path
@@ -55,6 +63,9 @@ class RoomSpec:
     limits: Limits
     run_dir: Path  # made by the driver's caller, mode 0700; holds guest.sock, app.sock, handle.json
     layer: Path | None = None  # disk image of the writable layer; None: a fresh one that goes with the room
+    #: Images of snapshots, newest first, at most MOST_LOWER: above the template, below the layer, never written.
+    lower: tuple[Path, ...] = ()
+    capabilities: frozenset[str] = frozenset()  # of ROOT_CAPABILITIES: kept by the room's root, none reaches the host
     mounts: tuple[Mount, ...] = ()
     egress_dir: Path | None = None  # mounted at /run/roost: sockets of the host's proxies
 
@@ -88,6 +99,15 @@ class Room(Protocol):
     async def freeze(self) -> None: ...
 
     async def thaw(self) -> None: ...
+
+    async def snapshot(self, target: Path) -> None:
+        """Copy the room's writable layer to a new image at `target`, as it is at one moment; the room stands still
+        meanwhile. Rooms made with `lower=(target, *lower of this room)` have its files.
+
+        Raises FileExistsError, StorageFull, InvalidArgument if the room has no layer of its own, Unavailable; nothing
+        is left behind then.
+        """
+        ...
 
     def usage(self) -> Usage: ...
 

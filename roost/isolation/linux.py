@@ -46,6 +46,9 @@ PR_CAP_AMBIENT_CLEAR_ALL = 4
 SECCOMP_MODE_FILTER = 2
 SECBIT_NO_SETUID_FIXUP = 1 << 2
 
+#: Capabilities by name: those that a room's root may keep.
+CAPABILITIES = {"CHOWN": 0, "DAC_OVERRIDE": 1, "FOWNER": 3, "FSETID": 4, "KILL": 5, "SETGID": 6, "SETUID": 7}
+
 _CLONE_VM = 0x00000100
 _CLONE_PIDFD = 0x00001000
 _CLONE_CHILD_CLEARTID = 0x00200000
@@ -108,6 +111,7 @@ _libc.setns.argtypes = (ctypes.c_int, ctypes.c_int)
 _libc.sethostname.argtypes = (ctypes.c_char_p, ctypes.c_size_t)
 _libc.setfsuid.argtypes = (ctypes.c_uint,)
 _libc.setfsgid.argtypes = (ctypes.c_uint,)
+_libc.syncfs.argtypes = (ctypes.c_int,)
 _libc.umount2.argtypes = (ctypes.c_char_p, ctypes.c_int)
 
 
@@ -212,6 +216,11 @@ def set_fs_ids(uid: int, gid: int) -> None:
         call(wanted)
         if ctypes.c_uint(call(0xFFFFFFFF)).value != wanted:
             raise OSError(1, f"setting the file system id to {wanted} was refused")
+
+
+def sync_file_system(fd: int) -> None:
+    """Write everything of the file system that `fd` is on to its device."""
+    _check(_libc.syncfs(fd), "syncfs")
 
 
 def make_mounts_private() -> None:

@@ -110,6 +110,44 @@ async def test_what_is_no_image_is_refused_with_the_reason(tmp_path: Path) -> No
     assert not (tmp_path / "tiny").exists()
 
 
+async def test_an_image_below_rooms_is_read_only_shared_and_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("roost.isolation.disks._MOST_SHARED", 1)
+    disks = Disks(tmp_path / "disks")
+    paths = [tmp_path / "one", tmp_path / "two"]
+    for path in paths:
+        await disks.create(path, 16)
+        with await disks.attach(path) as disk:
+            _write(disk.mount_fd, "file", path.name.encode())
+        assert await disks.released(path)
+    mounts = [await disks.lower(path) for path in (*paths, paths[0])]
+    try:
+        found = [Path(f"/proc/self/fd/{mount}/file").read_text() for mount in mounts]
+        assert found == ["one", "two", "one"]
+        with pytest.raises(OSError, match="Read-only file system"):
+            _write(mounts[0], "new", b"x")
+        assert not await disks.released(paths[0], timeout_s=0)
+    finally:
+        for mount in mounts:
+            os.close(mount)
+    assert await disks.released(paths[1])  # only the last one used is kept
+    assert not await disks.released(paths[0], timeout_s=0.05)
+    disks.forget(paths[0])
+    disks.forget(tmp_path / "missing")
+    assert await disks.released(paths[0])
+    disks.close()
+
+
+async def test_what_is_no_image_cannot_lie_below_a_room(tmp_path: Path) -> None:
+    disks = Disks(tmp_path / "disks")
+    (tmp_path / "image").write_bytes(bytes(1 << 20))
+    with pytest.raises(Unavailable, match="could not be mounted"):
+        await disks.lower(tmp_path / "image")
+    with pytest.raises(Unavailable, match="No such file"):
+        await disks.lower(tmp_path / "missing")
+
+
 async def test_a_full_host_disk_is_storage_full(tmp_path: Path) -> None:
     """The images lie on a disk of their own here, which is too small for them."""
     disks = Disks(tmp_path / "disks")

@@ -16,6 +16,7 @@ import pytest
 import pytest_asyncio
 
 from roost.isolation.bundle import Bundle
+from roost.isolation.driver import ROOT_CAPABILITIES
 from roost.isolation.namespaces.room import NamespacesRoom
 from tests.support.rooms import WEAK, World, probe_bundle, world
 
@@ -122,10 +123,17 @@ async def _errors(pair: Pair, name: str, arguments: tuple[int | str, ...]) -> li
     return [errno.errorcode.get(answer, "success") for answer in answers]
 
 
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def rooted(pair: Pair) -> Pair:
+    """A room whose root keeps all that a room's root can."""
+    made, _ = pair[0]
+    return [(made, await made.room("rooted", capabilities=ROOT_CAPABILITIES))]
+
+
 @pytest.mark.parametrize(("name", "arguments"), [call[1:] for call in CALLS], ids=[call[0] for call in CALLS])
-async def test_call_is_refused(pair: Pair, name: str, arguments: tuple[int | str, ...]) -> None:
-    strong, weak = await _errors(pair, name, arguments)
-    assert strong == ("ENOSYS" if name == "clone3" else "EPERM")
+async def test_call_is_refused(pair: Pair, rooted: Pair, name: str, arguments: tuple[int | str, ...]) -> None:
+    strong, weak, with_capabilities = await _errors([*pair, *rooted], name, arguments)
+    assert strong == with_capabilities == ("ENOSYS" if name == "clone3" else "EPERM")
     assert weak not in ("EPERM", "ENOSYS", "EACCES")
 
 

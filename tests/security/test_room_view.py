@@ -236,6 +236,41 @@ async def test_a_hostile_layer_cannot_redirect_mounts(pair: Pair, link: str) -> 
     assert sorted(os.listdir("/etc")) == before and victim.read_text() == "untouched"
 
 
+async def test_links_in_a_snapshot_cannot_redirect_mounts(pair: Pair) -> None:
+    """The same from below: what a room planted is what rooms on its snapshot are made over."""
+    made, _ = pair[0]
+    layer, snapshot = made.directory / "planting.img", made.directory / "planted.img"
+    await made.driver.disks.create(layer, 16)
+    first = await made.room("planting", layer=layer)
+    plant = """
+        import os, shutil
+        for place in ("/code", "/usr/x", "/etc/hosts", "/etc/hostname"):
+            if os.path.lexists(place):
+                os.unlink(place)
+            os.symlink("/proc/self/root/etc/passwd" if place.startswith("/etc") else "/etc", place)
+        os.rename("/etc", "/moved")
+        os.symlink("/moved", "/etc")
+        result = 1
+        """
+    await made.ask(first, plant)
+    await first.snapshot(snapshot)
+    before = Path("/etc/passwd").read_bytes()
+    code = made.directory / "planted-code"
+    code.mkdir()
+    (code / "handler").write_text("mine")
+    mounts = tuple(Mount(source=code, target=target, read_only=True) for target in ("/code", "/usr/x"))
+    layer = made.directory / "standing.img"
+    await made.driver.disks.create(layer, 16)
+    room = await made.room("standing", layer=layer, lower=(snapshot,), mounts=mounts)
+    source = """
+        import os
+        result = [open("/code/handler").read(), open("/usr/x/handler").read(), os.path.islink("/etc"),
+                  open("/etc/hostname").read().strip(), os.path.islink("/etc/hosts"), os.listdir("/moved") != []]
+        """
+    assert await made.ask(room, source) == ["mine", "mine", False, "standing", False, True]
+    assert Path("/etc/passwd").read_bytes() == before and not Path("/etc/handler").exists()
+
+
 async def test_files_that_the_host_writes_next_are_not_followed(pair: Pair) -> None:
     made, _ = pair[0]
     layer = made.directory / "hosts.img"

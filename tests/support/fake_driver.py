@@ -119,6 +119,9 @@ class FakeRoom:
     async def thaw(self) -> None:
         self.frozen = False
 
+    async def snapshot(self, target: Path) -> None:
+        target.touch(exist_ok=False)
+
     def usage(self) -> Usage:
         return Usage(cpu_us=0, memory_bytes=1, memory_peak_bytes=1, pids=1, oom_kills=self.oom_kills)
 

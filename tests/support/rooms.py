@@ -39,6 +39,7 @@ WEAK = RoomPolicy(
     proc_read_only=False,
     hide_boot_id=False,
     no_new_privileges=False,
+    no_setuid=False,
     user_namespace=False,
     capabilities=_own_capabilities(),
 )

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 from roost.isolation import linux, seccomp
 from roost.isolation.cgroups import Cgroups
 from roost.isolation.disks import Disk, Disks
-from roost.isolation.driver import Capability, Mount, RoomSpec, Template
+from roost.isolation.driver import MOST_LOWER, ROOT_CAPABILITIES, Capability, Mount, RoomSpec, Template
 from roost.isolation.namespaces.helper import Helper
 from roost.isolation.namespaces.policy import RoomPolicy
 from roost.isolation.namespaces.pool import Pool, Quiet
@@ -50,7 +50,7 @@ class NamespacesDriver:
     """Rooms of one data directory. `guest` names the module in the bundle whose `run(guest_fd, app_fd)` is PID 1."""
 
     name = "namespaces"
-    capabilities = frozenset({Capability.FREEZE, Capability.HARD_LIMITS})
+    capabilities = frozenset({Capability.FREEZE, Capability.HARD_LIMITS, Capability.SNAPSHOT})
 
     def __init__(
         self,
@@ -100,6 +100,7 @@ class NamespacesDriver:
         for pool in self._scratch.values():
             await pool.close()
         self._scratch.clear()
+        self.disks.close()
         await self._zygotes.close()
         await self._maker.close()
         if self._cgroups is not None:
@@ -162,6 +163,7 @@ class NamespacesDriver:
                 opened.callback(disk.close)
                 listeners = _listen(spec.run_dir, opened, undo)
                 mounts = _mounts(spec)
+                lower = await self._lower(spec, opened)
                 trees = await self._trees(mounts, opened)
                 cgroup = cgroups.create(f"{spec.id}.{identity.index}", spec.limits)
                 undo.push_async_callback(cgroup.remove)
@@ -178,6 +180,7 @@ class NamespacesDriver:
                         *listeners,
                         status_write,
                         *joins,
+                        *lower,
                         *trees,
                     ]
                     message = _message(spec, identity.base, mounts, len(joins))
@@ -209,6 +212,13 @@ class NamespacesDriver:
             make = partial(self.disks.scratch, size_mb)
             pool = self._scratch[size_mb] = Pool(make, Disk.close, ahead=_DISKS_AHEAD, quiet=self._quiet)
         return await pool.take()
+
+    async def _lower(self, spec: RoomSpec, opened: ExitStack) -> list[int]:
+        layers = []
+        for path in spec.lower:
+            layers.append(await self.disks.lower(path))
+            opened.callback(os.close, layers[-1])
+        return layers
 
     async def _trees(self, mounts: Sequence[Mount], opened: ExitStack) -> list[int]:
         """A detached mount for each: of the directory, or of the disk image."""
@@ -277,6 +287,10 @@ class NamespacesDriver:
 def _check(spec: RoomSpec) -> None:
     if not _ID.fullmatch(spec.id):
         raise InvalidArgument(f"{spec.id!r} is no room id: 1 to 40 of a-z, 0-9 and dash.")
+    if unknown := spec.capabilities - ROOT_CAPABILITIES:
+        raise InvalidArgument(f"A room's root can't have the capability {', '.join(sorted(unknown))}.")
+    if len(spec.lower) > MOST_LOWER:
+        raise InvalidArgument(f"A room stands on at most {MOST_LOWER} snapshots, not {len(spec.lower)}.")
     for mount in spec.mounts:
         parts = mount.target.split("/")
         if not mount.target.startswith("/") or mount.target == "/" or {".", ".."} & set(parts) or "\0" in mount.target:
@@ -321,6 +335,8 @@ def _message(spec: RoomSpec, base: int, mounts: Sequence[Mount], joins: int) -> 
         "mounts": [{"target": mount.target, "read_only": mount.read_only, "idmap": mount.idmap} for mount in mounts],
         "open_files": spec.limits.open_files,
         "shm_mb": max(1, spec.limits.memory_mb // 2),
+        "capabilities": sorted(linux.CAPABILITIES[name] for name in spec.capabilities),
+        "lower": len(spec.lower),
         "joins": joins,
     }
 

@@ -1,8 +1,9 @@
 """What a room's first process does between its fork from the zygote and the guest's entry point.
 
 It starts as root of the host in the zygote's mount namespace and in a new pid namespace, and ends as root of a user
-namespace with no capability, in a root file system of its own. Every mount is attached to a descriptor that was reached
-without following links, since a kept layer may have been prepared by hostile code.
+namespace with the capabilities that the room was asked for with, none by default, in a root file system of its own.
+Every mount is attached to a descriptor that was reached without following links, since a kept layer may have been
+prepared by hostile code.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ def _steps(request: Request, policy: RoomPolicy) -> list[tuple[str, Callable[[],
         ("changing the root", _pivot),
         ("user namespace", lambda: _become_room_root(request, policy)),
         ("process state", lambda: _reset_process(request)),
-        ("privileges", lambda: _drop_privileges(policy)),
+        ("privileges", lambda: _drop_privileges(request, policy)),
     ]
 
 
@@ -156,10 +157,15 @@ def _duplicate(fd: int) -> int:
     return copies[-1]
 
 
-def _drop_privileges(policy: RoomPolicy) -> None:
+def _drop_privileges(request: Request, policy: RoomPolicy) -> None:
+    """What is kept is permitted, effective and in the bounding set, so a program that the room's root executes has it.
+
+    It is neither inheritable nor ambient, and the user namespace was joined with the usual secure bits: a process that
+    becomes another user has none of it, and with no_new_privs no program gives it any.
+    """
     if policy.no_new_privileges:
         linux.prctl(linux.PR_SET_NO_NEW_PRIVS, 1)
-    linux.drop_capabilities(policy.capabilities)
+    linux.drop_capabilities(policy.capabilities | request.capabilities)
     # Readable to the room's own processes, which are one trust domain; memory of the zygote holds no secret.
     linux.prctl(linux.PR_SET_DUMPABLE, 1)
     if policy.seccomp:

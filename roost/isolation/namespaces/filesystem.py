@@ -12,6 +12,7 @@ import stat
 
 from roost.isolation import linux
 from roost.isolation.namespaces import spare
+from roost.isolation.namespaces.overlays import LAYER, Overlays
 from roost.isolation.namespaces.policy import RoomPolicy
 from roost.isolation.namespaces.request import Request
 from roost.isolation.namespaces.targets import DIRECTORY, attach, open_directory
@@ -29,7 +30,6 @@ _OTHERS = 0o007  # permission bits for everyone else
 _TTY_GROUP = 5
 _PTYS = 64
 _RUN_MB = 16
-_LAYER = "/.room/layer"
 _ANY = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -42,49 +42,25 @@ def make_root(request: Request, policy: RoomPolicy) -> None:
     linux.prctl(linux.PR_SET_SECUREBITS, linux.SECBIT_NO_SETUID_FIXUP)
     linux.set_fs_ids(owner, owner)
     os.umask(0o022)
-    linux.set_mount_attributes(request.layer, _SAFE, userns)
-    attach(request.layer, os.open(_LAYER, DIRECTORY))
+    safe = linux.MOUNT_ATTR_NODEV | (linux.MOUNT_ATTR_NOSUID if policy.no_setuid else 0)
+    overlays = Overlays(request, userns, safe)
     if request.kept:
-        spare.release(_LAYER)
-    root = _overlay("root", "root", userns, os.open("/.room/root", DIRECTORY))
+        spare.release(LAYER)
+    root = overlays.root()
     for number, target in enumerate(request.binds):
-        _overlay(str(number), "bind-" + target.encode().hex(), userns, open_directory(root, target))
+        overlays.bind(root, number, target)
     _proc(root, policy, _devices(root, request, owner))
     _tmpfs(root, "run", size=f"{_RUN_MB}m", mode="755", inodes=4096, owner=owner)
     _sticky(root, "tmp")
     _bundle(root, userns)
     for mount_fd, mount in zip(request.mount_fds, request.mounts, strict=True):
-        attributes = _SAFE | (linux.MOUNT_ATTR_RDONLY if mount["read_only"] else 0)
+        attributes = safe | (linux.MOUNT_ATTR_RDONLY if mount["read_only"] else 0)
         linux.set_mount_attributes(mount_fd, attributes, userns if mount["idmap"] else None)
         attach(mount_fd, open_directory(root, mount["target"]))
     _network_files(root, request.hostname)
     if request.kept:
-        spare.keep(_LAYER)
+        spare.keep(LAYER)
     os.fchdir(root)
-
-
-def _overlay(lower: str, name: str, userns: int | None, target: int) -> int:
-    """The template's tree `lower` with a writable layer; the root of the result, opened."""
-    tree = linux.clone_tree(f"/.base/{lower}")
-    linux.set_mount_attributes(tree, _SAFE | linux.MOUNT_ATTR_RDONLY, userns)
-    attach(tree, os.open(f"/.room/lower/{lower}", DIRECTORY))
-    for part in (f"/.room/layer/{name}", f"/.room/layer/{name}/upper", f"/.room/layer/{name}/work"):
-        try:
-            os.mkdir(part)  # noqa: PTH102 - pathlib's many functions would each cost the new process memory
-        except FileExistsError:
-            continue
-    options = {
-        "lowerdir": f"/.room/lower/{lower}",
-        "upperdir": f"{_LAYER}/{name}/upper",
-        "workdir": f"{_LAYER}/{name}/work",
-        "metacopy": "off",
-        "redirect_dir": "on",  # else renaming a directory of the template fails
-        "index": "off",
-    }
-    merged = linux.new_mount("overlay", {**options}, _SAFE)
-    opened = os.open(".", DIRECTORY, dir_fd=merged)
-    attach(merged, target)
-    return opened
 
 
 def _tmpfs(root: int, target: str, *, size: str, mode: str, inodes: int, owner: int, devices: bool = False) -> int:

@@ -54,7 +54,7 @@ def build_root(root: str, binds: list[list[str]], bundle: str) -> None:
         _clone(stage / "base" / base, merged, f".base/{base}")
         os.close(open_directory(merged, f".room/lower/{base}"))
     _clone(stage / "empty", merged, ".base/empty")
-    for name in ("layer", "root"):
+    for name in ("layer", "below", "root"):
         os.close(open_directory(merged, f".room/{name}"))
     attach(bundle_fd, open_directory(merged, ".roost"))
     attach(linux.new_mount("proc", {}), open_directory(merged, "proc"))

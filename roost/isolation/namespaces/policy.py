@@ -48,8 +48,9 @@ class RoomPolicy:
     proc_read_only: bool = True
     hide_boot_id: bool = True
     no_new_privileges: bool = True
+    no_setuid: bool = True  # no file system of the room honours setuid bits
     user_namespace: bool = True  # False: root in the room is root of the host
-    capabilities: frozenset[int] = frozenset()  # kept, in the room's user namespace
+    capabilities: frozenset[int] = frozenset()  # kept by every room, beside what it is asked for with
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -58,6 +59,7 @@ class RoomPolicy:
             "proc_read_only": self.proc_read_only,
             "hide_boot_id": self.hide_boot_id,
             "no_new_privileges": self.no_new_privileges,
+            "no_setuid": self.no_setuid,
             "user_namespace": self.user_namespace,
             "capabilities": sorted(self.capabilities),
         }
@@ -70,6 +72,7 @@ class RoomPolicy:
             proc_read_only=data["proc_read_only"],
             hide_boot_id=data["hide_boot_id"],
             no_new_privileges=data["no_new_privileges"],
+            no_setuid=data["no_setuid"],
             user_namespace=data["user_namespace"],
             capabilities=frozenset(data["capabilities"]),
         )

@@ -8,7 +8,7 @@ from typing import Any
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """Descriptors are sent in the order of `FDS`, then `joins`, then `mount_fds`."""
+    """Descriptors are sent in the order of `FDS`, then `joins`, `lower` and `mount_fds`."""
 
     hostname: str
     base: int  # host id of the room's id 0
@@ -17,6 +17,7 @@ class Request:
     mounts: tuple[dict[str, Any], ...]  # target, read_only, idmap; in the order of `mount_fds`
     open_files: int
     shm_mb: int
+    capabilities: frozenset[int]  # that the room's root keeps
     cgroup: int  # of the v2 tree
     userns: int
     netns: int
@@ -25,6 +26,7 @@ class Request:
     app: int
     status: int
     joins: tuple[int, ...]
+    lower: tuple[int, ...]  # mounts of the layers below the room's own, newest first
     mount_fds: tuple[int, ...]
 
     FDS = ("cgroup", "userns", "netns", "layer", "guest", "app", "status")
@@ -32,7 +34,8 @@ class Request:
     @classmethod
     def parse(cls, message: dict[str, Any], fds: list[int]) -> Request:
         fixed = dict(zip(cls.FDS, fds, strict=False))
-        after = len(cls.FDS) + message["joins"]
+        joined = len(cls.FDS) + message["joins"]
+        after = joined + message["lower"]
         return cls(
             hostname=message["hostname"],
             base=message["base"],
@@ -41,7 +44,9 @@ class Request:
             mounts=tuple(message["mounts"]),
             open_files=message["open_files"],
             shm_mb=message["shm_mb"],
-            joins=tuple(fds[len(cls.FDS) : after]),
+            capabilities=frozenset(message["capabilities"]),
+            joins=tuple(fds[len(cls.FDS) : joined]),
+            lower=tuple(fds[joined:after]),
             mount_fds=tuple(fds[after:]),
             **fixed,
         )

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import os
+import select
 from collections.abc import Callable, Mapping
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
 from roost.isolation.cgroups import Cgroup
 from roost.isolation.disks import Disks
+from roost.isolation.drafts import Draft
 from roost.isolation.driver import Usage
-from roost.model.errors import Unavailable
+from roost.model.errors import InvalidArgument, Unavailable
 
 SOCKETS = ("guest.sock", "app.sock")
 _KILL_TIMEOUT_S = 10.0
@@ -44,6 +47,8 @@ class NamespacesRoom:
         self._last_usage: Usage | None = None
         self._ended = asyncio.Event()
         self._destroying = asyncio.Lock()
+        self._stilling = asyncio.Lock()
+        self._copying: asyncio.Future[Draft] | None = None
         self._gone = False
         asyncio.get_running_loop().add_reader(pidfd, self._on_exit)
 
@@ -62,6 +67,8 @@ class NamespacesRoom:
     def _on_exit(self) -> None:
         self._close_pidfd()
         self._ended.set()
+        if self._copying is not None:  # its files are not of one moment any more, and its disk is to be let go
+            self._copying.cancel()
 
     def _close_pidfd(self) -> None:
         fd, self._pidfd = self._pidfd, -1
@@ -73,10 +80,43 @@ class NamespacesRoom:
         await self._ended.wait()
 
     async def freeze(self) -> None:
-        await self._cgroup.freeze()
+        async with self._stilling:
+            await self._cgroup.freeze()
 
     async def thaw(self) -> None:
-        await self._cgroup.thaw()
+        async with self._stilling:
+            await self._cgroup.thaw()
+
+    async def snapshot(self, target: Path) -> None:
+        """The room stands still while its disk is synchronised and copied, for a minute at most."""
+        if self._layer is None:
+            raise InvalidArgument(f"The room {self.id} has no layer of its own to take a snapshot of.")
+        async with self._stilling, AsyncExitStack() as still:
+            if not self._cgroup.is_frozen():
+                still.push_async_callback(self._cgroup.thaw)
+                await self._cgroup.freeze()
+            self._copying = asyncio.ensure_future(self._disks.draft(self._layer, target))
+            ended = Unavailable(f"The room {self.id} ended while a snapshot of it was taken.")
+            try:
+                draft = await self._copying
+            except asyncio.CancelledError:
+                if not self._ended.is_set() or _is_cancelled():
+                    raise
+                raise ended from None
+            finally:
+                self._copying = None
+            if self._has_ended():
+                draft.discard()
+                raise ended
+        await draft.publish()
+
+    def _has_ended(self) -> bool:
+        """Also when the event loop has not heard of it yet."""
+        if self._ended.is_set():
+            return True
+        poll = select.poll()
+        poll.register(self._pidfd, select.POLLIN)
+        return bool(poll.poll(0))
 
     def usage(self) -> Usage:
         """Now; after `destroy`, what it was in the end."""
@@ -101,6 +141,12 @@ class NamespacesRoom:
                 raise Unavailable(f"The disk of the room {self.id} is still mounted.")
             self._gone = True
             self._on_gone()
+
+
+def _is_cancelled() -> bool:
+    """Whether the present task itself is to end."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 def start_time(pid: int) -> int:
