@@ -65,9 +65,8 @@ class AsgiRunner:
         self._state = state
 
     async def __call__(self, exchange: Exchange) -> None:
-        request = exchange.head.get("x-fc-request-id")
+        request = self._output.begin(exchange.head)
         request_id.set(request)
-        self._output.mark(f"FC Invoke Start RequestId: {request}")
         try:
             if is_websocket(exchange.head):
                 scope = make_scope(exchange.head, "websocket", self._state)
@@ -75,7 +74,7 @@ class AsgiRunner:
             else:
                 await self._run(exchange)
         finally:
-            self._output.mark(f"FC Invoke End RequestId: {request}")
+            self._output.end(request)
 
     async def _run(self, exchange: Exchange) -> None:
         cycle = _HttpCycle(exchange)

@@ -40,14 +40,14 @@ class AsyncEventRunner:
             return
         context = self._contexts.make(head.headers)
         request_id.set(context.request_id)
-        self._output.mark(f"FC Invoke Start RequestId: {context.request_id}")
+        request = self._output.begin(head)
         try:
             outcome = await self._call(exchange, body, context)
             if not isinstance(outcome, Reply):
                 await self._stream(exchange, outcome)
                 return
         finally:
-            self._output.mark(f"FC Invoke End RequestId: {context.request_id}")
+            self._output.end(request)
         await exchange.whole(outcome.status, outcome.headers, outcome.body)
 
     async def _call(self, exchange: Exchange, body: bytes, context: Any) -> Reply | AsyncGenerator[Any, None]:

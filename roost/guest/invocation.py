@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import sys
+from typing import Any
 
+from roost.guest import marks
 from roost.guest.events import Reply, head_of, http_event, http_reply, invoke_reply, reply_parts, to_bytes
 from roost.guest.faults import print_fault, to_json
 from roost.guest.http1 import Head
@@ -59,11 +62,12 @@ def to_piece(item: object) -> bytes:
 
 
 class Output:
-    """The worker's standard output and error. Lines go out at once; `mark` adds Function Compute's log markers."""
+    """The worker's standard output and error. Lines go out at once; `begin` and `end` stand around a request's."""
 
     def __init__(self) -> None:
-        self._out = _line_buffered(1)
-        self._err = _line_buffered(2)
+        self._marks = os.dup(1)  # of its own: the user's code may close or redirect standard output
+        self._out = _line_buffered(io.FileIO(1, "w", closefd=False))
+        self._err = _line_buffered(_StandardError(self._marks))
         sys.stdout = self._out
         sys.stderr = self._err
 
@@ -71,13 +75,22 @@ class Output:
     def stream(self) -> io.TextIOWrapper:
         return self._out
 
-    def mark(self, text: str) -> None:
+    def begin(self, head: Head) -> str:
+        """From here on, what is printed may be this request's. Its id."""
+        request = head.headers.get("x-fc-request-id", "")
+        mark = marks.begins(request)
+        self._mark(mark + marks.SHOW if "x-fc-log-type" in head.headers else mark)
+        return request
+
+    def end(self, request: str) -> None:
+        """After all that was printed before it."""
+        self.flush()
+        self._mark(marks.ends(request))
+
+    def line(self, text: str) -> None:
         """Write one line after all that was printed before it."""
         self.flush()
-        try:
-            os.write(1, text.encode() + b"\n")
-        except OSError:
-            return  # the user's code closed it: its own loss
+        self._mark(text.encode() + b"\n")
 
     def fault(self, error: BaseException) -> None:
         """The traceback, to standard error."""
@@ -93,7 +106,26 @@ class Output:
             except (OSError, ValueError):
                 continue
 
+    def _mark(self, data: bytes) -> None:
+        try:
+            os.write(self._marks, data)
+        except OSError:
+            return  # the user's code closed it: its own loss
 
-def _line_buffered(fd: int) -> io.TextIOWrapper:
-    raw = io.FileIO(fd, "w", closefd=False)
+
+class _StandardError(io.FileIO):
+    """Standard error that says on standard output that it was written to: order between the two is not lost."""
+
+    def __init__(self, beside: int) -> None:
+        super().__init__(2, "w", closefd=False)
+        self._beside = beside
+
+    def write(self, data: Any) -> int:
+        written = super().write(data)
+        with contextlib.suppress(OSError):
+            os.write(self._beside, marks.STDERR)
+        return written
+
+
+def _line_buffered(raw: io.FileIO) -> io.TextIOWrapper:
     return io.TextIOWrapper(io.BufferedWriter(raw), encoding="utf-8", errors="backslashreplace", line_buffering=True)

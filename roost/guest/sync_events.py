@@ -40,13 +40,13 @@ class EventRunner:
             return False
         context = self._contexts.make(head.headers)
         request_id.set(context.request_id)
-        self._output.mark(f"FC Invoke Start RequestId: {context.request_id}")
+        request = self._output.begin(head)
         try:
             outcome = self._call(head, body, context)
             if not isinstance(outcome, Reply):
                 return self._stream(writer, head, outcome)
         finally:
-            self._output.mark(f"FC Invoke End RequestId: {context.request_id}")
+            self._output.end(request)
         writer.whole(outcome.status, outcome.headers, outcome.body)
         return writer.framer.keep_alive
 

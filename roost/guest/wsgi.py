@@ -29,14 +29,13 @@ class WsgiRunner:
         self._threads = threads
 
     def __call__(self, connection: Connection, head: Head) -> bool:
-        request = head.get("x-fc-request-id")
-        request_id.set(request)
         response = _Response(ReplyWriter(connection, head))
-        self._output.mark(f"FC Invoke Start RequestId: {request}")
+        request = self._output.begin(head)
+        request_id.set(request)
         try:
             keep = self._run(connection, head, response)
         finally:
-            self._output.mark(f"FC Invoke End RequestId: {request}")
+            self._output.end(request)
         try:
             return keep and connection.finish_body()
         except BadMessage:
