@@ -49,7 +49,7 @@ async def run_websocket(application: Application, exchange: Exchange, scope: dic
         await application(scope, session.receive, session.send)
         await session.finish(1000)
     except BaseException as error:
-        gone = exchange.disconnected.is_set() or session.closed
+        gone = exchange.gone or session.closed
         if gone and isinstance(error, asyncio.CancelledError | OSError):
             raise Disconnected from error
         output.fault(error)

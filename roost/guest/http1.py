@@ -14,6 +14,11 @@ _REQUEST_LINE = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+) ([\x21-\xff]+) HTTP
 _FIELD = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+):([^\x00-\x08\x0a-\x1f\x7f]*)")
 #: Nearly all lines of a request are those of the one before it. What is longer than this is not remembered.
 COMMON_LINE = 200
+#: Nor are longer heads.
+COMMON_LINES = 4 << 10
+REQUEST_ID = "x-fc-request-id"
+_REQUEST_ID_LINE = b"\r\nx-fc-request-id: "
+_WORD = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_"
 _CHUNK_SIZE = re.compile(rb"([0-9a-fA-F]{1,15})[ \t]*(?:;[^\r\n]*)?")
 
 _REASONS = {status.value: status.phrase for status in HTTPStatus}
@@ -28,30 +33,65 @@ class BadMessage(ValueError):
         self.status = status
 
 
+class Shape:
+    """What the heads of many requests have in common: all header lines but the value of `x-fc-request-id`.
+
+    A client sends much the same lines again and again, so that most heads are a line and an id beside a known shape.
+    `place` is where the id belongs among `fields`, -1 for none. `length` is the body's, None when it comes in chunks.
+    """
+
+    __slots__ = ("connection", "fields", "headers", "length", "place")
+
+    def __init__(self, fields: list[tuple[str, str]], place: int = -1) -> None:
+        self.fields = fields
+        self.place = place
+        self.headers = dict(fields)
+        self.length = _body_length(self.headers, fields)
+        self.connection = self.headers.get("connection", "").lower()
+
+
 class Head:
     """A request's head. Header names are lower case; `fields` keeps order and repetition.
 
     `length` is the body's, None when it comes in chunks.
     """
 
-    __slots__ = ("fields", "headers", "keep_alive", "length", "method", "target", "version")
+    __slots__ = ("_fields", "_headers", "keep_alive", "length", "method", "request_id", "shape", "target", "version")
 
-    def __init__(self, method: str, target: str, version: str, fields: list[tuple[str, str]]) -> None:
+    def __init__(self, method: str, target: str, version: str, shape: Shape, request_id: str) -> None:
         self.method = method
         self.target = target
         self.version = version
-        self.fields = fields
-        self.headers = dict(fields)
-        self.length = _body_length(self.headers, fields)
-        connection = self.headers.get("connection", "").lower()
+        self.shape = shape
+        self.request_id = request_id
+        self.length = shape.length
+        connection = shape.connection
         self.keep_alive = "close" not in connection if version == "1.1" else "keep-alive" in connection
+        self._fields: list[tuple[str, str]] | None = None
+        self._headers: dict[str, str] | None = None
+
+    @property
+    def fields(self) -> list[tuple[str, str]]:
+        if self._fields is None:
+            fields = self._fields = list(self.shape.fields)
+            if self.shape.place >= 0:
+                fields[self.shape.place] = (REQUEST_ID, self.request_id)
+        return self._fields
+
+    @property
+    def headers(self) -> dict[str, str]:
+        if self._headers is None:
+            headers = self._headers = dict(self.shape.headers)
+            if self.shape.place >= 0:
+                headers[REQUEST_ID] = self.request_id
+        return self._headers
 
     def get(self, name: str, default: str = "") -> str:
-        return self.headers.get(name, default)
+        return self.request_id or default if name == REQUEST_ID else self.shape.headers.get(name, default)
 
     def all(self) -> dict[str, str]:
         """Headers as a dict; repeated ones joined with a comma (cookies with a semicolon)."""
-        if len(self.headers) == len(self.fields):
+        if len(self.shape.headers) == len(self.shape.fields):
             return self.headers
         joined: dict[str, str] = {}
         for name, value in self.fields:
@@ -62,13 +102,46 @@ class Head:
 
 def parse_head(block: bytes) -> Head:
     """`block` ends with the CRLF of the last header line (the empty line is not in it). Raises BadMessage."""
-    line = _REQUEST_LINE.match(block)
-    if line is None:
+    end = block.find(b"\r\n") + 2
+    line = block[:end]
+    method, target, version = _common_request_line(line) if end < COMMON_LINE else _request_line(line)
+    at = block.find(_REQUEST_ID_LINE, end - 2)
+    if at >= 0 and len(block) - end < COMMON_LINES:
+        at += len(_REQUEST_ID_LINE)
+        stop = block.find(b"\r\n", at)
+        request = block[at:stop]
+        # What is no plain word, or surprises in another way, is parsed with the rest.
+        if request and not request.translate(None, _WORD):
+            shape = _common_shape(block[end:at], block[stop:])
+            if shape is not None:
+                return Head(method, target, version, shape, request.decode("ascii"))
+    shape = Shape(_fields(block[end:]))
+    return Head(method, target, version, shape, shape.headers.get(REQUEST_ID, ""))
+
+
+def _request_line(line: bytes) -> tuple[str, str, str]:
+    found = _REQUEST_LINE.fullmatch(line)
+    if found is None:
         raise BadMessage("malformed request line")
-    method, target, minor = line.groups()
-    lines = block[line.end() : -2].split(b"\r\n") if line.end() < len(block) else ()
-    fields = [_common_field(each) if len(each) < COMMON_LINE else _field(each) for each in lines]
-    return Head(method.decode("ascii"), target.decode("latin-1"), f"1.{minor.decode()}", fields)
+    method, target, minor = found.groups()
+    return method.decode("ascii"), target.decode("latin-1"), f"1.{minor.decode()}"
+
+
+_common_request_line = lru_cache(256)(_request_line)
+
+
+@lru_cache(64)
+def _common_shape(before: bytes, after: bytes) -> Shape | None:
+    """Of the lines around the id's value. None when the id is there twice."""
+    fields = _fields(before + after)
+    if sum(name == REQUEST_ID for name, _ in fields) != 1:
+        return None
+    return Shape(fields, before.count(b"\r\n"))
+
+
+def _fields(lines: bytes) -> list[tuple[str, str]]:
+    parts = lines[:-2].split(b"\r\n") if lines else ()
+    return [_common_field(each) if len(each) < COMMON_LINE else _field(each) for each in parts]
 
 
 def _field(line: bytes) -> tuple[str, str]:
@@ -162,17 +235,28 @@ class Body:
 
 def reply_head(status: int, fields: Iterable[tuple[str, str]]) -> bytes:
     """Raises BadMessage for a header that would break the message apart."""
+    raw = [(name.encode("latin-1", "replace"), value.encode("latin-1", "replace")) for name, value in fields]
+    return raw_reply_head(status, raw)
+
+
+def raw_reply_head(status: int, fields: Iterable[tuple[bytes, bytes]]) -> bytes:
+    """The same, of bytes."""
     lines = [_common_line(name, value) if len(value) < COMMON_LINE else _line(name, value) for name, value in fields]
-    return f"HTTP/1.1 {status} {_REASONS.get(status, '')}\r\n{''.join(lines)}\r\n".encode("latin-1", "replace")
+    return b"%b%b\r\n" % (_status_line(status), b"".join(lines))
 
 
-_TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
+@lru_cache(64)
+def _status_line(status: int) -> bytes:
+    return f"HTTP/1.1 {status} {_REASONS.get(status, '')}\r\n".encode("ascii")
 
 
-def _line(name: str, value: str) -> str:
-    if "\r" in value or "\n" in value or "\0" in value or _TOKEN.fullmatch(name) is None:
-        raise BadMessage(f"malformed header {name!r} in the reply", 502)
-    return f"{name}: {value}\r\n"
+_TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
+
+
+def _line(name: bytes, value: bytes) -> bytes:
+    if b"\r" in value or b"\n" in value or b"\0" in value or _TOKEN.fullmatch(name) is None:
+        raise BadMessage(f"malformed header {name.decode('latin-1')!r} in the reply", 502)
+    return b"%b: %b\r\n" % (name, value)
 
 
 _common_line = lru_cache(512)(_line)

@@ -19,7 +19,7 @@ FAULT = "UnhandledInvocationError"
 
 def is_http(head: Head) -> bool:
     """An HTTP request, in contrast to an event from InvokeFunction."""
-    return head.headers.get("x-fc-control-path") != "/invoke"
+    return head.shape.headers.get("x-fc-control-path") != "/invoke"
 
 
 def event_of(head: Head, body: bytes, account: str) -> bytes:
@@ -75,17 +75,15 @@ class Output:
     def stream(self) -> io.TextIOWrapper:
         return self._out
 
-    def begin(self, head: Head) -> str:
-        """From here on, what is printed may be this request's. Its id."""
-        request = head.headers.get("x-fc-request-id", "")
-        mark = marks.begins(request)
-        self._mark(mark + marks.SHOW if "x-fc-log-type" in head.headers else mark)
-        return request
+    def begin(self, head: Head) -> None:
+        """From here on, what is printed may be this request's."""
+        mark = marks.begins(head.request_id)
+        self._mark(mark + marks.SHOW if "x-fc-log-type" in head.shape.headers else mark)
 
-    def end(self, request: str) -> None:
+    def end(self, head: Head) -> None:
         """After all that was printed before it."""
         self.flush()
-        self._mark(marks.ends(request))
+        self._mark(marks.ends(head.request_id))
 
     def line(self, text: str) -> None:
         """Write one line after all that was printed before it."""

@@ -39,14 +39,14 @@ class EventRunner:
             writer.whole(error.status, [("content-type", "text/plain")], str(error).encode())
             return False
         context = self._contexts.make(head.headers)
-        request_id.set(context.request_id)
-        request = self._output.begin(head)
+        request_id.set(head.request_id)
+        self._output.begin(head)
         try:
             outcome = self._call(head, body, context)
             if not isinstance(outcome, Reply):
                 return self._stream(writer, head, outcome)
         finally:
-            self._output.end(request)
+            self._output.end(head)
         writer.whole(outcome.status, outcome.headers, outcome.body)
         return writer.framer.keep_alive
 

@@ -30,12 +30,12 @@ class WsgiRunner:
 
     def __call__(self, connection: Connection, head: Head) -> bool:
         response = _Response(ReplyWriter(connection, head))
-        request = self._output.begin(head)
-        request_id.set(request)
+        request_id.set(head.request_id)
+        self._output.begin(head)
         try:
             keep = self._run(connection, head, response)
         finally:
-            self._output.end(request)
+            self._output.end(head)
         try:
             return keep and connection.finish_body()
         except BadMessage:
