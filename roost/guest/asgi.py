@@ -95,23 +95,26 @@ class AsgiRunner:
                 scope = make_scope(head, "websocket", self._state)
                 await run_websocket(self._application, exchange, scope, self._output)
             else:
-                await self._run(exchange)
+                await self._run(exchange, head)
         finally:
-            self._output.end(head)
+            self._output.end_soon(head)
 
-    async def _run(self, exchange: Exchange) -> None:
+    async def _run(self, exchange: Exchange, head: Head) -> None:
         cycle = _HttpCycle(exchange)
         try:
-            await self._application(make_scope(exchange.head, "http", self._state), cycle.receive, cycle.send)
+            await self._application(make_scope(head, "http", self._state), cycle.receive, cycle.send)
             if not exchange.framer.complete:
                 raise RuntimeError("The application returned without a complete response.")
         except BaseException as error:
-            if exchange.gone and isinstance(error, asyncio.CancelledError | OSError):
-                raise Disconnected from error
-            self._output.fault(error)
-            if not exchange.framer.sent:
-                reply = fault_reply(exchange.head, error)
-                await exchange.whole(reply.status, reply.headers, reply.body)
+            await self._fail(exchange, error)
+
+    async def _fail(self, exchange: Exchange, error: BaseException) -> None:
+        if exchange.gone and isinstance(error, asyncio.CancelledError | OSError):
+            raise Disconnected from error
+        self._output.fault(error)
+        if not exchange.framer.sent:
+            reply = fault_reply(exchange.head, error)
+            await exchange.whole(reply.status, reply.headers, reply.body)
 
 
 class _HttpCycle:
@@ -145,20 +148,14 @@ class _HttpCycle:
             body = message.get("body", b"")
             if type(body) is not bytes:
                 body = bytes(body)
-            if message.get("more_body"):
-                await exchange.write(body)
-            else:
-                await exchange.write_last(body)
+            framer = exchange.framer
+            if not exchange.put(framer.write(body) if message.get("more_body") else framer.last(body)):
+                await exchange.drained()
         elif kind == "http.response.start" and not self._started:
             self._started = True
-            exchange.start_raw(int(message["status"]), decode_fields(message.get("headers", ())))
+            exchange.start(int(message["status"]), message.get("headers", ()))
         else:
             raise RuntimeError(f"Unexpected message {kind!r}")
-
-
-def decode_fields(headers: Any) -> list[tuple[bytes, bytes]]:
-    """ASGI's headers as pairs of bytes, the names in lower case."""
-    return [(bytes(name).lower(), bytes(value)) for name, value in headers]
 
 
 class Lifespan:

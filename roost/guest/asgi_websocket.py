@@ -29,7 +29,7 @@ MAX_WAITING = 256  # messages, that wait for the application before no more are 
 
 
 def is_websocket(head: Head) -> bool:
-    return head.get("upgrade").lower() == "websocket" and head.method == "GET"
+    return head.shape.upgrade == "websocket" and head.method == "GET"
 
 
 async def run_websocket(application: Application, exchange: Exchange, scope: dict[str, Any], output: Output) -> None:

@@ -7,7 +7,7 @@ import socket
 from collections import deque
 from collections.abc import Awaitable, Callable
 
-from roost.guest.framing import Fields, Framer, RawFields
+from roost.guest.framing import AnyFields, Framer
 from roost.guest.http1 import MAX_HEAD, BadMessage, Body, Head, parse_head, reply_head
 from roost.guest.streams import Stream, Streams
 
@@ -95,17 +95,12 @@ class Exchange:
             parts.append(part)
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
-    async def whole(self, status: int, fields: Fields, body: bytes) -> None:
+    async def whole(self, status: int, fields: AnyFields, body: bytes) -> None:
         await self._send(self.framer.whole(status, fields, body))
 
-    def start(self, status: int, fields: Fields) -> None:
+    def start(self, status: int, fields: AnyFields) -> None:
         """The head goes out with the first bytes of the body, or when the handler waits for something."""
         self.framer.start(status, fields)
-        self._connection.server.flush_soon(self)
-
-    def start_raw(self, status: int, fields: RawFields) -> None:
-        """The same, with names and values in bytes."""
-        self.framer.start_raw(status, fields)
         self._connection.server.flush_soon(self)
 
     async def write(self, data: bytes) -> None:
@@ -180,16 +175,23 @@ class Exchange:
         if not self.gone and (data := self.framer.take_head()):
             self._connection.write(data)
 
-    async def _send(self, data: bytes) -> None:
+    def put(self, data: bytes) -> bool:
+        """Send; False if the sender has to wait for `drained` now. Raises Disconnected."""
         if self.gone:
             raise Disconnected
         connection = self._connection
         if data:
             connection.write(data)
-            if not connection.is_writable:
-                await connection.drained()
         if self.framer.complete:
             connection.on_reply_complete(self)
+        return connection.is_writable
+
+    async def drained(self) -> None:
+        await self._connection.drained()
+
+    async def _send(self, data: bytes) -> None:
+        if not self.put(data):
+            await self.drained()
 
 
 class AsyncConnection(Stream):

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import lru_cache
+from typing import Any
 
-from roost.guest.http1 import COMMON_LINE, LAST_CHUNK, BadMessage, Head, chunk, has_body, raw_reply_head
+from roost.guest.http1 import LAST_CHUNK, BadMessage, Head, chunk, has_body, reply_lines
 
 Fields = list[tuple[str, str]]
-RawFields = Iterable[tuple[bytes, bytes]]
+AnyFields = Iterable[tuple[str, str]] | Iterable[tuple[bytes, bytes]]
 #: The guest frames replies itself; what user code says of these is not passed on.
 FRAMING = frozenset({"connection", "keep-alive", "transfer-encoding", "content-length"})
+FRAMING_RAW = frozenset(name.encode() for name in FRAMING)
 
 
 class Framer:
@@ -31,33 +33,18 @@ class Framer:
         self.sent = False  # some of it has been given out
         self.complete = False
 
-    def whole(self, status: int, fields: Fields, body: bytes) -> bytes:
+    def whole(self, status: int, fields: AnyFields, body: bytes) -> bytes:
         """A reply whose body is known."""
-        head = self._head_bytes(status, _encoded(fields), len(body))
         self.sent = self.complete = True
+        head = self._head_bytes(status, _lines_of(status, fields)[0], len(body))
         return head + body if body and has_body(self._method, status) else head
 
-    def start(self, status: int, fields: Fields) -> None:
+    def start(self, status: int, fields: AnyFields) -> None:
         """A streamed reply. A content-length in `fields` is kept to; without one the body goes in chunks."""
-        self.start_raw(status, _encoded(fields))
-
-    def start_raw(self, status: int, fields: RawFields) -> None:
-        """The same, of bytes."""
-        kept: list[tuple[bytes, bytes]] = []
-        announced: bytes | None = None
-        for item in fields:
-            name = item[0]
-            framing = _common_framing(name) if len(name) < COMMON_LINE else None
-            if framing is None:
-                kept.append(item)
-            elif framing == b"content-length" and announced is None:
-                announced = item[1]
-        if announced is not None and not announced.isdigit():
-            raise BadMessage("malformed content-length in the reply", 502)
-        self._left = int(announced) if announced is not None else None
+        lines, self._left = _lines_of(status, fields)
         self._silent = not has_body(self._method, status)
         self._chunked = self._left is None and not self._silent
-        self._head = self._head_bytes(status, kept, self._left)
+        self._head = self._head_bytes(status, lines, self._left)
 
     def write(self, data: bytes) -> bytes:
         """Raises BadMessage for more than the announced length."""
@@ -79,7 +66,12 @@ class Framer:
 
     def last(self, data: bytes) -> bytes:
         """`write` and `end`."""
-        return self.write(data) + self.end()
+        if self._left != len(data) or self._silent:
+            return self.write(data) + self.end()
+        self._left = 0
+        self.complete = self.sent = True
+        head, self._head = self._head, b""
+        return head + data
 
     def end(self) -> bytes:
         """A body shorter than announced ends the connection: the caller must see that it is cut off."""
@@ -88,30 +80,44 @@ class Framer:
             self.keep_alive = False
         return self.take_head() + (LAST_CHUNK if self._chunked else b"")
 
-    def _head_bytes(self, status: int, fields: list[tuple[bytes, bytes]], length: int | None) -> bytes:
-        """Adds to `fields`."""
+    def _head_bytes(self, status: int, lines: bytes, length: int | None) -> bytes:
+        framing = b""
         if length is not None and status >= 200 and status not in (204, 304):
-            fields.append((b"content-length", b"%d" % length))
+            framing = b"content-length: %d\r\n" % length
         elif self._chunked:
-            fields.append((b"transfer-encoding", b"chunked"))
+            framing = b"transfer-encoding: chunked\r\n"
         if not self.keep_alive:
-            fields.append((b"connection", b"close"))
-        return raw_reply_head(status, fields)
+            framing += b"connection: close\r\n"
+        return b"%b%b\r\n" % (lines, framing)
 
 
-def _encoded(fields: Fields) -> list[tuple[bytes, bytes]]:
-    return [_common_encoded(item) if len(item[1]) < COMMON_LINE else _encode(item) for item in fields]
+def _lines_of(status: int, fields: AnyFields) -> tuple[bytes, int | None]:
+    """Status line and header lines without those of framing, and the announced length. Raises BadMessage."""
+    pairs = tuple(fields)
+    try:
+        return _common_lines(status, pairs)
+    except TypeError:  # pairs that are lists, or of bytearrays
+        return _lines(status, [(_raw(name), _raw(value)) for name, value in pairs])
 
 
-def _encode(item: tuple[str, str]) -> tuple[bytes, bytes]:
-    return item[0].encode("latin-1", "replace"), item[1].encode("latin-1", "replace")
+def _raw(text: Any) -> bytes:
+    return text.encode("latin-1", "replace") if isinstance(text, str) else bytes(text)
 
 
-_common_encoded = lru_cache(256)(_encode)
+def _lines(status: int, pairs: Iterable[tuple[Any, Any]]) -> tuple[bytes, int | None]:
+    kept: list[tuple[bytes, bytes]] = []
+    announced: bytes | None = None
+    for name, value in pairs:
+        raw = _raw(name), _raw(value)
+        lower = raw[0].lower()
+        if lower not in FRAMING_RAW:
+            kept.append(raw)
+        elif lower == b"content-length" and announced is None:
+            announced = raw[1]
+    if announced is not None and not announced.isdigit():
+        raise BadMessage("malformed content-length in the reply", 502)
+    return reply_lines(status, kept), None if announced is None else int(announced)
 
 
-@lru_cache(256)
-def _common_framing(name: bytes) -> bytes | None:
-    """The name in lower case, if it is one of FRAMING."""
-    lower = name.lower()
-    return lower if lower.decode("latin-1") in FRAMING else None
+#: Most replies of a function have the same header lines as one before.
+_common_lines = lru_cache(64)(_lines)

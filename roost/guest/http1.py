@@ -40,7 +40,7 @@ class Shape:
     `place` is where the id belongs among `fields`, -1 for none. `length` is the body's, None when it comes in chunks.
     """
 
-    __slots__ = ("connection", "fields", "headers", "length", "place")
+    __slots__ = ("connection", "fields", "headers", "length", "place", "upgrade")
 
     def __init__(self, fields: list[tuple[str, str]], place: int = -1) -> None:
         self.fields = fields
@@ -48,6 +48,7 @@ class Shape:
         self.headers = dict(fields)
         self.length = _body_length(self.headers, fields)
         self.connection = self.headers.get("connection", "").lower()
+        self.upgrade = self.headers.get("upgrade", "").lower()
 
 
 class Head:
@@ -236,18 +237,13 @@ class Body:
 def reply_head(status: int, fields: Iterable[tuple[str, str]]) -> bytes:
     """Raises BadMessage for a header that would break the message apart."""
     raw = [(name.encode("latin-1", "replace"), value.encode("latin-1", "replace")) for name, value in fields]
-    return raw_reply_head(status, raw)
+    return reply_lines(status, raw) + b"\r\n"
 
 
-def raw_reply_head(status: int, fields: Iterable[tuple[bytes, bytes]]) -> bytes:
-    """The same, of bytes."""
-    lines = [_common_line(name, value) if len(value) < COMMON_LINE else _line(name, value) for name, value in fields]
-    return b"%b%b\r\n" % (_status_line(status), b"".join(lines))
-
-
-@lru_cache(64)
-def _status_line(status: int) -> bytes:
-    return f"HTTP/1.1 {status} {_REASONS.get(status, '')}\r\n".encode("ascii")
+def reply_lines(status: int, fields: Iterable[tuple[bytes, bytes]]) -> bytes:
+    """A reply's head, but for the empty line. Raises BadMessage."""
+    lines = [_line(name, value) for name, value in fields]
+    return f"HTTP/1.1 {status} {_REASONS.get(status, '')}\r\n".encode("ascii") + b"".join(lines)
 
 
 _TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
@@ -257,9 +253,6 @@ def _line(name: bytes, value: bytes) -> bytes:
     if b"\r" in value or b"\n" in value or b"\0" in value or _TOKEN.fullmatch(name) is None:
         raise BadMessage(f"malformed header {name.decode('latin-1')!r} in the reply", 502)
     return b"%b: %b\r\n" % (name, value)
-
-
-_common_line = lru_cache(512)(_line)
 
 
 def chunk(data: bytes) -> bytes:

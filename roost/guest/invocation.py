@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
+import asyncio
 import io
 import os
 import sys
+from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 from roost.guest import marks
@@ -66,8 +68,9 @@ class Output:
 
     def __init__(self) -> None:
         self._marks = os.dup(1)  # of its own: the user's code may close or redirect standard output
-        self._out = _line_buffered(io.FileIO(1, "w", closefd=False))
-        self._err = _line_buffered(_StandardError(self._marks))
+        self._late: deque[bytes] = deque()  # marks that go out before anything else does; any thread may send them
+        self._out = _line_buffered(_Raw(1, before=self.send_late))
+        self._err = _line_buffered(_Raw(2, before=self.send_late, after=self._mark_error))
         sys.stdout = self._out
         sys.stderr = self._err
 
@@ -84,6 +87,18 @@ class Output:
         """After all that was printed before it."""
         self.flush()
         self._mark(marks.ends(head.request_id))
+
+    def end_soon(self, head: Head) -> None:
+        """As `end`, on an event loop: its mark and the next request's begin go out in one, in the loop's next turn at
+        the latest."""
+        self.flush()
+        if not self._late:
+            asyncio.get_running_loop().call_soon(self.send_late)
+        self._late.append(marks.ends(head.request_id))
+
+    def send_late(self) -> None:
+        if self._late:
+            self._mark(b"")
 
     def line(self, text: str) -> None:
         """Write one line after all that was printed before it."""
@@ -105,23 +120,34 @@ class Output:
                 continue
 
     def _mark(self, data: bytes) -> None:
+        while self._late:
+            try:
+                data = self._late.pop() + data
+            except IndexError:  # another thread was quicker
+                break
         try:
             os.write(self._marks, data)
         except OSError:
             return  # the user's code closed it: its own loss
 
+    def _mark_error(self) -> None:
+        """Standard error was written to. Said on standard output, so that the order of the two is not lost."""
+        self._mark(marks.STDERR)
 
-class _StandardError(io.FileIO):
-    """Standard error that says on standard output that it was written to: order between the two is not lost."""
 
-    def __init__(self, beside: int) -> None:
-        super().__init__(2, "w", closefd=False)
-        self._beside = beside
+class _Raw(io.FileIO):
+    """A standard stream that calls `before` and `after` around each write."""
+
+    def __init__(self, fd: int, *, before: Callable[[], None], after: Callable[[], None] | None = None) -> None:
+        super().__init__(fd, "w", closefd=False)
+        self._before = before
+        self._after = after
 
     def write(self, data: Any) -> int:
+        self._before()
         written = super().write(data)
-        with contextlib.suppress(OSError):
-            os.write(self._beside, marks.STDERR)
+        if self._after is not None:
+            self._after()
         return written
 
 

@@ -117,7 +117,9 @@ class MarkedOutput:
             self._hidden -= not self._open.pop(next(iter(self._open)))
 
     def _end(self, request: bytes, run: list[bytes]) -> None:
-        shown = self._open.pop(request, True)
+        shown = self._open.pop(request, None)
+        if shown is None:
+            return
         if not self._open:
             run += self._lines.finish()
         if shown:

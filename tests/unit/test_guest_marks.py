@@ -100,6 +100,11 @@ def test_what_is_no_mark_stays_as_it_is() -> None:
         assert lines(MarkedOutput(), text) == [text]
 
 
+def test_an_end_without_a_begin_is_passed_over() -> None:
+    """As of a process that user code forked off while a mark was waiting in its memory."""
+    assert lines(MarkedOutput(), begins("a"), b"x\n", ends("b"), ends("a"), ends("a")) == [start("a"), b"x\n", end("a")]
+
+
 def test_an_id_is_cut_to_what_a_mark_holds() -> None:
     assert lines(MarkedOutput(), begins("é" * 500), b"x\n") == [start("?" * MAX_ID), b"x\n"]
 
