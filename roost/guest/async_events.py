@@ -38,7 +38,7 @@ class AsyncEventRunner:
             exchange.framer.keep_alive = False
             await exchange.whole(error.status, [("content-type", "text/plain")], str(error).encode())
             return
-        context = self._contexts.make(head.headers)
+        context = self._contexts.make(head)
         request_id.set(head.request_id)
         self._output.begin(head)
         try:

@@ -36,7 +36,7 @@ class Hooks:
             return
         self._output.line("FC Initialize Start")
         try:
-            _call(hook, self._initializer, self._contexts.make({}), run)
+            _call(hook, self._initializer, self._contexts.without_request(), run)
         except BaseException as error:
             self._output.fault(error)
             text = f"{type(error).__name__}: {describe(error)['errorMessage']}"
@@ -53,7 +53,7 @@ class Hooks:
         try:
             if hook is not None:
                 self._output.line("FC PreStop Start")
-                _call(hook, self._pre_stop, self._contexts.make({}), run)
+                _call(hook, self._pre_stop, self._contexts.without_request(), run)
         except BaseException as error:
             self._output.fault(error)
         finally:

@@ -33,6 +33,22 @@ class BadMessage(ValueError):
         self.status = status
 
 
+def _body_length(headers: dict[str, str], fields: list[tuple[str, str]]) -> int | None:
+    coding = headers.get("transfer-encoding")
+    length = headers.get("content-length")
+    if coding is not None:
+        if coding.lower() != "chunked" or length is not None:
+            raise BadMessage("ambiguous body length")
+        return None
+    if length is None:
+        return 0
+    if not length.isascii() or not length.isdigit() or len(length) > 18:
+        raise BadMessage("malformed content-length")
+    if any(name == "content-length" and value != length for name, value in fields):
+        raise BadMessage("ambiguous body length")
+    return int(length)
+
+
 class Shape:
     """What the heads of many requests have in common: all header lines but the value of `x-fc-request-id`.
 
@@ -49,6 +65,16 @@ class Shape:
         self.length = _body_length(self.headers, fields)
         self.connection = self.headers.get("connection", "").lower()
         self.upgrade = self.headers.get("upgrade", "").lower()
+
+    def all(self) -> dict[str, str]:
+        """See Head."""
+        if len(self.headers) == len(self.fields):
+            return self.headers.copy()
+        joined: dict[str, str] = {}
+        for name, value in self.fields:
+            mark = "; " if name == "cookie" else ","
+            joined[name] = f"{joined[name]}{mark}{value}" if name in joined else value
+        return joined
 
 
 class Head:
@@ -92,13 +118,14 @@ class Head:
 
     def all(self) -> dict[str, str]:
         """Headers as a dict; repeated ones joined with a comma (cookies with a semicolon)."""
-        if len(self.shape.headers) == len(self.shape.fields):
-            return self.headers
-        joined: dict[str, str] = {}
-        for name, value in self.fields:
-            mark = "; " if name == "cookie" else ","
-            joined[name] = f"{joined[name]}{mark}{value}" if name in joined else value
-        return joined
+        headers = self.shape.all()
+        if self.shape.place >= 0:
+            headers[REQUEST_ID] = self.request_id
+        return headers
+
+
+#: Of no request.
+NO_HEAD = Head("", "", "1.1", Shape([]), "")
 
 
 def parse_head(block: bytes) -> Head:
@@ -153,22 +180,6 @@ def _field(line: bytes) -> tuple[str, str]:
 
 
 _common_field = lru_cache(512)(_field)
-
-
-def _body_length(headers: dict[str, str], fields: list[tuple[str, str]]) -> int | None:
-    coding = headers.get("transfer-encoding")
-    length = headers.get("content-length")
-    if coding is not None:
-        if coding.lower() != "chunked" or length is not None:
-            raise BadMessage("ambiguous body length")
-        return None
-    if length is None:
-        return 0
-    if not length.isascii() or not length.isdigit() or len(length) > 18:
-        raise BadMessage("malformed content-length")
-    if any(name == "content-length" and value != length for name, value in fields):
-        raise BadMessage("ambiguous body length")
-    return int(length)
 
 
 class Body:

@@ -38,7 +38,7 @@ class EventRunner:
             writer.framer.keep_alive = False
             writer.whole(error.status, [("content-type", "text/plain")], str(error).encode())
             return False
-        context = self._contexts.make(head.headers)
+        context = self._contexts.make(head)
         request_id.set(head.request_id)
         self._output.begin(head)
         try:
