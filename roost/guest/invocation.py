@@ -130,15 +130,15 @@ class Output:
         except OSError:
             return  # the user's code closed it: its own loss
 
-    def _mark_error(self) -> None:
+    def _mark_error(self, count: int) -> None:
         """Standard error was written to. Said on standard output, so that the order of the two is not lost."""
-        self._mark(marks.STDERR)
+        self._mark(marks.errors(count))
 
 
 class _Raw(io.FileIO):
     """A standard stream that calls `before` and `after` around each write."""
 
-    def __init__(self, fd: int, *, before: Callable[[], None], after: Callable[[], None] | None = None) -> None:
+    def __init__(self, fd: int, *, before: Callable[[], None], after: Callable[[int], None] | None = None) -> None:
         super().__init__(fd, "w", closefd=False)
         self._before = before
         self._after = after
@@ -147,7 +147,7 @@ class _Raw(io.FileIO):
         self._before()
         written = super().write(data)
         if self._after is not None:
-            self._after()
+            self._after(written or 0)
         return written
 
 

@@ -8,7 +8,7 @@ costs the host no line, and the log no space.
     0x1e B <request id> newline     the request begins
     0x1e E <request id> newline     it ends
     0x1e S newline                  the lines of all that are open are wanted, whether or not they print
-    0x1e X newline                  what is in the pipe of standard error by now was printed before this
+    0x1e X <number> newline         so many bytes were written to standard error just before
 """
 
 from __future__ import annotations
@@ -20,9 +20,11 @@ from roost.guest.logs import LineSplitter
 #: More than the highest concurrency; of more, the oldest are forgotten.
 MAX_OPEN = 1024
 MAX_ID = 128
+#: Turns between the two streams in what is read at once; a flood that has more is not kept in its order.
+MAX_RUNS = 64
 SHOW = b"\x1eS\n"
-STDERR = b"\x1eX\n"
 _MARK = re.compile(rb"\x1e([BESX])([^\x1e\n]{0,128})\n")
+_COUNT = re.compile(rb"[0-9]{1,15}")
 _LONGEST = MAX_ID + 3
 
 
@@ -32,6 +34,10 @@ def begins(request: str) -> bytes:
 
 def ends(request: str) -> bytes:
     return b"\x1eE%b\n" % request[:MAX_ID].encode("ascii", "replace")
+
+
+def errors(count: int) -> bytes:
+    return b"\x1eX%d\n" % count
 
 
 class MarkedOutput:
@@ -44,16 +50,20 @@ class MarkedOutput:
         self._hidden = 0  # of them, those whose line is not out
         self._aged: set[bytes] = set()  # of those, who were among them at the last call of `age`
 
-    def feed(self, data: bytes, *, loud: bool = False) -> list[list[bytes]]:
-        """Runs of lines, at least one; between a run and the next the lines of standard error have their place.
+    def feed(self, data: bytes, *, errors: int = 0) -> list[tuple[int, list[bytes]]]:
+        """Runs of lines, at least one; before each of them so many bytes of standard error have their place.
 
-        `loud`: something was printed on standard error, so that no request may be left out.
+        `errors` is how many bytes came on standard error, read after `data`. What no mark gives a place to (a program
+        wrote it) has it at the end: it may be of any request, so that none is left out.
         """
+        pieces = _MARK.split(self._whole(data))
+        places = _places(pieces, errors)
+        loud = errors > sum(places)
+        places.reverse()
         run: list[bytes] = []
-        runs = [run]
+        runs = [(0, run)]
         if loud:
             self._show(run)
-        pieces = _MARK.split(self._whole(data))
         for at in range(0, len(pieces) - 1, 3):
             text, kind, request = pieces[at : at + 3]
             if text:
@@ -67,8 +77,12 @@ class MarkedOutput:
             else:
                 self._show(run)
                 if kind == b"X":
-                    run = []
-                    runs.append(run)
+                    place = places.pop()
+                    if len(runs) > 1 and (not run or len(runs) == MAX_RUNS):
+                        runs[-1] = runs[-1][0] + place, run
+                    else:
+                        run = []
+                        runs.append((place, run))
         if pieces[-1]:
             self._print(pieces[-1], run)
         return runs
@@ -137,3 +151,18 @@ class MarkedOutput:
         self._open[request] = True
         self._hidden -= 1
         run.append(b"FC Invoke Start RequestId: %b\n" % request)
+
+
+def _places(pieces: list[bytes], errors: int) -> list[int]:
+    """Of how many bytes of standard error the marks say that they belong before them. When they speak of more than
+    there are, the first of these came before its mark, with the output before."""
+    counts = [
+        int(pieces[at + 1]) if _COUNT.fullmatch(pieces[at + 1]) else 0
+        for at in range(1, len(pieces), 3)
+        if pieces[at] == b"X"
+    ]
+    missing = max(0, sum(counts) - errors)
+    for at, count in enumerate(counts):
+        counts[at] = max(0, count - missing)
+        missing = max(0, missing - count)
+    return counts

@@ -136,13 +136,13 @@ class OutputPump:
         err = self._err.read()
         size = len(out or b"") + len(err or b"")
         waiting = err or b""
-        first, *others = self._marks.feed(out or b"", loud=bool(err))
-        self._out.emit(first)
-        for run in others:
-            self._err.emit(self._err_lines.feed(waiting + (self._err.read() or b"")))
-            waiting = b""
+        for errors, run in self._marks.feed(out or b"", errors=len(waiting)):
+            if errors:
+                self._err.emit(self._err_lines.feed(waiting[:errors]))
+                waiting = waiting[errors:]
             self._out.emit(run)
-        self._err.emit(self._err_lines.feed(waiting))
+        if waiting:
+            self._err.emit(self._err_lines.feed(waiting))
         if out is None:
             self._end_out()
         if err is None:

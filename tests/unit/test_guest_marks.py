@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from roost.guest.marks import MAX_ID, MAX_OPEN, SHOW, STDERR, MarkedOutput, begins, ends
+from roost.guest.marks import MAX_ID, MAX_OPEN, MAX_RUNS, SHOW, MarkedOutput, begins, ends, errors
 
 
 def start(request: str) -> bytes:
@@ -16,8 +16,8 @@ def end(request: str) -> bytes:
     return f"FC Invoke End RequestId: {request}\n".encode()
 
 
-def lines(output: MarkedOutput, *data: bytes, loud: bool = False) -> list[bytes]:
-    return [line for run in output.feed(b"".join(data), loud=loud) for line in run]
+def lines(output: MarkedOutput, *data: bytes) -> list[bytes]:
+    return [line for _, run in output.feed(b"".join(data)) for line in run]
 
 
 def test_a_request_that_prints_stands_between_its_lines() -> None:
@@ -43,14 +43,39 @@ def test_whoever_is_open_when_something_is_printed_is_named_before_it() -> None:
 
 def test_what_is_printed_on_standard_error_has_its_place() -> None:
     output = MarkedOutput()
-    assert output.feed(begins("a") + STDERR + ends("a") + begins("b") + ends("b")) == [[start("a")], [end("a")]]
-    assert output.feed(begins("c") + b"x\n" + STDERR + b"y\n" + STDERR) == [[start("c"), b"x\n"], [b"y\n"], []]
+    data = begins("a") + errors(5) + ends("a") + begins("b") + ends("b") + begins("c") + b"x\n" + errors(7) + b"y\n"
+    assert output.feed(data, errors=12) == [(0, [start("a")]), (5, [end("a"), start("c"), b"x\n"]), (7, [b"y\n"])]
+
+
+def test_what_was_printed_ahead_of_its_mark_is_not_taken_twice() -> None:
+    output = MarkedOutput()
+    assert output.feed(begins("a"), errors=5) == [(0, [start("a")])]
+    assert output.feed(errors(5) + ends("a") + begins("b") + errors(3) + ends("b"), errors=3) == [
+        (0, []), (0, [end("a"), start("b")]), (3, [end("b")]),
+    ]  # fmt: skip
 
 
 def test_a_program_that_wrote_to_standard_error_leaves_no_request_out() -> None:
     output = MarkedOutput()
     assert lines(output, begins("open")) == []
-    assert lines(output, begins("a"), ends("a"), loud=True) == [start("open"), start("a"), end("a")]
+    assert output.feed(begins("a") + ends("a"), errors=1) == [(0, [start("open"), start("a"), end("a")])]
+    assert output.feed(begins("b") + errors(2) + ends("b"), errors=2)[1:] == [(2, [end("b")])]
+
+
+def test_a_flood_on_standard_error_is_one_run_and_turns_are_bounded() -> None:
+    output = MarkedOutput()
+    assert output.feed(begins("a") + errors(1) * 1000 + ends("a"), errors=1000) == [
+        (0, [start("a")]), (1000, [end("a")]),
+    ]  # fmt: skip
+    runs = output.feed((b"out\n" + errors(1)) * 1000, errors=1000)
+    assert len(runs) == MAX_RUNS
+    assert sum(count for count, _ in runs) == 1000
+    assert sum(len(run) for _, run in runs) == 1000
+
+
+def test_a_number_that_is_none_is_nothing() -> None:
+    for forged in (b"\x1eX-1\n", b"\x1eXnone\n", b"\x1eX" + b"9" * 100 + b"\n"):
+        assert MarkedOutput().feed(forged, errors=0) == [(0, []), (0, [])]
 
 
 def test_a_request_whose_lines_are_wanted_has_them() -> None:
