@@ -97,7 +97,7 @@ class AsgiRunner:
             else:
                 await self._run(exchange, head)
         finally:
-            self._output.end_soon(head)
+            self._output.end_soon(head, exchange.later)
 
     async def _run(self, exchange: Exchange, head: Head) -> None:
         cycle = _HttpCycle(exchange)

@@ -47,7 +47,7 @@ class AsyncEventRunner:
                 await self._stream(exchange, outcome)
                 return
         finally:
-            self._output.end_soon(head)
+            self._output.end_soon(head, exchange.later)
         await exchange.whole(outcome.status, outcome.headers, outcome.body)
 
     async def _call(self, exchange: Exchange, body: bytes, context: Any) -> Reply | AsyncGenerator[Any, None]:

@@ -101,7 +101,7 @@ class Exchange:
     def start(self, status: int, fields: AnyFields) -> None:
         """The head goes out with the first bytes of the body, or when the handler waits for something."""
         self.framer.start(status, fields)
-        self._connection.server.flush_soon(self)
+        self._connection.server.later(self.flush_head)
 
     async def write(self, data: bytes) -> None:
         await self._send(self.framer.write(data))
@@ -169,6 +169,10 @@ class Exchange:
             self._disconnected.set()
         if self._arrived is not None:
             self._arrived.set()
+
+    def later(self, callback: Callable[[], None]) -> None:
+        """See AsyncServer."""
+        self._connection.server.later(callback)
 
     def flush_head(self) -> None:
         """Called by the server, when the handler did not send a body in one go with the head."""
@@ -295,8 +299,9 @@ class AsyncServer:
         self._free = concurrency
         self._waiting: deque[tuple[AsyncConnection, Exchange]] = deque()  # at most one of a connection
         self._tasks: set[asyncio.Task[None]] = set()
-        self._heads: list[Exchange] = []  # whose head may have to go out without a body
-        self._streams = Streams(listener, lambda streams, sock: AsyncConnection(self, streams, sock))
+        self._later: list[Callable[[], None]] = []
+        self._settles = False  # _settle is going to be called
+        self._streams = Streams(listener, lambda streams, sock: AsyncConnection(self, streams, sock), self._settle_soon)
 
     async def serve(self) -> None:
         """Begin to serve, on the running loop."""
@@ -330,15 +335,22 @@ class AsyncServer:
                 connection.break_off()
                 return
 
-    def flush_soon(self, exchange: Exchange) -> None:
-        if not self._heads:
-            self._loop.call_soon(self._flush_heads)
-        self._heads.append(exchange)
+    def later(self, callback: Callable[[], None]) -> None:
+        """Call it when the handlers that can run now have run: once for all of them, not once for each."""
+        self._later.append(callback)
+        self._settle_soon()
 
-    def _flush_heads(self) -> None:
-        heads, self._heads = self._heads, []
-        for exchange in heads:
-            exchange.flush_head()
+    def _settle_soon(self) -> None:
+        """After requests have come, this is behind the first steps of their tasks already."""
+        if not self._settles:
+            self._settles = True
+            self._loop.call_soon(self._settle)
+
+    def _settle(self) -> None:
+        self._settles = False
+        callbacks, self._later = self._later, []
+        for callback in callbacks:
+            callback()
 
     def _start(self, connection: AsyncConnection, exchange: Exchange) -> None:
         self._free -= 1

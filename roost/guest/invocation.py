@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import io
 import os
 import sys
@@ -88,12 +87,11 @@ class Output:
         self.flush()
         self._mark(marks.ends(head.request_id))
 
-    def end_soon(self, head: Head) -> None:
-        """As `end`, on an event loop: its mark and the next request's begin go out in one, in the loop's next turn at
-        the latest."""
+    def end_soon(self, head: Head, later: Callable[[Callable[[], None]], None]) -> None:
+        """As `end`, with a mark that goes out in one with the next request's begin, or when `later` calls."""
         self.flush()
         if not self._late:
-            asyncio.get_running_loop().call_soon(self.send_late)
+            later(self.send_late)
         self._late.append(marks.ends(head.request_id))
 
     def send_late(self) -> None:

@@ -168,11 +168,18 @@ class Stream:
 
 
 class Streams:
-    """Accepts on `listener` and reads what comes. `make` makes the stream of a new connection."""
+    """Accepts on `listener` and reads what comes. `make` makes the stream of a new connection; `after` is called when
+    all have been told what there was."""
 
-    def __init__(self, listener: socket.socket, make: Callable[[Streams, socket.socket], Stream]) -> None:
+    def __init__(
+        self,
+        listener: socket.socket,
+        make: Callable[[Streams, socket.socket], Stream],
+        after: Callable[[], None],
+    ) -> None:
         self._listener = listener
         self._make = make
+        self._after = after
         self._epoll = select.epoll()
         self._streams: dict[int, Stream] = {}
 
@@ -205,6 +212,7 @@ class Streams:
         # Last, since a new connection may get the number of one that was closed just now.
         if accept:
             self._accept()
+        self._after()
 
     def _accept(self) -> None:
         for _ in range(ACCEPTS):
