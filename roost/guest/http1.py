@@ -85,12 +85,16 @@ class Head:
 
     __slots__ = ("_fields", "_headers", "keep_alive", "length", "method", "request_id", "shape", "target", "version")
 
-    def __init__(self, method: str, target: str, version: str, shape: Shape, request_id: str) -> None:
+    def __init__(
+        self, method: str, target: str, version: str, fields: Shape | list[tuple[str, str]], request_id: str = ""
+    ) -> None:
+        """`fields` have all there is, or they are a shape with a place for `request_id`."""
+        shape = fields if isinstance(fields, Shape) else Shape(fields)
         self.method = method
         self.target = target
         self.version = version
         self.shape = shape
-        self.request_id = request_id
+        self.request_id = request_id or shape.headers.get(REQUEST_ID, "")
         self.length = shape.length
         connection = shape.connection
         self.keep_alive = "close" not in connection if version == "1.1" else "keep-alive" in connection
@@ -125,7 +129,7 @@ class Head:
 
 
 #: Of no request.
-NO_HEAD = Head("", "", "1.1", Shape([]), "")
+NO_HEAD = Head("", "", "1.1", [])
 
 
 def parse_head(block: bytes) -> Head:
@@ -143,8 +147,7 @@ def parse_head(block: bytes) -> Head:
             shape = _common_shape(block[end:at], block[stop:])
             if shape is not None:
                 return Head(method, target, version, shape, request.decode("ascii"))
-    shape = Shape(_fields(block[end:]))
-    return Head(method, target, version, shape, shape.headers.get(REQUEST_ID, ""))
+    return Head(method, target, version, _fields(block[end:]))
 
 
 def _request_line(line: bytes) -> tuple[str, str, str]:
