@@ -10,6 +10,7 @@ from roost.store.database import Database
 from roost.store.functions import Functions
 from roost.store.layers import Layers
 from roost.store.provision import Provision
+from roost.store.sandboxes import Sandboxes
 from roost.store.sessions import Sessions
 from roost.store.settings import Settings
 from roost.store.tags import Tags
@@ -35,6 +36,7 @@ class Store:
         self.provision = Provision(self._database)
         self.triggers = Triggers(self._database)
         self.sessions = Sessions(self._database)
+        self.sandboxes = Sandboxes(self._database)
         self.settings = Settings(self._database)
 
     async def open(self) -> None:
