@@ -12,7 +12,7 @@ from roost.model.sandbox import Sandbox
 from roost.sandboxes.assembly import SandboxAssembly
 from roost.sandboxes.templates import SandboxTemplate
 
-DAEMON = '''
+DAEMON = """
 import http.server, json, os, subprocess, threading, time, urllib.parse
 class Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
@@ -57,7 +57,7 @@ print("daemon of", os.environ["E2B_SANDBOX_ID"], flush=True)
 web = http.server.ThreadingHTTPServer(("127.0.0.1", 8000), Handler)
 threading.Thread(target=web.serve_forever, daemon=True).start()
 http.server.ThreadingHTTPServer(("127.0.0.1", 49983), Handler).serve_forever()
-'''
+"""
 
 _start = SandboxAssembly._start
 
