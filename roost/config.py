@@ -68,6 +68,7 @@ class Config:
     sandbox_memory_mb: int = 1024
     sandbox_disk_mb: int = 4096
     sandbox_cpu: float = 2.0
+    volume_disk_mb: int = 10240  # of each volume that sandboxes mount
     log_file_mb: int = 8
     package_cache_mb: int = 2048
 
@@ -187,8 +188,9 @@ def validate(config: Config) -> Config:
             raise ConfigError(f"'{name}' must be at least 1.")
     if config.sandbox_timeout > config.sandbox_max_timeout:
         raise ConfigError("'sandbox_timeout' can't be more than 'sandbox_max_timeout'.")
-    if not 64 <= config.sandbox_memory_mb <= 1 << 20 or not 64 <= config.sandbox_disk_mb <= 1 << 24:
-        raise ConfigError("'sandbox_memory_mb' and 'sandbox_disk_mb' must be at least 64, and not absurd.")
+    for name in ("sandbox_memory_mb", "sandbox_disk_mb", "volume_disk_mb"):
+        if not 64 <= getattr(config, name) <= 1 << 24:
+            raise ConfigError(f"'{name}' must be between 64 and {1 << 24}.")
     if not 0.01 <= config.sandbox_cpu <= 1024:
         raise ConfigError("'sandbox_cpu' must be between 0.01 and 1024.")
     if config.sandbox_domain and not _DOMAIN.fullmatch(config.sandbox_domain):

@@ -67,6 +67,7 @@ from roost.sandboxes.fleet import SandboxFleet
 from roost.sandboxes.lives import Lives
 from roost.sandboxes.templates import TemplateShelf
 from roost.sandboxes.traffic import SandboxTraffic
+from roost.sandboxes.volumes import VolumeShelf
 from roost.store.store import Store
 from roost.telemetry.logs import FunctionLogs
 from roost.telemetry.metering import Meter
@@ -158,7 +159,14 @@ class Server:
             background=self.background,
             folders=self.assembly,
         )
-        self.shelf = TemplateShelf(self.templates, _sandbox_limits(config))
+        self.shelf = TemplateShelf(self.templates, _sandbox_limits(config), self.store.template_tags, clock=self.clock)
+        self.volume_shelf = VolumeShelf(
+            store=self.store.volumes,
+            places=self.volumes,
+            images=self.driver.disks,
+            size_mb=config.volume_disk_mb,
+            clock=self.clock,
+        )
         self.lives = Lives(
             book=SandboxBook(self.store.sandboxes, clock=self.clock),
             templates=self.shelf,
@@ -166,7 +174,7 @@ class Server:
                 places=SandboxPlaces(layers=data / "sandboxes", run=config.run_dir),
                 roots=self.shelf,
                 layers=self.driver.disks,
-                volumes=self.volumes,
+                volumes=self.volume_shelf,
                 egress=self.egress,
                 region=config.region,
                 time_zone=os.environ.get("TZ", "UTC"),
@@ -215,6 +223,9 @@ class Server:
         )
         e2b = build_e2b_api(
             fleet=self.sandboxes,
+            shelf=self.shelf,
+            secrets=self.store.secrets,
+            volumes=self.volume_shelf,
             terms=Terms(
                 timeout_s=config.sandbox_timeout,
                 max_timeout_s=config.sandbox_max_timeout,
@@ -222,6 +233,7 @@ class Server:
             ),
             domain=lambda: self.sandbox_domain,
             keys=self.keys,
+            clock=self.clock,
         )
         self.sandbox_domain = config.sandbox_domain
         self.control = Starlette(routes=[*console_routes(console), *fc, *e2b])
@@ -264,6 +276,8 @@ class Server:
         stack.push_async_callback(orphans.close)
         await self.egress.start()
         stack.push_async_callback(self.egress.close)
+        await self.shelf.load()
+        await self.volume_shelf.load()
         await self.sandbox_care.load()
         adopted = await self.adoption.run()
         await self.sandbox_care.reconcile()

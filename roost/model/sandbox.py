@@ -38,6 +38,17 @@ class SandboxVolume:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Volume:
+    """Named storage that sandboxes mount and outlive not. `token` opens its files; `created`: Unix seconds."""
+
+    account: str
+    id: str
+    name: str
+    token: str = field(repr=False)
+    created: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class Sandbox:
     """One sandbox. Times are Unix seconds; the tokens are secrets of its owner that its room never sees."""
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,13 +11,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from roost.instances.instance import Prepared
-from roost.instances.volumes import Volumes
 from roost.isolation.driver import Mount, RoomSpec, Template
 from roost.model.errors import Unavailable
 from roost.model.function import FunctionSpec, Idle, Runtime
 from roost.model.sandbox import Sandbox
 from roost.model.session import Session
 from roost.sandboxes.templates import ENVD_VERSION, SandboxTemplate
+from roost.sandboxes.volumes import VolumeShelf
 
 log = logging.getLogger(__name__)
 
@@ -26,8 +25,6 @@ USER = "user"
 WORKDIR = "/home/user"
 #: Requests that one sandbox takes at once: streams of processes and watches hold theirs for long.
 SLOTS = 1000
-#: Below an account's volumes, apart from those that functions name.
-VOLUME_PREFIX = "sandbox-"
 _NEVER = float("inf")
 
 
@@ -86,7 +83,7 @@ class SandboxAssembly:
         places: Places,
         roots: RootSource,
         layers: Layers,
-        volumes: Volumes,
+        volumes: VolumeShelf,
         egress: Egress,
         region: str,
         time_zone: str,
@@ -137,7 +134,10 @@ class SandboxAssembly:
         root = self._roots.root(template)
         run_dir = self.run_dir(sandbox.id)
         with contextlib.ExitStack() as stack:
-            mounts = [self._volume(sandbox, volume.name, volume.path, stack) for volume in sandbox.volumes]
+            mounts = [
+                Mount(source=self._volumes.image(self._volumes.named(sandbox.account, volume.name)), target=volume.path)
+                for volume in sandbox.volumes
+            ]
             layer = self.layer(sandbox.id)
             if not layer.exists():
                 await self._layers.create(layer, sandbox.limits.disk_mb)
@@ -159,11 +159,6 @@ class SandboxAssembly:
             start = self._start(sandbox, template, {**dict(root.environment), **sandbox.environment, **doors})
             start["egress"] = egress_dir is not None
             return Prepared(room=room, start=start, release=stack.pop_all().close)
-
-    def _volume(self, sandbox: Sandbox, name: str, target: str, stack: contextlib.ExitStack) -> Mount:
-        fd = self._volumes.open(sandbox.account, VOLUME_PREFIX + name, "/")
-        stack.callback(os.close, fd)
-        return Mount(source=Path(f"/proc/self/fd/{fd}"), target=target)
 
     def _start(self, sandbox: Sandbox, template: SandboxTemplate, environment: Mapping[str, str]) -> dict[str, Any]:
         of_itself = {"E2B_SANDBOX": "true", "E2B_SANDBOX_ID": sandbox.id, "E2B_TEMPLATE_ID": sandbox.template}

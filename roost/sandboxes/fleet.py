@@ -40,7 +40,7 @@ class Gone(NotFound):
         """What became of it, as far as it is known."""
         if not self.paused:
             return explain(self.reason) if self.reason else ""
-        return "it is paused" if self.reason in ("", StopReason.PAUSED) else f"it is paused: {explain(self.reason)}"
+        return "it is paused" if self.reason in ("", StopReason.PAUSED) else f"it is paused, as {explain(self.reason)}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,7 +141,7 @@ class SandboxFleet:
         return sandbox
 
     async def _create(self, order: Order, key: CreationKey | None) -> Sandbox:
-        template = self._lives.templates.get(order.template)
+        template = self._lives.templates.get(order.template, order.account)
         self._lives.check_room()
         now = round(self._lives.now(), 3)
         sandbox = Sandbox(

@@ -28,9 +28,9 @@ _TIMER_MOST_S = 60.0
 
 
 class Templates(Protocol):
-    """By id or name. Raises NotFound."""
+    """By id or name, with a tag of the account's or without. Raises NotFound."""
 
-    def get(self, name: str) -> SandboxTemplate: ...
+    def get(self, name: str, account: str = "") -> SandboxTemplate: ...
 
 
 class Lives:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from roost.isolation.driver import Template
-from roost.model.errors import NotFound, RoostError
+from roost.model.errors import NotFound, Throttled
 from roost.model.function import Limits
+from roost.store.template_tags import TemplateTag
 
 #: What the guest's daemon speaks; clients choose what they use of it by this number.
 ENVD_VERSION = "0.6.13"
+#: What every template goes by.
+OWN_TAGS = ("default",)
+MOST_TAGS = 1000
 _HOST = "host"
 
 
@@ -48,12 +52,28 @@ class Roots(Protocol):
     def list(self) -> Sequence[RootInfo]: ...
 
 
-class TemplateShelf:
-    """The built-in templates, and every root file system under its own name."""
+class TagStore(Protocol):
+    """Where tags are durable. Methods raise RoostError, and have no effect then."""
 
-    def __init__(self, roots: Roots, limits: Limits) -> None:
+    async def put(self, tags: Sequence[TemplateTag]) -> None: ...
+
+    async def delete(self, account: str, template: str, tags: Sequence[str]) -> None: ...
+
+    async def list_all(self) -> Sequence[TemplateTag]: ...
+
+
+class TemplateShelf:
+    """The built-in templates, and every root file system under its own name; with the tags that accounts gave them.
+
+    `load` before the first use.
+    """
+
+    def __init__(self, roots: Roots, limits: Limits, tags: TagStore, *, clock: Callable[[], float]) -> None:
         self._roots = roots
         self._limits = limits
+        self._store = tags
+        self._clock = clock
+        self._tags: dict[tuple[str, str], dict[str, TemplateTag]] = {}
         self._builtin = {
             name: SandboxTemplate(
                 id=name, names=(name,), root=_HOST, limits=limits, interpreter=interpreter, builtin=True
@@ -61,16 +81,46 @@ class TemplateShelf:
             for name, interpreter in (("base", False), ("code-interpreter-v1", True))
         }
 
-    def get(self, name: str) -> SandboxTemplate:
-        """By id or name, with `:default` or `:latest` or without. Raises NotFound."""
+    async def load(self) -> None:
+        """Read the tags."""
+        for tag in await self._store.list_all():
+            self._tags.setdefault((tag.account, tag.template), {})[tag.tag] = tag
+
+    def get(self, name: str, account: str = "") -> SandboxTemplate:
+        """By id or name, with a tag of the account's or without. Raises NotFound."""
         plain, _, tag = name.partition(":")
-        if tag in ("", "default", "latest"):
-            if builtin := self._builtin.get(plain):
-                return builtin
-            for info in self._roots.list():
-                if info.name == plain and plain != _HOST:
-                    return self._of(info)
-        raise NotFound(f"template '{name[:128]}' not found", code="TemplateNotFound")
+        template = self._find(plain)
+        if template is None or (tag and tag not in {known for known, _ in self.tags(account, template)}):
+            raise NotFound(f"template '{name[:128]}' not found", code="TemplateNotFound")
+        return template
+
+    def _find(self, name: str) -> SandboxTemplate | None:
+        if builtin := self._builtin.get(name):
+            return builtin
+        return next((self._of(info) for info in self._roots.list() if info.name == name != _HOST), None)
+
+    def tags(self, account: str, template: SandboxTemplate) -> Sequence[tuple[str, float]]:
+        """Each tag and when it was given, in Unix seconds."""
+        given = self._tags.get((account, template.id), {})
+        own = [(tag, template.created) for tag in OWN_TAGS if tag not in given]
+        return [*own, *((tag.tag, tag.created) for tag in given.values())]
+
+    async def assign(self, account: str, template: SandboxTemplate, build: str, tags: Sequence[str]) -> None:
+        """The tags mean this build from now on. Raises Throttled when it has too many."""
+        known = self._tags.setdefault((account, template.id), {})
+        if len(known.keys() | set(tags)) > MOST_TAGS:
+            raise Throttled(f"A template has at most {MOST_TAGS} tags.")
+        now = self._clock()
+        new = [TemplateTag(account=account, template=template.id, tag=tag, build=build, created=now) for tag in tags]
+        await self._store.put(new)
+        known.update({tag.tag: tag for tag in new})
+
+    async def unassign(self, account: str, template: SandboxTemplate, tags: Sequence[str]) -> None:
+        """The tags mean nothing any more; those that every template has stay."""
+        await self._store.delete(account, template.id, tags)
+        known = self._tags.get((account, template.id), {})
+        for tag in tags:
+            known.pop(tag, None)
 
     def list(self) -> list[SandboxTemplate]:
         """All, the built-in ones first."""
@@ -79,13 +129,6 @@ class TemplateShelf:
     def root(self, template: SandboxTemplate) -> Template:
         """Its root file system. Raises NotFound."""
         return self._roots.get(template.root)
-
-    def exists(self, name: str) -> bool:
-        try:
-            self.get(name)
-        except RoostError:
-            return False
-        return True
 
     def _of(self, info: RootInfo) -> SandboxTemplate:
         return SandboxTemplate(

@@ -11,11 +11,14 @@ from roost.store.functions import Functions
 from roost.store.layers import Layers
 from roost.store.provision import Provision
 from roost.store.sandboxes import Sandboxes
+from roost.store.secrets import Secrets
 from roost.store.sessions import Sessions
 from roost.store.settings import Settings
 from roost.store.tags import Tags
+from roost.store.template_tags import TemplateTags
 from roost.store.triggers import Triggers
 from roost.store.versions import Versions
+from roost.store.volumes import Volumes
 
 
 class Store:
@@ -37,6 +40,9 @@ class Store:
         self.triggers = Triggers(self._database)
         self.sessions = Sessions(self._database)
         self.sandboxes = Sandboxes(self._database)
+        self.secrets = Secrets(self._database)
+        self.volumes = Volumes(self._database)
+        self.template_tags = TemplateTags(self._database)
         self.settings = Settings(self._database)
 
     async def open(self) -> None:

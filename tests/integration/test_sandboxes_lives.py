@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from roost.instances.instance import Surroundings
-from roost.instances.volumes import Volumes
 from roost.isolation.driver import Template
 from roost.model.errors import Conflict, NotFound, RoostError, StorageFull, Throttled, Unavailable
 from roost.model.function import FunctionSpec, Limits
@@ -41,7 +40,7 @@ class OneTemplate:
     def __init__(self, root: Path) -> None:
         self._root = root
 
-    def get(self, name: str) -> SandboxTemplate:
+    def get(self, name: str, account: str = "") -> SandboxTemplate:
         if name != "base":
             raise NotFound(f"template '{name}' not found")
         return SandboxTemplate(id="base", names=("base",), root="host", limits=Limits())
@@ -81,7 +80,7 @@ class Bench:
             places=Places(layers=folder / "layers", run=folder / "run"),
             roots=templates,
             layers=self.images,
-            volumes=Volumes(folder / "volumes"),
+            volumes=None,  # type: ignore[arg-type]  # none is mounted here
             egress=NoDoors(),
             region="local",
             time_zone="UTC",

@@ -102,7 +102,7 @@ def test_why_one_is_gone_is_a_sentence() -> None:
     assert explain("something_new") == "something new"
     assert Gone("i1", StopReason.KILLED).sentence == "it was killed by request"
     assert Gone("i1", StopReason.PAUSED, paused=True).sentence == "it is paused"
-    assert Gone("i1", StopReason.OUT_OF_MEMORY, paused=True).sentence == "it is paused: it ran out of memory"
+    assert Gone("i1", StopReason.OUT_OF_MEMORY, paused=True).sentence == "it is paused, as it ran out of memory"
     assert Gone("i1").sentence == ""
 
 

@@ -24,6 +24,8 @@ logger = logging.getLogger(__name__)
 
 BODY_LIMIT = 1 << 20
 API_KEY = "x-api-key"
+#: Where the next page of a listing begins; absent on the last one.
+NEXT_TOKEN = "x-next-token"  # noqa: S105
 #: Names fields of the body that this server does not know: a newer client may mean something by them.
 IGNORED = "x-roost-ignored"
 
@@ -108,18 +110,13 @@ class Endpoints:
         async def endpoint(request: Request) -> Response:
             body = Body(request)
             ignored: list[str] = []
-            try:
+
+            async def answered() -> Response:
                 account = self._identify(request)
                 call = Call(request=request, account=account, body=await body.read(body_limit), ignored=ignored)
-                response = _respond(await handler(call))
-            except ClientDisconnect:
-                response = Response(status_code=499)
-            except RoostError as error:
-                response = error_response(error)
-            except Exception:
-                # The message of an unforeseen error may hold anything; it is the log's.
-                logger.exception("A request failed: %s %s", method, path)
-                response = error_response(RoostError("An internal error occurred; see the server's log."))
+                return _respond(await handler(call))
+
+            response = await guarded(request, answered)
             await body.discard()
             if ignored:
                 response.headers[IGNORED] = ", ".join(name.encode("ascii", "replace").decode() for name in ignored)
@@ -143,6 +140,20 @@ class Endpoints:
         if not account:
             raise Unauthenticated("This API key is not known here.")
         return account
+
+
+async def guarded(request: Request, answered: Callable[[], Awaitable[Response]]) -> Response:
+    """The answer, or that of what it raises."""
+    try:
+        return await answered()
+    except ClientDisconnect:
+        return Response(status_code=499)
+    except RoostError as error:
+        return error_response(error)
+    except Exception:
+        # The message of an unforeseen error may hold anything; it is the log's.
+        logger.exception("A request failed: %s %s", request.method, request.url.path)
+        return error_response(RoostError("An internal error occurred; see the server's log."))
 
 
 def error_response(error: RoostError) -> Response:

@@ -6,6 +6,7 @@ import math
 from datetime import UTC, datetime
 from typing import Any
 
+from roost.model.function import Limits
 from roost.model.sandbox import PauseMode, Sandbox, SandboxState
 from roost.sandboxes.lines import LogLine
 from roost.sandboxes.samples import Sample
@@ -44,7 +45,7 @@ def listed(sandbox: Sandbox) -> dict[str, Any]:
         "startedAt": moment(sandbox.created),
         "endAt": moment(sandbox.ends_at),
         "state": sandbox.state.value,
-        "cpuCount": cpu_count(sandbox),
+        "cpuCount": cpu_count(sandbox.limits),
         "memoryMB": sandbox.limits.memory_mb,
         "diskSizeMB": sandbox.limits.disk_mb,
         "envdVersion": ENVD_VERSION,
@@ -80,7 +81,7 @@ def metric(sandbox: Sandbox, sample: Sample) -> dict[str, Any]:
     return {
         "timestamp": moment(sample.at),
         "timestampUnix": int(sample.at),
-        "cpuCount": cpu_count(sandbox),
+        "cpuCount": cpu_count(sandbox.limits),
         "cpuUsedPct": sample.cpu_pct,
         "memUsed": sample.memory_bytes,
         "memTotal": sandbox.limits.memory_mb << 20,
@@ -100,6 +101,6 @@ def log_entry(line: LogLine) -> dict[str, Any]:
     }
 
 
-def cpu_count(sandbox: Sandbox) -> int:
+def cpu_count(limits: Limits) -> int:
     """Whole CPUs, at least one."""
-    return max(1, math.ceil(sandbox.limits.cpu))
+    return max(1, math.ceil(limits.cpu))

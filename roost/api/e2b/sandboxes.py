@@ -11,7 +11,7 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 
 from roost.api.e2b import shapes
-from roost.api.e2b.call import Answer, Call, Endpoints
+from roost.api.e2b.call import NEXT_TOKEN, Answer, Call, Endpoints
 from roost.api.e2b.render import created, detail, listed, log_entry, metric, moment
 from roost.model.errors import InvalidArgument
 from roost.model.sandbox import SandboxState, SandboxVolume
@@ -19,7 +19,6 @@ from roost.sandboxes.fleet import Order, SandboxFleet
 from roost.sandboxes.lines import KEPT_LINES, LogLine
 from roost.sandboxes.listing import Listing, page
 
-NEXT_TOKEN = "x-next-token"  # noqa: S105
 MOST_LISTED = 100
 #: `GET /sandboxes` has no pages.
 MOST_RUNNING = 5000

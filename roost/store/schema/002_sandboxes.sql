@@ -38,3 +38,13 @@ CREATE TABLE secrets (
     data    TEXT NOT NULL,
     PRIMARY KEY (account, name)
 ) WITHOUT ROWID;
+
+-- What a name with a tag means, beside `default` and `latest`.
+CREATE TABLE template_tags (
+    account  TEXT NOT NULL,
+    template TEXT NOT NULL,
+    tag      TEXT NOT NULL,
+    build    TEXT NOT NULL,
+    created  REAL NOT NULL,
+    PRIMARY KEY (account, template, tag)
+) WITHOUT ROWID;
