@@ -204,6 +204,7 @@ class Server:
         )
         console = Console(
             roster=self.roster,
+            sandboxes=self.sandboxes.instances,
             logs=self.logs,
             metrics=self.metrics,
             meter=self.meter,

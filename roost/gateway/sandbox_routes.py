@@ -24,7 +24,7 @@ DAEMON_PORTS = frozenset({ENVD_PORT, INTERPRETER_PORT})
 _ID = b"e2b-sandbox-id"
 _PORT = b"e2b-sandbox-port"
 _NAMED = re.compile(rb"([0-9]{1,5})-(i[a-z0-9]{19})\.(.+)")
-_SIGNED = re.compile(rb"/files\?(?=.*\bsignature=v1_)")
+_LINK = b"/files?"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,7 +44,7 @@ def target_of(head: RequestHead) -> SandboxTarget | None:
         return named
     if shared and (_ID in values or _PORT in values):
         return _by_fields(values.get(_ID, b""), values.get(_PORT, b""))
-    if _SIGNED.match(head.target):
+    if head.target.startswith(_LINK) and b"signature=v1_" in head.target:
         return SandboxTarget(id="", port=ENVD_PORT)
     return None
 

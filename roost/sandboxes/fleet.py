@@ -87,13 +87,15 @@ class SandboxFleet:
         """For what is observed of it. Raises Gone."""
         return self._entry(account, id)
 
+    def instances(self) -> list[Instance]:
+        """Those that have a room, or are getting one."""
+        return [entry.instance for entry in self._lives.entries.values() if entry.instance is not None]
+
     def gauges(self) -> list[FunctionGauges]:
         """What is true of each template's sandboxes now."""
         groups: dict[tuple[str, str], list[Instance]] = {}
-        for entry in self._lives.entries.values():
-            if entry.instance is not None:
-                spec = entry.instance.spec
-                groups.setdefault((spec.account, spec.name), []).append(entry.instance)
+        for instance in self.instances():
+            groups.setdefault((instance.spec.account, instance.spec.name), []).append(instance)
         return [
             FunctionGauges(
                 account=account,

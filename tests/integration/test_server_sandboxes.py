@@ -258,6 +258,8 @@ def test_usage_and_metrics_tell_of_sandboxes(client: httpx.Client, box: Box) -> 
     assert usage["starting_ms"] > 0
     assert usage["cpu_ms"] > 0
     assert 'function="sandbox:base"' in client.get("/metrics").text
+    [row] = [row for row in client.get("/roost/instances").json()["instances"] if row["id"] == box.id]
+    assert (row["function"], row["state"]) == ("sandbox:base", "frozen")
 
 
 def test_a_killed_server_leaves_sandboxes_to_the_next(tmp_path: Path) -> None:
