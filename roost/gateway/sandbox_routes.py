@@ -25,6 +25,8 @@ _ID = b"e2b-sandbox-id"
 _PORT = b"e2b-sandbox-port"
 _NAMED = re.compile(rb"([0-9]{1,5})-(i[a-z0-9]{19})\.(.+)")
 _LINK = b"/files?"
+#: A name has 253 bytes at most; what is longer is not even remembered.
+_MOST_HOST = 270
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,7 +41,7 @@ class SandboxTarget:
 def target_of(head: RequestHead) -> SandboxTarget | None:
     """Where a request goes, None if to no sandbox. Raises InvalidArgument for fields that name none."""
     values = head.values
-    named, shared = _judge(values.get(b"host", b""))
+    named, shared = _of_host(values.get(b"host", b""))
     if named is not None:
         return named
     if shared and (_ID in values or _PORT in values):
@@ -51,7 +53,7 @@ def target_of(head: RequestHead) -> SandboxTarget | None:
 
 def is_sandbox_host(host: bytes) -> bool:
     """Whether `host[:port]` is the name of a sandbox's port."""
-    return _judge(host)[0] is not None
+    return _of_host(host)[0] is not None
 
 
 def _by_fields(id: bytes, port: bytes) -> SandboxTarget:
@@ -68,9 +70,13 @@ def _port(text: bytes) -> int:
     return int(text)
 
 
+def _of_host(host: bytes) -> tuple[SandboxTarget | None, bool]:
+    """The sandbox that a host's name tells, and whether fields may tell another."""
+    return _judge(host) if len(host) <= _MOST_HOST else (None, False)
+
+
 @lru_cache(1024)
 def _judge(host: bytes) -> tuple[SandboxTarget | None, bool]:
-    """The sandbox that a host's name tells, and whether fields may tell another."""
     name = host.lower()
     name = name[1:].partition(b"]")[0] if name.startswith(b"[") else name.partition(b":")[0]
     match = _NAMED.fullmatch(name)

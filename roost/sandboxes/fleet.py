@@ -195,7 +195,9 @@ class SandboxFleet:
             self._check_exists(entry)
             if entry.sandbox.state is SandboxState.PAUSED:
                 return await self._lives.resume(entry, timeout_s, memory=memory), True
-            ends_at = max(entry.sandbox.ends_at, self._lives.after(timeout_s))
+            ends_at = self._lives.after(timeout_s)
+            if ends_at <= entry.sandbox.ends_at:
+                return entry.sandbox, False
             return await self._lives.change(entry, ends_at=ends_at), False
 
     async def resume(
