@@ -11,7 +11,6 @@ import logging
 from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any, Protocol
 
 from roost.gateway.connection import ClientGone, Request
@@ -76,11 +75,10 @@ class _Flight:
     exchange: Exchange
 
     @property
-    def place(self) -> Path:
-        """Where its connection is kept for the next request; what is behind the relay by the port too."""
-        if self.target.port in DAEMON_PORTS:
-            return self.lease.app_socket
-        return self.lease.guest_socket.with_name(f"port-{self.target.port}")
+    def daemon(self) -> bool:
+        """The daemon answers it: its connections are kept. Those to a server of the user's are not, as that may close
+        one at any moment, and who closes on a request has perhaps run it."""
+        return self.target.port in DAEMON_PORTS
 
 
 class SandboxPlane:
@@ -112,10 +110,14 @@ class SandboxPlane:
         if lease is None:
             return self._lease_and_run(request, target)
         flight = self._flight(request, target, lease)
-        upstream = self._pool.take(flight.place)
-        if upstream is None:
-            return self._run(flight)
-        self._send(flight, upstream)
+        try:
+            upstream = self._pool.take(lease.app_socket) if flight.daemon else None
+            if upstream is None:
+                return self._run(flight)
+            self._send(flight, upstream)
+        except BaseException:
+            lease.release()
+            raise
         return None
 
     @property
@@ -130,14 +132,23 @@ class SandboxPlane:
     # -- on the way there
 
     def _flight(self, request: Request, target: SandboxTarget, lease: SandboxLease) -> _Flight:
+        """Everything ready to be sent; the lease goes back if that fails."""
+        try:
+            exchange = self._exchange(request, target, lease)
+        except BaseException:
+            lease.release()
+            raise
+        return _Flight(request=request, target=target, lease=lease, exchange=exchange)
+
+    @staticmethod
+    def _exchange(request: Request, target: SandboxTarget, lease: SandboxLease) -> Exchange:
         daemon = target.port if target.port in DAEMON_PORTS else None
         host = request.head.values.get(b"host", b"localhost")
         mask = lease.sandbox.network.get("maskRequestHost") if daemon is None else None
         if isinstance(mask, str):
             host = _field_value(mask.replace("${PORT}", str(target.port)))
         head = room_head(request.head, host=host, peer=request.peer, daemon_port=daemon)
-        exchange = Exchange(request, head=head, reply=_Reply(lease.restored))
-        return _Flight(request=request, target=target, lease=lease, exchange=exchange)
+        return Exchange(request, head=head, reply=_Reply(lease.restored))
 
     async def _lease_and_run(self, request: Request, target: SandboxTarget) -> None:
         try:
@@ -160,14 +171,16 @@ class SandboxPlane:
 
     async def _connect(self, flight: _Flight) -> UpstreamConnection:
         """A fresh connection to the port."""
-        lease, port = flight.lease, flight.target.port
-        if port in DAEMON_PORTS:
-            return await self._pool.acquire(lease.app_socket, fresh=True)
-        upstream = await self._pool.acquire(lease.guest_socket, fresh=True)
-        upstream.write(b"port %d\n" % port)
+        if flight.daemon:
+            return await self._pool.acquire(flight.lease.app_socket, fresh=True)
+        upstream = await self._pool.acquire(flight.lease.guest_socket, fresh=True)
+        upstream.write(b"port %d\n" % flight.target.port)
         return upstream
 
     def _send(self, flight: _Flight, upstream: UpstreamConnection) -> None:
+        if not flight.lease.held:  # revoked while it was connected: nobody would answer
+            self._ended(flight, upstream, End.CANCELLED)
+            return
         self._flights.add(flight)
         flight.lease.on_revoked = flight.exchange.cancel
         flight.exchange.start(upstream, None, partial(self._ended, flight, upstream))
@@ -178,7 +191,10 @@ class SandboxPlane:
         self._flights.discard(flight)
         flight.lease.on_revoked = None
         if end is End.COMPLETE:
-            settle(self._pool, flight.place, flight.exchange, upstream)
+            if flight.daemon:
+                settle(self._pool, flight.lease.app_socket, flight.exchange, upstream)
+            else:
+                upstream.abort()
             flight.lease.release()
         elif end is End.CANCELLED:
             upstream.abort()
@@ -211,7 +227,7 @@ class SandboxPlane:
         try:
             if flight.request.answered:
                 flight.request.abort()
-            elif await lease.ended(wait=target.port in DAEMON_PORTS):
+            elif await lease.ended(wait=flight.daemon):
                 await self._traffic.mourn(lease)
                 self._answer(flight.request, self._gone(target))
             elif isinstance(flight.exchange.error, BadMessage):

@@ -27,6 +27,7 @@ class Entry:
         self.ending = False  # it is being killed: nothing is started any more
         self.leases: set[SandboxLease] = set()
         self.timer: asyncio.TimerHandle | None = None
+        self.waking: asyncio.Task[None] | None = None  # by traffic, once for all who come
         self.lines = Lines()
         self.samples = Samples()
 
@@ -59,6 +60,11 @@ class SandboxLease:
         self._released = False
         instance.take()
         entry.leases.add(self)
+
+    @property
+    def held(self) -> bool:
+        """It was neither given back nor revoked."""
+        return not self._released
 
     def release(self) -> None:
         """Give it back. Idempotent; must be called in `finally`."""

@@ -59,7 +59,7 @@ class SandboxTraffic:
                 sandbox = await self._settled(id)
                 if sandbox is not None and sandbox.wakes:
                     restored = sandbox.pause_mode is not PauseMode.FULL
-                    await self._lives.do(self._wake(self._lives.entries[id]))
+                    await self._woken(self._lives.entries[id])
         except TimeoutError:
             raise Unavailable(f"Sandbox {id} is still on its way to another state.", retry_after=1) from None
         entry = self._lives.entries.get(id)
@@ -89,7 +89,19 @@ class SandboxTraffic:
                 if entry is not None:
                     await self._lives.died(entry, lease.instance)
 
+    async def _woken(self, entry: Entry) -> None:
+        """One attempt for all who wait. Raises what prevented it."""
+        if entry.waking is None:
+            entry.waking = self._lives.background.spawn(self._wake(entry))
+        await asyncio.shield(entry.waking)
+
     async def _wake(self, entry: Entry) -> None:
+        try:
+            await self._wake_locked(entry)
+        finally:
+            entry.waking = None
+
+    async def _wake_locked(self, entry: Entry) -> None:
         async with entry.lock:
             if entry.sandbox.wakes and not entry.ending:
                 await self._lives.resume(entry, entry.sandbox.timeout_s, memory=True)

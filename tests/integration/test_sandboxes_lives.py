@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import tempfile
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -75,9 +77,11 @@ class Bench:
         self.clock = Clock()
         self.images = EmptyImages()
         self.recorder = Recorder()
+        # A socket's path may have 107 bytes only, and a test's folder is long.
+        self.run_dir = Path(tempfile.gettempdir()) / f"roost-{hashlib.sha256(bytes(folder)).hexdigest()[:12]}"
         templates = OneTemplate(folder)
         self.assembly = SandboxAssembly(
-            places=Places(layers=folder / "layers", run=folder / "run"),
+            places=Places(layers=folder / "layers", run=self.run_dir),
             roots=templates,
             layers=self.images,
             volumes=None,  # type: ignore[arg-type]  # none is mounted here
@@ -110,7 +114,15 @@ class Bench:
 
     @property
     def run(self) -> list[str]:
-        return sorted(path.name for path in (self.folder / "run").iterdir()) if (self.folder / "run").exists() else []
+        return sorted(path.name for path in self.run_dir.iterdir()) if self.run_dir.exists() else []
+
+    async def close(self) -> None:
+        """Everything is put away, and nothing is left of what ran."""
+        await self.care.close()
+        assert self.driver.alive == []
+        assert self.run == []
+        if self.run_dir.exists():
+            self.run_dir.rmdir()
 
     def room(self, sandbox: Sandbox) -> FakeRoom:
         return [room for room in self.driver.rooms if room.id == sandbox.id][-1]
@@ -129,9 +141,7 @@ class Bench:
 async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
     bench = Bench(tmp_path)
     yield bench
-    await bench.care.close()
-    assert bench.driver.alive == []
-    assert bench.run == []
+    await bench.close()
 
 
 async def test_a_sandbox_is_metered_by_its_transitions(bench: Bench) -> None:
@@ -389,8 +399,7 @@ async def test_the_next_server_has_every_sandbox_with_its_files(tmp_path: Path) 
     await first.fleet.pause("acme", held.id)
     gone = await first.fleet.create(ORDER)
     await first.fleet.kill("acme", gone.id)
-    await first.care.close()
-    assert first.driver.alive == []
+    await first.close()
 
     second = Bench(tmp_path, store=first.store)
     await second.care.load()
@@ -406,7 +415,7 @@ async def test_the_next_server_has_every_sandbox_with_its_files(tmp_path: Path) 
     lease.release()
     with pytest.raises(Gone, match="killed by request"):
         second.fleet.get("acme", gone.id)
-    await second.care.close()
+    await second.close()
 
 
 ORDER_RESUMING = replace(ORDER, auto_resume=True)
@@ -448,4 +457,4 @@ async def test_a_killed_server_s_rooms_are_adopted_and_what_it_left_half_made_go
         second.fleet.get("acme", lost.id)
     assert second.layers == sorted([running.id, held.id, dead.id])
     await second.care.close()
-    await first.care.close()
+    await first.close()
