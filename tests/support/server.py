@@ -26,10 +26,18 @@ READY = re.compile(r"http://([0-9.]+):(\d+)")
 
 
 class Server:
-    """`python -m roost.server` on a free port. `url` is where it answers."""
+    """`python -m roost.server` on a free port, or another `module` that does the same. `url` is where it answers."""
 
-    def __init__(self, data_dir: Path, *, config: str = "", env: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        data_dir: Path,
+        *,
+        config: str = "",
+        env: Mapping[str, str] | None = None,
+        module: str = "roost.server",
+    ) -> None:
         self.data_dir = data_dir
+        self._module = module
         self.url = ""
         self.ready_line = ""
         self._config = config
@@ -40,7 +48,7 @@ class Server:
     def start(self) -> Server:
         self.data_dir.mkdir(parents=True, exist_ok=True)
         share_bundle(self.data_dir)
-        command = [sys.executable, "-m", "roost.server", "--port", "0", "--data-dir", str(self.data_dir)]
+        command = [sys.executable, "-m", self._module, "--port", "0", "--data-dir", str(self.data_dir)]
         if self._config:
             file = self.data_dir.parent / f"{self.data_dir.name}.toml"
             file.write_text(self._config)
