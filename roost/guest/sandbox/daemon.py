@@ -8,10 +8,11 @@ import select
 import signal
 import socket
 import time
+import traceback
 from collections.abc import Callable
 from typing import Protocol
 
-from roost.guest.async_server import AsyncServer, Exchange
+from roost.guest.async_server import AsyncServer, Disconnected, Exchange
 from roost.guest.config import StartConfig
 from roost.guest.faults import StartFailed
 from roost.guest.loading import reseed
@@ -24,7 +25,7 @@ from roost.guest.sandbox.identities import Identities
 from roost.guest.sandbox.metrics import Metrics
 from roost.guest.sandbox.process_service import ProcessService
 from roost.guest.sandbox.processes import ProcessTable
-from roost.guest.sandbox.replies import reply_json
+from roost.guest.sandbox.replies import refuse, reply_json
 from roost.guest.sandbox.sudo_broker import SudoBroker
 from roost.guest.sandbox.watches import Watches
 from roost.guest.watch import hung_up
@@ -84,10 +85,15 @@ async def _serve(
     )
 
     async def handle(exchange: Exchange) -> None:
-        if exchange.head.get("x-roost-port") == INTERPRETER_PORT:
-            await interpreter(exchange)
-        else:
-            await envd(exchange)
+        handler = interpreter if exchange.head.get("x-roost-port") == INTERPRETER_PORT else envd
+        try:
+            await handler(exchange)
+        except Disconnected:
+            raise
+        except Exception:  # a mistake of the daemon: it is logged, and costs this request alone
+            traceback.print_exc()
+            if not exchange.framer.sent:
+                await refuse(exchange, 500, "the sandbox's daemon failed at this request: its log says more")
 
     sudo = SudoBroker(identities)
     sudo.serve(SUDO_SOCKET)

@@ -118,12 +118,13 @@ class FilesystemService:
         with self._open_watch(request, stream.head) as watch:
             await stream.send(_STARTED)
             patience_s = keepalive_of(stream.head)
-            while True:
-                events = await watch.wait(patience_s)
-                if events:
-                    await stream.send(*(envelope(b'{"filesystem":%b}' % event) for event in events))
-                else:
-                    await stream.send(_KEEPALIVE)
+            try:
+                while True:
+                    events = await watch.wait(patience_s)
+                    told = [envelope(b'{"filesystem":%b}' % event) for event in events]
+                    await stream.send(*told or (_KEEPALIVE,))
+            except WatchFailed as error:
+                raise ConnectError(Code(error.code), str(error)) from None
 
     async def create_watcher(self, request: Message, head: Head) -> bytes:
         if len(self._watchers) >= MAX_NAMED_WATCHERS:
@@ -134,7 +135,11 @@ class FilesystemService:
         return json.dumps({"watcherId": name}).encode()
 
     async def watcher_events(self, request: Message, head: Head) -> bytes:
-        return b'{"events":[' + b",".join(self._watcher(request)[1].take()) + b"]}"
+        _, watch = self._watcher(request)
+        try:
+            return b'{"events":[' + b",".join(watch.take()) + b"]}"
+        except WatchFailed as error:
+            raise ConnectError(Code(error.code), str(error)) from None
 
     async def remove_watcher(self, request: Message, head: Head) -> bytes:
         name, watch = self._watcher(request)
