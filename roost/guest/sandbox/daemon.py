@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import select
 import signal
@@ -14,6 +15,7 @@ from typing import Protocol
 
 from roost.guest.async_server import AsyncServer, Disconnected, Exchange
 from roost.guest.config import StartConfig
+from roost.guest.environment import BUNDLE_BIN
 from roost.guest.faults import StartFailed
 from roost.guest.loading import reseed
 from roost.guest.reactor import HasFileno
@@ -34,6 +36,7 @@ from roost.guest.worker import Reporter
 CONCURRENCY = 1000
 INTERPRETER_PORT = "49999"
 SUDO_SOCKET = "/run/roost-sudo.sock"
+SUDO = "/usr/local/bin/sudo"  # first on the PATH that login shells set, before one whose setuid bit means nothing here
 
 
 class Handler(Protocol):
@@ -97,6 +100,7 @@ async def _serve(
 
     sudo = SudoBroker(identities)
     sudo.serve(SUDO_SOCKET)
+    _link_sudo(f"{BUNDLE_BIN}/sudo")
     server = AsyncServer(app, handle, concurrency=CONCURRENCY, watcher=LoopWatcher(), grace_s=0.0)
     await server.serve()
     commands = Commands(identities, report)
@@ -145,6 +149,14 @@ def _set_up_process(config: StartConfig) -> None:
     os.chdir("/")
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     reseed(config.entropy)
+
+
+def _link_sudo(program: str) -> None:
+    """A template's own, and what somebody put there before, stay."""
+    with contextlib.suppress(OSError):
+        if os.path.exists(program) and not os.path.lexists(SUDO):
+            os.makedirs(os.path.dirname(SUDO), exist_ok=True)
+            os.symlink(program, SUDO)
 
 
 def _end_with_supervisor(status: socket.socket) -> None:

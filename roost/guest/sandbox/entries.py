@@ -8,7 +8,7 @@ import os
 import stat
 import time
 
-from roost.guest.sandbox.identities import Identities
+from roost.guest.sandbox.identities import Names
 
 METADATA_PREFIX = "user.e2b."
 MAX_METADATA_KEY = 255 - len(METADATA_PREFIX)
@@ -24,7 +24,7 @@ class BadMetadata(ValueError):
     """Metadata that no file can have; the text says why."""
 
 
-def entry_of(path: str, identities: Identities) -> Entry:
+def entry_of(path: str, names: Names) -> Entry:
     """An EntryInfo in its JSON form. A link is told by its target's type and mode. Raises OSError."""
     found = os.lstat(path)
     entry: Entry = {
@@ -34,8 +34,8 @@ def entry_of(path: str, identities: Identities) -> Entry:
         "size": str(found.st_size),
         "mode": stat.S_IMODE(found.st_mode) & 0o777,
         "permissions": permissions(found.st_mode),
-        "owner": identities.user_name(found.st_uid),
-        "group": identities.group_name(found.st_gid),
+        "owner": names.user(found.st_uid),
+        "group": names.group(found.st_gid),
         "modifiedTime": timestamp(found.st_mtime_ns),
     }
     if stat.S_ISLNK(found.st_mode):

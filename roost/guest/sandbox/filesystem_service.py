@@ -89,6 +89,7 @@ class FilesystemService:
 
     async def _list(self, path: str, top: str, depth: int) -> list[bytes]:
         entries: list[bytes] = []
+        names = self._identities.names()
         try:
             async for found in walk(top, depth):
                 if len(entries) >= MAX_LISTED:
@@ -96,7 +97,7 @@ class FilesystemService:
                         Code.RESOURCE_EXHAUSTED, f"{path} has more than {MAX_LISTED} entries: list fewer levels"
                     )
                 try:
-                    entry = entry_of(found, self._identities)
+                    entry = entry_of(found, names)
                 except FileNotFoundError:  # gone since
                     continue
                 # Entries are told below the path that was asked for, also when it is a link to elsewhere.
@@ -176,13 +177,13 @@ class FilesystemService:
 
     def _event_entry(self, path: str) -> Entry | None:
         try:
-            return entry_of(path, self._identities)
+            return entry_of(path, self._identities.names())
         except OSError:  # gone since
             return None
 
     def _entry_reply(self, path: str) -> bytes:
         try:
-            entry = entry_of(path, self._identities)
+            entry = entry_of(path, self._identities.names())
         except FileNotFoundError as error:
             raise ConnectError(Code.NOT_FOUND, f"file not found: {_words(error)}") from None
         except OSError as error:

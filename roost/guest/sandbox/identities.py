@@ -29,6 +29,20 @@ class User:
     groups: tuple[int, ...] = ()
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Names:
+    """Of users and groups by their ids; the number itself for an id that nobody has."""
+
+    users: Mapping[int, str]
+    groups: Mapping[int, str]
+
+    def user(self, uid: int) -> str:
+        return self.users.get(uid) or str(uid)
+
+    def group(self, gid: int) -> str:
+        return self.groups.get(gid) or str(gid)
+
+
 @dataclass(kw_only=True, slots=True)
 class _Database:
     """What /etc/passwd and /etc/group say. The first entry of a name or an id wins, as in the C library."""
@@ -80,12 +94,10 @@ class Identities:
             raise UnknownUser(f"user: unknown userid {uid}")
         return self.lookup(name)
 
-    def user_name(self, uid: int) -> str:
-        """The number itself for an id that nobody has."""
-        return self._read().names.get(uid, str(uid))
-
-    def group_name(self, gid: int) -> str:
-        return self._read().group_names.get(gid, str(gid))
+    def names(self) -> Names:
+        """The names of ids, as they are now."""
+        known = self._read()
+        return Names(users=known.names, groups=known.group_names)
 
     def group_id(self, name: str) -> int | None:
         return self._read().group_ids.get(name)

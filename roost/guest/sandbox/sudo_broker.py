@@ -1,14 +1,15 @@
 """Does what `sudo` asks for: setuid programs gain nothing in a room, so its client asks the daemon to run the command.
 
-A request is the length of a JSON object, the object, and the descriptors 0 to 2 of the caller. Then the client may send
-`{"signal": n}` lines, and gets one line: `{"exit": n}`, `{"signal": n}` or `{"error": text}`. Who calls is what the kernel
-says. A client that goes away takes the command with it, unless it was to run in the background.
+A request is the length of a JSON object, the object, and the descriptors 0 to 2 of the caller. Then the client may
+send `{"signal": n}` lines, and gets one line: `{"exit": n}`, `{"signal": n}` or `{"error": text}`. Who calls is what
+the kernel says. A client that goes away takes the command with it, unless it was to run in the background.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import json
 import os
 import signal
@@ -77,8 +78,11 @@ class SudoBroker:
             async with asyncio.timeout(PATIENCE_S):
                 request = await _receive(sock, fds)
             reply = await self._run(sock, request, fds)
-        except (BadField, BadUsage, UnknownUser, StartError) as error:
+        except (BadField, BadUsage, UnknownUser) as error:
             reply = {"error": str(error)}
+        except StartError as error:
+            missing = error.step == "exec" and error.errno == errno.ENOENT
+            reply = {"error": f"{error.filename}: command not found" if missing else str(error)}
         except (OSError, TimeoutError):
             reply = None
         finally:
@@ -128,7 +132,8 @@ class SudoBroker:
             user = self._identities.by_uid(uid)
         except UnknownUser:
             user = User(name=str(uid), uid=uid, gid=gid, home="/", shell="/bin/sh")  # noqa: S604 - no call of a shell
-        groups = {self._identities.group_name(group) for group in user.groups}
+        names = self._identities.names()
+        groups = {names.group(gid) for gid in user.groups}
         if uid != 0 and user.name != self._identities.default and not groups & GROUPS:
             raise BadUsage(f"{user.name} is not allowed to run sudo in this sandbox")
         return user
