@@ -35,7 +35,7 @@ class Commands:
             return
         try:
             if start:
-                task = asyncio.get_running_loop().create_task(_wait(self._fork(start)))
+                task = asyncio.get_running_loop().create_task(_wait(self._start(start)))
                 self._background.add(task)
                 task.add_done_callback(self._background.discard)
             if ready:
@@ -48,7 +48,7 @@ class Commands:
         deadline = time.monotonic() + READY_LIMIT_S
         pause_s, code = FIRST_PAUSE_S, -1
         while time.monotonic() < deadline:
-            code = await _wait(self._fork(command), deadline - time.monotonic())
+            code = await _wait(self._start(command), deadline - time.monotonic())
             if code == 0:
                 return
             await asyncio.sleep(min(pause_s, max(0.0, deadline - time.monotonic())))
@@ -58,7 +58,7 @@ class Commands:
             f"The ready command did not succeed within {READY_LIMIT_S:g} s: its last code was {code}.",
         )
 
-    def _fork(self, command: str) -> spawn.Child:
+    def _start(self, command: str) -> spawn.Child:
         user = self._identities.lookup(self._identities.default)
         program = Program(
             argv=(SHELL, "-l", "-c", command),
@@ -68,14 +68,13 @@ class Commands:
         )
         null = os.open(os.devnull, os.O_RDONLY)
         try:
-            return spawn.fork(program, (null, 1, 2))
+            return spawn.start(program, (null, 1, 2))
         finally:
             os.close(null)
 
 
 async def _wait(child: spawn.Child, limit_s: float | None = None) -> int:
     """The exit code, -1 for a signal; a child that takes longer is killed."""
-    os.close(child.report)
     try:
         async with asyncio.timeout(limit_s):
             await readable(child.pidfd)

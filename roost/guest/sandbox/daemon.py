@@ -146,6 +146,9 @@ def _set_up_process(config: StartConfig) -> None:
         os.environ["TZ"] = config.time_zone
     time.tzset()
     os.umask(0o022)
+    for fd in os.listdir("/proc/self/fd"):  # see `spawn`: what it inherited must not reach a program either
+        with contextlib.suppress(OSError):
+            os.set_inheritable(int(fd), int(fd) < 3)
     os.chdir("/")
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     reseed(config.entropy)

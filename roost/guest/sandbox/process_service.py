@@ -51,9 +51,8 @@ class ProcessService:
     async def start(self, request: Message, stream: Stream) -> None:
         order = self._order(request, stream.head)
         try:
-            process = self._table.begin(order, timeout_of(stream.head))
+            process = self._table.start(order, timeout_of(stream.head))
             with process.followed() as follower:
-                await process.started()
                 await stream.send(start_event(process.pid))
                 await _follow(follower, stream)
         except TooManyProcesses as error:
@@ -135,7 +134,7 @@ class ProcessService:
         if config.has("cwd"):
             shown["cwd"] = config.text("cwd")
         return Order(
-            program=Program(argv=(cmd, *args), env=env, cwd=cwd, user=user, terminal=request.has("pty")),
+            program=Program(argv=(cmd, *args), env=env, cwd=cwd, user=user),
             shown=json.dumps(shown).encode(),
             tag=request.text("tag") if request.has("tag") else None,
             size=_size(request) if request.has("pty") else None,

@@ -20,7 +20,7 @@ from roost.guest.sandbox import spawn
 from roost.guest.sandbox.audience import Audience, Follower
 from roost.guest.sandbox.connect import envelope
 from roost.guest.sandbox.endings import Ending, ending_of
-from roost.guest.sandbox.pipes import Sink, Source, read_to_end
+from roost.guest.sandbox.pipes import Sink, Source
 from roost.guest.sandbox.spawn import Program
 
 PIPE_CHUNK = 32 << 10
@@ -31,7 +31,6 @@ MAX_PROCESSES = 1000
 #: How long the end of a program is remembered for those who ask for it late, and of how many.
 RETAIN_S = 30.0
 MAX_RETAINED = 1000
-_MAX_REPORT = 64
 
 
 class TooManyProcesses(Exception):
@@ -58,15 +57,13 @@ class Order:
 
 
 class Process:
-    """A running program, from its fork until its last output has been read and it has been reaped."""
+    """A running program, from its start until its last output has been read and it has been reaped."""
 
     def __init__(self, order: Order, child: spawn.Child, on_end: Callable[[Process, bytes], None]) -> None:
         self.pid = child.pid
         self.tag = order.tag
         self.shown = order.shown
-        self.failed = False  # it never ran
         self._child = child
-        self._program = order.program
         self._on_end = on_end
         self._audience = Audience(self._on_pace)
         self._sources: list[Source] = []
@@ -88,16 +85,6 @@ class Process:
         loop.add_reader(self._child.pidfd, self._settle)
         if timeout is not None:
             self._deadline = loop.call_later(timeout, self.signal, signal.SIGKILL)
-
-    async def started(self) -> None:
-        """Raises StartError if the program does not run. Once, after `run`."""
-        try:
-            report = await read_to_end(self._child.report, _MAX_REPORT)
-        finally:
-            os.close(self._child.report)
-        if (error := spawn.outcome(report, self._program)) is not None:
-            self.failed = True
-            raise error
 
     @property
     def has_terminal(self) -> bool:
@@ -201,13 +188,13 @@ class ProcessTable:
                 return number, event
         return None
 
-    def begin(self, order: Order, timeout: float | None) -> Process:
-        """Fork it; `Process.started` tells whether the program runs. Raises StartError and TooManyProcesses."""
+    def start(self, order: Order, timeout: float | None) -> Process:
+        """Raises StartError and TooManyProcesses. Nothing of its output is lost for who follows it at once."""
         if len(self._running) >= MAX_PROCESSES:
             raise TooManyProcesses(f"there are {MAX_PROCESSES} processes already")
         with contextlib.ExitStack() as undo:
             ends = _open_ends(order, undo)
-            child = spawn.fork(order.program, ends.stdio)
+            child = spawn.start(order.program, ends.stdio, ends.slave)
             undo.pop_all()
         for fd in set(ends.stdio):
             os.close(fd)
@@ -220,8 +207,6 @@ class ProcessTable:
     def _on_end(self, process: Process, event: bytes) -> None:
         if self._running.get(process.pid) is process:
             del self._running[process.pid]
-        if process.failed:
-            return
         kept = (process.tag, event)
         self._ended[process.pid] = kept
         if len(self._ended) > MAX_RETAINED:
@@ -241,12 +226,13 @@ class ProcessTable:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Ends:
-    """Descriptors of the child (`stdio`) and of the daemon."""
+    """Descriptors of the program (`stdio`, `slave`) and of the daemon."""
 
     stdio: tuple[int, int, int]
     outputs: dict[str, int]
     stdin: int | None
-    terminal: int | None
+    terminal: int | None = None
+    slave: int | None = None
 
 
 def _open_ends(order: Order, undo: contextlib.ExitStack) -> _Ends:
@@ -260,7 +246,8 @@ def _open_ends(order: Order, undo: contextlib.ExitStack) -> _Ends:
             undo.callback(os.close, writer)
             terminal = fcntl.fcntl(master, fcntl.F_DUPFD_CLOEXEC, 3)
             undo.callback(os.close, terminal)
-            return _Ends(stdio=(slave, slave, slave), outputs={"pty": master}, stdin=writer, terminal=terminal)
+            stdio = (slave, slave, slave)
+            return _Ends(stdio=stdio, outputs={"pty": master}, stdin=writer, terminal=terminal, slave=slave)
         stdin: int | None = None
         if order.stdin:
             theirs_in, stdin = _pipe(undo)
@@ -270,9 +257,9 @@ def _open_ends(order: Order, undo: contextlib.ExitStack) -> _Ends:
         out, theirs_out = _pipe(undo)
         err, theirs_err = _pipe(undo)
     except OSError as error:
-        raise spawn.StartError("fork", error.errno or 0, order.program.argv[0]) from error
+        raise spawn.StartError("terminal", error.errno or 0, order.program.argv[0]) from error
     stdio = (theirs_in, theirs_out, theirs_err)
-    return _Ends(stdio=stdio, outputs={"stdout": out, "stderr": err}, stdin=stdin, terminal=None)
+    return _Ends(stdio=stdio, outputs={"stdout": out, "stderr": err}, stdin=stdin)
 
 
 def _pipe(undo: contextlib.ExitStack) -> tuple[int, int]:

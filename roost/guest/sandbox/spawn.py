@@ -1,29 +1,35 @@
-"""Starts programs as users of the room, by a plain fork of the single-threaded daemon."""
+"""Starts programs as users of the room.
+
+The daemon takes the user's ids itself for the moment of a `posix_spawn`, which shares its memory with the child until
+the program runs: a fork would copy page tables and then pages, and cost milliseconds in a process that has a data
+scientist's libraries loaded. The saved id stays root's, so the daemon comes back, and the kernel drops it at the exec.
+It follows that the daemon has one thread, and that every descriptor of its own is closed at an exec.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
+import errno
 import os
+import shutil
 import signal
-import termios
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NoReturn
 
-from roost.guest.child import close_others
-from roost.guest.sandbox.identities import User, become
+from roost.guest.sandbox.identities import User
 
 #: Of everything that is started here. The daemon's own score stays below it, so that a room that runs out of memory
 #: loses what used it and not the daemon.
 OOM_SCORE = 500
-_REPORT_FD = 3  # where the child keeps the pipe that says why it could not start
+_OOM_FILE = "/proc/self/oom_score_adj"
 #: What Python, asyncio or the supervisor ignore or handle, and programs expect untouched.
-_RESET = (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD, signal.SIGTTOU)
+_RESET = (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD)
+#: Why an argument list, a directory or a program cannot be used: the program is not there, or not runnable.
+_BROKEN = (ValueError, UnicodeError)
 
 
 class StartError(OSError):
-    """The program does not run. `step` is where its start ended: fork, terminal, user, chdir or exec."""
+    """The program does not run. `step` is where its start ended: user, terminal, chdir or exec."""
 
     def __init__(self, step: str, number: int, subject: str) -> None:
         super().__init__(number, os.strerror(number), subject)
@@ -35,63 +41,58 @@ class StartError(OSError):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Program:
-    """What to run. `argv[0]` without a slash is looked up on the PATH of `env`; `file` is run in its place if given.
-
-    `terminal`: standard input is a terminal that shall be the controlling one of a new session.
-    """
+    """What to run. `argv[0]` without a slash is looked up on the PATH of `env`; `file` is run in its place if given."""
 
     argv: Sequence[str]
     env: Mapping[str, str]
     cwd: str
     user: User
     file: str = ""
-    terminal: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Child:
-    """A forked child that is about to run its program, leader of a session and a process group of its own.
-
-    `report` becomes readable when the program runs (nothing in it) or will not (see `outcome`). The owner closes both
-    descriptors and reaps the process.
-    """
+    """A running program, leader of a session and a process group of its own. The owner closes the descriptor, which
+    becomes readable at its end, and reaps it."""
 
     pid: int
     pidfd: int
-    report: int
 
 
-def fork(program: Program, stdio: tuple[int, int, int]) -> Child:
-    """Raises StartError if the room's limits allow no process or descriptor more."""
-    with contextlib.ExitStack() as undo:
+def start(program: Program, stdio: tuple[int, int, int], terminal: int | None = None) -> Child:
+    """Run it with these descriptors, each above 2 or at its own place already. Raises StartError.
+
+    `terminal`: the slave of one that becomes the user's, its controlling one, and all three descriptors instead.
+    """
+    actions: list[tuple[int, ...] | tuple[int, int, str, int, int]]
+    if terminal is None:
+        actions = [(os.POSIX_SPAWN_DUP2, fd, number) for number, fd in enumerate(stdio)]
+    else:
+        # A session's leader that opens a terminal which nobody has gets it as its controlling one.
+        actions = [(os.POSIX_SPAWN_OPEN, 0, _hand_over(terminal, program), os.O_RDWR, 0)]
+        actions += [(os.POSIX_SPAWN_DUP2, 0, number) for number in (1, 2)]
+    with _oom_score(), _as_user(program):
+        file = _find(program)
         try:
-            reader, writer = os.pipe()
-            undo.callback(os.close, reader)
-            try:
-                pid = os.fork()
-                if pid == 0:
-                    _run(program, stdio, writer)
-            finally:
-                os.close(writer)
-            try:
-                pidfd = os.pidfd_open(pid)
-            except OSError:
-                os.kill(pid, signal.SIGKILL)
-                os.waitpid(pid, 0)
-                raise
+            pid = os.posix_spawn(
+                file,
+                list(program.argv),
+                dict(program.env),
+                file_actions=actions,
+                setsid=True,
+                setsigmask=(),
+                setsigdef=_RESET,
+            )
         except OSError as error:
-            raise StartError("fork", error.errno or 0, program.argv[0]) from error
-        undo.pop_all()
-    return Child(pid=pid, pidfd=pidfd, report=reader)
-
-
-def outcome(report: bytes, program: Program) -> StartError | None:
-    """What the bytes from a child's `report` mean."""
-    if not report:
-        return None
-    step, _, number = report.decode("ascii", "replace").partition(" ")
-    subject = program.cwd if step == "chdir" else program.argv[0]
-    return StartError(step, int(number) if number.isdigit() else 0, subject)
+            raise StartError("exec", error.errno or 0, program.argv[0]) from None
+        except _BROKEN:
+            raise StartError("exec", errno.EINVAL, program.argv[0]) from None
+    try:
+        return Child(pid=pid, pidfd=os.pidfd_open(pid))
+    except OSError as error:
+        signal_group(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        raise StartError("exec", error.errno or 0, program.argv[0]) from None
 
 
 def exit_status(pidfd: int) -> tuple[int | None, int | None, bool] | None:
@@ -113,42 +114,64 @@ def signal_group(pid: int, number: int) -> None:
         os.killpg(pid, number)
 
 
-def _run(program: Program, stdio: tuple[int, int, int], report: int) -> NoReturn:
-    step = "fork"
+def _hand_over(terminal: int, program: Program) -> str:
     try:
-        os.setsid()
-        signal.set_wakeup_fd(-1)
-        for number in _RESET:
-            signal.signal(number, signal.SIG_DFL)
-        signal.pthread_sigmask(signal.SIG_SETMASK, ())
-        _take_descriptors(stdio, report)
-        step = "terminal"
-        if program.terminal:
-            fcntl.ioctl(0, termios.TIOCSCTTY, 0)
-        _raise_oom_score()
-        step = "user"
-        become(program.user)
-        step = "chdir"
-        os.chdir(program.cwd)
-        step = "exec"
-        os.execvpe(program.file or program.argv[0], list(program.argv), dict(program.env))  # noqa: S606
+        name = os.ttyname(terminal)
+        os.fchown(terminal, program.user.uid, -1)
+        return name
     except OSError as error:
-        os.write(_REPORT_FD, f"{step} {error.errno or 0}".encode())
+        raise StartError("terminal", error.errno or 0, program.argv[0]) from None
+
+
+def _find(program: Program) -> str:
+    name = program.file or program.argv[0]
+    if "/" in name:
+        return name
+    found = shutil.which(name, path=program.env.get("PATH", os.defpath))
+    if found is None:
+        raise StartError("exec", errno.ENOENT, name)
+    return found
+
+
+@contextlib.contextmanager
+def _as_user(program: Program) -> Iterator[None]:
+    """Be the user, in the program's directory, which is entered with the user's rights."""
+    user, groups = program.user, os.getgroups()
+    try:
+        try:
+            os.setgroups(user.groups)
+            os.setresgid(user.gid, user.gid, 0)
+            os.setresuid(user.uid, user.uid, 0)
+        except OSError as error:
+            raise StartError("user", error.errno or 0, user.name) from None
+        try:
+            os.chdir(program.cwd)
+        except OSError as error:
+            raise StartError("chdir", error.errno or 0, program.cwd) from None
+        except _BROKEN:
+            raise StartError("chdir", errno.EINVAL, program.cwd) from None
+        yield
     finally:
-        os._exit(127)
+        os.setresuid(0, 0, 0)
+        os.setresgid(0, 0, 0)
+        os.setgroups(groups)
+        os.chdir("/")
 
 
-def _take_descriptors(stdio: tuple[int, int, int], report: int) -> None:
-    # First out of the way of the numbers that they get: any of them may be 0 to 3 now.
-    high = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 10) for fd in (*stdio, report)]
-    for number, fd in enumerate(high[:3]):
-        os.dup2(fd, number)
-    os.dup2(high[3], _REPORT_FD, inheritable=False)
-    close_others({0, 1, 2, _REPORT_FD})
-
-
-def _raise_oom_score() -> None:
-    with contextlib.suppress(OSError):
-        fd = os.open("/proc/self/oom_score_adj", os.O_WRONLY)
-        os.write(fd, str(OOM_SCORE).encode())
+@contextlib.contextmanager
+def _oom_score() -> Iterator[None]:
+    """What is started now inherits the higher score. Whoever raised its own may go back without any privilege."""
+    try:
+        fd = os.open(_OOM_FILE, os.O_RDWR | os.O_CLOEXEC)
+    except OSError:  # no /proc: no score
+        yield
+        return
+    try:
+        before = os.read(fd, 16)
+        os.pwrite(fd, str(max(OOM_SCORE, int(before))).encode(), 0)
+        try:
+            yield
+        finally:
+            os.pwrite(fd, before.strip(), 0)
+    finally:
         os.close(fd)

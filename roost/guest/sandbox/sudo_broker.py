@@ -21,7 +21,7 @@ from roost.guest.control import LineReader, ProtocolError, parse_message
 from roost.guest.sandbox import spawn, sudo_options
 from roost.guest.sandbox.identities import Identities, UnknownUser, User
 from roost.guest.sandbox.messages import BadField, Message, parse
-from roost.guest.sandbox.pipes import read_to_end, readable
+from roost.guest.sandbox.pipes import readable
 from roost.guest.sandbox.spawn import Program, StartError
 from roost.guest.sandbox.sudo_options import BadUsage
 
@@ -101,19 +101,14 @@ class SudoBroker:
         program = self._program(request, options, caller)
         if len(fds) != 3:
             raise BadField("not three descriptors")
-        child = spawn.fork(program, (fds[0], fds[1], fds[2]))
+        child = spawn.start(program, (fds[0], fds[1], fds[2]), fds[0] if request.flag("terminal") else None)
         while fds:
             os.close(fds.pop())
         try:
-            report = await read_to_end(child.report, 64)
-            if (error := spawn.outcome(report, program)) is not None:
-                os.waitpid(child.pid, 0)
-                raise error
             if "background" in options.flags:
                 sock.shutdown(socket.SHUT_RDWR)
             return await _accompany(sock, child, detached="background" in options.flags)
         finally:
-            os.close(child.report)
             os.close(child.pidfd)
 
     def _answer(self, flags: set[str], caller: User) -> str | None:
@@ -148,7 +143,7 @@ class SudoBroker:
         )
         file, argv = sudo_options.command_line(options, user.shell)
         cwd = options.directory or (user.home if "login" in options.flags else request.text("cwd", "/"))
-        return Program(argv=argv, file=file, env=env, cwd=cwd, user=user, terminal=request.flag("terminal"))
+        return Program(argv=argv, file=file, env=env, cwd=cwd, user=user)
 
     def _target(self, options: sudo_options.Options) -> User:
         name = options.user
