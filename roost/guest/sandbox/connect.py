@@ -14,6 +14,7 @@ from enum import StrEnum
 from roost.guest.async_server import Exchange
 from roost.guest.http1 import Head
 from roost.guest.sandbox.messages import BadField, Message, parse
+from roost.guest.sandbox.replies import drain
 
 MAX_MESSAGE = 16 << 20
 UNARY = "application/json"
@@ -161,6 +162,7 @@ async def serve_unary(exchange: Exchange, method: UnaryMethod) -> None:
             reply = await method(_message(body), exchange.head)
     except (ConnectError, BadField, TimeoutError) as error:
         told = _told(error)
+        await drain(exchange)
         await exchange.whole(told.status, [("content-type", UNARY)], told.to_json())
     else:
         await exchange.whole(200, [("content-type", UNARY)], reply)
@@ -181,6 +183,7 @@ async def serve_stream(exchange: Exchange, method: StreamMethod) -> None:
             await method(_message(found[0]), stream)
     except (ConnectError, BadField, TimeoutError) as error:
         failed = _told(error)
+        await drain(exchange)
     await stream.end(failed)
 
 
@@ -194,6 +197,7 @@ async def serve_input(exchange: Exchange, method: InputMethod) -> None:
             reply = envelope(await method(_incoming(exchange)))
     except (ConnectError, BadField, TimeoutError) as error:
         failed = _told(error)
+        await drain(exchange)
     await exchange.whole(200, [("content-type", STREAM)], reply + end_of_stream(failed))
 
 

@@ -32,6 +32,7 @@ from roost.guest.sandbox.uploads import Upload, told
 CHUNK = 256 << 10
 MAX_REQUEST = 1 << 20  # of the JSON that asks for a composition
 MAX_FILES = 10_000  # of one form
+MAX_FIELDS = 100  # of a query
 _METADATA = "x-metadata-"
 _CONDITIONAL = ("range", "if-modified-since", "if-none-match", "if-range")
 
@@ -145,7 +146,11 @@ class Files:
         return Upload(path, query.user, metadata)
 
     def _query(self, head: Head) -> _Query:
-        fields = dict(reversed(parse_qsl(head.target.partition("?")[2], keep_blank_values=True, max_num_fields=100)))
+        try:
+            given = parse_qsl(head.target.partition("?")[2], keep_blank_values=True, max_num_fields=MAX_FIELDS)
+        except ValueError:
+            raise Refused(400, f"more than {MAX_FIELDS} query parameters") from None
+        fields = dict(reversed(given))  # the first of several wins
         return _Query(path=fields.get("path"), user=self._user(fields.get("username")))
 
     def _user(self, name: str | None) -> User:

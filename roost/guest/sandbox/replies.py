@@ -6,7 +6,7 @@ import json
 
 from roost.guest.async_server import Exchange
 
-#: Of a request's body that is still read before an error is told: a client that only sends would not see it otherwise.
+#: Of a request's body that is read and dropped: a client that is still sending would not see the error otherwise.
 MAX_UNREAD = 16 << 20
 
 
@@ -18,10 +18,15 @@ class Refused(Exception):
         self.status = status
 
 
-async def refuse(exchange: Exchange, status: int, message: str) -> None:
+async def drain(exchange: Exchange) -> None:
+    """Before an error is told."""
     left = MAX_UNREAD
     while left > 0 and (data := await exchange.read()):
         left -= len(data)
+
+
+async def refuse(exchange: Exchange, status: int, message: str) -> None:
+    await drain(exchange)
     body = json.dumps({"code": status, "message": message}).encode() + b"\n"
     fields = [("content-type", "application/json; charset=utf-8"), ("x-content-type-options", "nosniff")]
     await exchange.whole(status, fields, body)
