@@ -9,6 +9,7 @@ import asyncio
 import errno
 import os
 import posixpath
+import re
 import stat
 import zlib
 from collections.abc import AsyncIterator
@@ -34,6 +35,8 @@ MAX_REQUEST = 1 << 20  # of the JSON that asks for a composition
 MAX_FILES = 10_000  # of one form
 MAX_FIELDS = 100  # of a query
 _METADATA = "x-metadata-"
+_TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
+_QUOTABLE = re.compile(r"[ !#-\[\]-~]+")
 _CONDITIONAL = ("range", "if-modified-since", "if-none-match", "if-range")
 
 
@@ -212,7 +215,7 @@ async def _send_file(exchange: Exchange, fd: int, path: str) -> None:
     first = _read(fd, CHUNK, path)
     name = posixpath.basename(path)
     fields = [
-        ("content-disposition", f"inline; filename*=utf-8''{quote(os.fsencode(name))}"),
+        ("content-disposition", f"inline; {_filename(name)}"),
         ("content-type", encodings.content_type(name, first)),
         ("last-modified", formatdate(found.st_mtime, usegmt=True)),
         ("vary", "Accept-Encoding"),
@@ -272,6 +275,15 @@ async def _send_gzip(exchange: Exchange, fd: int, path: str, data: bytes, fields
         await asyncio.sleep(0)
         data, following = following, _read(fd, CHUNK, path) if following else b""
     await exchange.write_last(stream.flush())
+
+
+def _filename(name: str) -> str:
+    """The parameter of Content-Disposition, in the simplest form that can say it."""
+    if _TOKEN.fullmatch(name):
+        return f"filename={name}"
+    if _QUOTABLE.fullmatch(name):
+        return f'filename="{name}"'
+    return f"filename*=utf-8''{quote(os.fsencode(name))}"
 
 
 def _read(fd: int, size: int, path: str) -> bytes:

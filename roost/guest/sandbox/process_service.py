@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import signal
 from collections.abc import AsyncIterator
@@ -24,6 +25,8 @@ from roost.guest.sandbox.processes import (
 )
 from roost.guest.sandbox.spawn import Program, StartError
 
+#: The room has no process, descriptor or memory left.
+_EXHAUSTED = (errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 _SIGNALS: dict[str | int, signal.Signals] = {
     "SIGNAL_SIGTERM": signal.SIGTERM,
     "SIGNAL_SIGKILL": signal.SIGKILL,
@@ -59,7 +62,8 @@ class ProcessService:
             raise ConnectError(Code.RESOURCE_EXHAUSTED, str(error)) from None
         except StartError as error:
             shown = " ".join(order.program.argv)[:500]
-            raise ConnectError(Code.INVALID_ARGUMENT, f"error starting process '{shown}': {error}") from None
+            code = Code.RESOURCE_EXHAUSTED if error.errno in _EXHAUSTED else Code.INVALID_ARGUMENT
+            raise ConnectError(code, f"error starting process '{shown}': {error}") from None
 
     async def connect(self, request: Message, stream: Stream) -> None:
         selector = request.message("process")

@@ -19,6 +19,7 @@ from functools import partial
 from roost.guest.sandbox import spawn
 from roost.guest.sandbox.audience import Audience, Follower
 from roost.guest.sandbox.connect import envelope
+from roost.guest.sandbox.deadlines import Deadline
 from roost.guest.sandbox.endings import Ending, ending_of
 from roost.guest.sandbox.pipes import Sink, Source
 from roost.guest.sandbox.spawn import Program
@@ -71,7 +72,7 @@ class Process:
         self._terminal: int | None = None
         self._killed = False
         self._ended = False
-        self._deadline: asyncio.TimerHandle | None = None
+        self._deadline: Deadline | None = None
 
     def run(self, outputs: dict[str, int], stdin: int | None, terminal: int | None, timeout: float | None) -> None:
         """From here on the descriptors are its own. After `timeout` seconds the program is killed."""
@@ -84,7 +85,7 @@ class Process:
             self._sources.append(Source(fd, chunk, partial(self._deliver, head), self._settle))
         loop.add_reader(self._child.pidfd, self._settle)
         if timeout is not None:
-            self._deadline = loop.call_later(timeout, self.signal, signal.SIGKILL)
+            self._deadline = Deadline(timeout, partial(self.signal, signal.SIGKILL), call_later=loop.call_later)
 
     @property
     def has_terminal(self) -> bool:

@@ -37,6 +37,11 @@ _ITSELF = inotify.DELETE_SELF | inotify.MOVE_SELF
 _WITH_ENTRY = ("EVENT_TYPE_CREATE", "EVENT_TYPE_CHMOD", "EVENT_TYPE_WRITE")
 
 
+def _written(entry: os.DirEntry[str]) -> int:
+    """Of a file that was found with something in it, the write has been missed too."""
+    return inotify.MODIFY if entry.is_file(follow_symlinks=False) and entry.stat().st_size else 0
+
+
 class WatchFailed(Exception):
     """The watch can't go on; `code` is a code of the Connect protocol."""
 
@@ -87,7 +92,8 @@ class Watch:
             if len(self._events) >= MAX_EVENTS:
                 self.fail(WatchFailed(f"watcher error: more than {MAX_EVENTS} events were not fetched"))
                 return
-            event: dict[str, object] = {"name": readable(posixpath.relpath(path, self.top)), "type": kind}
+            below = path[len(self.top) :].lstrip("/") or "."
+            event: dict[str, object] = {"name": readable(below), "type": kind}
             if self._entry is not None and kind in _WITH_ENTRY and (entry := self._entry(path)) is not None:
                 event["entry"] = entry
             self._events.append(json.dumps(event).encode())
@@ -188,7 +194,7 @@ class Watches:
                 for entry in entries:
                     if announce and len(self._announced) < MAX_EVENTS:
                         self._announced.add((number, entry.name))
-                        watch.tell(directory, entry.name, inotify.CREATE)
+                        watch.tell(directory, entry.name, inotify.CREATE | _written(entry))
                     if entry.is_dir(follow_symlinks=False):
                         found.append(entry.path)
         except OSError:  # gone since
