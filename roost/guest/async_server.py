@@ -6,10 +6,11 @@ import asyncio
 import socket
 from collections import deque
 from collections.abc import Awaitable, Callable
+from typing import Protocol
 
 from roost.guest.framing import Fields, Framer
 from roost.guest.http1 import MAX_HEAD, BadMessage, Body, Head, parse_head, reply_head
-from roost.guest.watch import Watcher
+from roost.guest.reactor import HasFileno
 
 HIGH_WATER = 256 << 10  # of request bytes not yet read by the handler
 #: After a disconnect was delivered, how long an ASGI application may take to end by itself.
@@ -273,6 +274,14 @@ class AsyncConnection(asyncio.Protocol):
         self.close()
 
 
+class HangupWatcher(Protocol):
+    """Notices that the host has gone, also while a connection isn't read. See `watch.Watcher`."""
+
+    def add(self, sock: HasFileno, on_hangup: Callable[[], object]) -> None: ...
+
+    def remove(self, sock: HasFileno) -> None: ...
+
+
 AsyncHandler = Callable[[Exchange], Awaitable[None]]
 
 
@@ -289,7 +298,7 @@ class AsyncServer:
         handler: AsyncHandler,
         *,
         concurrency: int,
-        watcher: Watcher,
+        watcher: HangupWatcher,
         grace_s: float,
     ) -> None:
         self._listener = listener

@@ -6,7 +6,7 @@ and `/.roost/lib` as its search path (see `elf`), so it starts by a plain exec i
 and no environment variable of it reaches the programs that user code starts. `sys.executable` is `/.roost/bin/python3`.
 
     bin/python3, python, python3.11     the interpreter
-    bin/pip, pip3                       scripts that name it in their first line, so they need no shell
+    bin/pip, pip3, sudo                 scripts that name it in their first line, so they need no shell
     ld.so                               the loader
     lib/*.so*                           shared libraries
     lib/python3.11/                     standard library, extension modules, site-packages with roost and pip
@@ -109,6 +109,7 @@ def _build(base: parts.Interpreter, sources: Path, root: Path) -> None:
         site = parts.site_directory(base, building)
         parts.copy_sources(sources, site / sources.name)
         parts.copy_pip(base, site, building / "bin", f"{PREFIX}/bin/python3")
+        parts.write_sudo(building / "bin", f"{PREFIX}/bin/python3")
         parts.compile_sources(base, building, PREFIX)
         parts.open_to_all(building)
         _check(base, building)

@@ -198,6 +198,15 @@ def copy_pip(base: Interpreter, site: Path, scripts: Path, python: str) -> None:
         script.chmod(0o755)
 
 
+def write_sudo(scripts: Path, python: str) -> None:
+    """The `sudo` of sandboxes. Nothing that the caller's variables name is imported."""
+    script = scripts / "sudo"
+    script.write_text(
+        f"#!{python} -I\nimport sys\nfrom roost.guest.sandbox.sudo_client import main\nsys.exit(main())\n"
+    )
+    script.chmod(0o755)
+
+
 def compile_sources(base: Interpreter, root: Path, prefix: str) -> None:
     """Compile what came without a valid compiled file; tracebacks then name files as the room sees them."""
     subprocess.run(
