@@ -1,0 +1,1 @@
+"""The daemon of a sandbox: what its clients reach of the room."""

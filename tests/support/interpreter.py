@@ -1,0 +1,178 @@
+"""The code interpreter as a process without a room: it stands where the sandbox's daemon would.
+
+Run as a module it is that process; `InterpreterProcess` starts it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import http.client
+import json
+import os
+import pwd
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from roost.guest.async_server import AsyncServer
+from roost.guest.config import StartConfig
+from roost.guest.sandbox.interpreter.server import Interpreter
+from roost.guest.watch import Watcher
+from tests.support.guest import PATIENCE_S, ROOT, UnixConnection, dial
+
+
+@dataclass
+class FakeUser:
+    name: str
+    uid: int
+    gid: int
+    home: str
+    groups: tuple[int, ...] = ()
+
+
+@dataclass
+class FakeIdentities:
+    """One user, of this machine, with a home of the test's."""
+
+    home: str
+    default: str
+    env: Mapping[str, str] = field(default_factory=dict)
+
+    def lookup(self, name: str) -> FakeUser:
+        entry = pwd.getpwnam(name)
+        return FakeUser(name=name, uid=entry.pw_uid, gid=entry.pw_gid, home=self.home)
+
+    def environment(self, user: FakeUser) -> dict[str, str]:
+        return {"PATH": os.environ["PATH"], "HOME": user.home, "USER": user.name, "LANG": "C.UTF-8", **self.env}
+
+
+async def _serve(listener: socket.socket, interpreter: Interpreter) -> None:
+    server = AsyncServer(listener, interpreter, concurrency=1000, watcher=Watcher(), grace_s=0)
+    interpreter.start()
+    await server.serve()
+    await asyncio.get_running_loop().create_future()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--fd", type=int, required=True)
+    parser.add_argument("--home", required=True)
+    parser.add_argument("--user", default="root")
+    parser.add_argument("--env", default="{}")
+    options = parser.parse_args()
+    env = json.loads(options.env)
+    identities = FakeIdentities(home=options.home, default=options.user, env=env)
+    interpreter = Interpreter(StartConfig(env={"PATH": os.environ["PATH"], **env}), identities)
+    asyncio.run(_serve(socket.socket(fileno=options.fd), interpreter))
+
+
+class InterpreterProcess:
+    """Leaving the `with` ends it, and with it every context."""
+
+    def __init__(self, directory: Path, packages: Path | None = None, *, user: str = "root", **env: str) -> None:
+        self.home = directory / "home"
+        self.home.mkdir()
+        self.path = directory / "app.sock"
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        listener.bind(str(self.path))
+        listener.listen(64)
+        fd = listener.fileno()
+        command = [sys.executable, "-P", "-m", "tests.support.interpreter", f"--fd={fd}", f"--home={self.home}"]
+        path = os.pathsep.join(str(place) for place in (ROOT, packages) if place is not None)
+        self.process = subprocess.Popen(
+            [*command, f"--user={user}", f"--env={json.dumps(env)}"],
+            pass_fds=(fd,),
+            cwd=ROOT,
+            env={**os.environ, "PYTHONPATH": path},
+        )
+        listener.close()
+
+    def request(self, method: str, target: str, body: Any = None, **headers: str) -> tuple[int, dict[str, str], bytes]:
+        """One request on a connection of its own: status, headers, body."""
+        connection = UnixConnection(self.path)
+        data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
+        try:
+            connection.request(method, target, data, {name.replace("_", "-"): text for name, text in headers.items()})
+            response = connection.getresponse()
+            return response.status, {k.lower(): v for k, v in response.getheaders()}, response.read()
+        finally:
+            connection.close()
+
+    def run(self, code: str, **fields: Any) -> Execution:
+        status, _, body = self.request("POST", "/execute", {"code": code, **fields})
+        assert status == 200, body
+        return Execution([json.loads(line) for line in body.splitlines()])
+
+    @contextlib.contextmanager
+    def stream(self, code: str, **fields: Any) -> Iterator[Iterator[dict[str, Any]]]:
+        """The lines of an execution as they come. Leaving the `with` drops the connection."""
+        connection = UnixConnection(self.path)
+        try:
+            connection.request("POST", "/execute", json.dumps({"code": code, **fields}))
+            response = connection.getresponse()
+            yield (json.loads(line) for line in response)
+        finally:
+            with contextlib.suppress(http.client.HTTPException, OSError):
+                connection.sock.shutdown(socket.SHUT_RDWR)
+            connection.close()
+
+    def context(self, **fields: Any) -> str:
+        status, _, body = self.request("POST", "/contexts", fields)
+        assert status == 200, body
+        return str(json.loads(body)["id"])
+
+    def close(self) -> None:
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait(PATIENCE_S)
+
+    def __enter__(self) -> InterpreterProcess:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class Execution:
+    """What an execution replied."""
+
+    def __init__(self, lines: list[dict[str, Any]]) -> None:
+        self.lines = lines
+        assert lines[-1] == {"type": "end_of_execution"}, lines
+
+    def of(self, kind: str) -> list[dict[str, Any]]:
+        return [line for line in self.lines if line["type"] == kind]
+
+    def text(self, stream: str = "stdout") -> str:
+        return "".join(line["text"] for line in self.of(stream))
+
+    @property
+    def results(self) -> list[dict[str, Any]]:
+        return self.of("result")
+
+    @property
+    def value(self) -> str | None:
+        return next((line.get("text") for line in self.results if line["is_main_result"]), None)
+
+    @property
+    def error(self) -> dict[str, Any] | None:
+        return next(iter(self.of("error")), None)
+
+    @property
+    def number(self) -> int | None:
+        return next((line["execution_count"] for line in self.of("number_of_executions")), None)
+
+
+__all__ = ["Execution", "InterpreterProcess", "dial"]
+
+if __name__ == "__main__":
+    main()
