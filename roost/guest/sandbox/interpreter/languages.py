@@ -35,7 +35,5 @@ LANGUAGES: Mapping[str, Language] = {
 
 def installed(path: str) -> tuple[str, ...]:
     """The languages that this room can run, given its PATH."""
-    names = (
-        name for name, language in LANGUAGES.items() if not language.needs or shutil.which(language.needs, path=path)
-    )
-    return tuple(names)
+    needs = ((name, language.needs) for name, language in LANGUAGES.items())
+    return tuple(name for name, program in needs if not program or shutil.which(program, path=path))

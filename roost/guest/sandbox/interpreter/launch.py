@@ -10,7 +10,7 @@ import os
 import signal
 import socket
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, NoReturn, Protocol
 
 from roost.guest.child import close_others
@@ -152,7 +152,7 @@ def _above(fd: int) -> int:
     return fd
 
 
-def _execute(command: Sequence[str], env: Mapping[str, str]) -> NoReturn:
+def _execute(command: tuple[str, ...], env: Mapping[str, str]) -> NoReturn:
     os.set_inheritable(SOCKET, True)
     try:
         os.execvpe(command[0], command, env)  # noqa: S606 - there is no shell, on purpose

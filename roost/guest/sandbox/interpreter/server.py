@@ -102,10 +102,8 @@ class Interpreter:
         cell = parse_execute(body)
         if cell.context_id and cell.language:
             raise Refusal(400, "Only one of context_id or language can be provided")
-        if cell.context_id:
-            context = self._find(cell.context_id)
-        else:
-            context = self._contexts.default(normalize(cell.language))
+        named = cell.context_id
+        context = self._find(named) if named else self._contexts.default(normalize(cell.language))
         size = len(body)
         if self._bodies + size > _MAX_BODIES:
             raise Refusal(503, "Too much code waits for its turn")

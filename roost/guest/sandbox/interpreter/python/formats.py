@@ -1,4 +1,4 @@
-"""Representations that E2B's clients expect beside those of IPython: tables, charts, JSON of plain lists and objects."""
+"""Representations that E2B's clients expect beside IPython's: tables, charts, JSON of plain lists and objects."""
 
 from __future__ import annotations
 

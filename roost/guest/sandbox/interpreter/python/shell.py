@@ -6,7 +6,7 @@ import asyncio
 import subprocess
 import sys
 from collections.abc import Coroutine, Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 from IPython.core.displayhook import DisplayHook
 from IPython.core.displaypub import DisplayPublisher
@@ -96,6 +96,10 @@ class Shell(InteractiveShell):
 
     system = system_piped
     system_raw = system_piped
+
+    def ask_exit(self) -> NoReturn:
+        """`exit()` ends the cell. The context stays."""
+        raise SystemExit
 
     def send_result(self, bundle: Mapping[str, Any]) -> None:
         if self.channel is not None:

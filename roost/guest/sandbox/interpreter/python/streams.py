@@ -22,7 +22,7 @@ class Output(io.TextIOWrapper):
         self._name = f"<{name}>"
 
     @property
-    def name(self) -> str:  # type: ignore[override]
+    def name(self) -> str:
         return self._name
 
     def write(self, text: str) -> int:
@@ -36,7 +36,7 @@ class Output(io.TextIOWrapper):
 
 def take_streams() -> None:
     """Give this process its standard streams over the descriptors 0, 1 and 2."""
-    sys.stdin = sys.__stdin__ = open(0, encoding="utf-8", closefd=False)  # type: ignore[misc]  # noqa: SIM115, PTH123
+    sys.stdin = sys.__stdin__ = open(0, encoding="utf-8", closefd=False)  # type: ignore[misc]  # noqa: SIM115
     sys.stdout = sys.__stdout__ = Output(1, "stdout")  # type: ignore[misc]
     sys.stderr = sys.__stderr__ = Output(2, "stderr")  # type: ignore[misc]
     builtins.input = _no_input
