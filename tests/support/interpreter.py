@@ -1,77 +1,21 @@
-"""The code interpreter as a process without a room: it stands where the sandbox's daemon would.
-
-Run as a module it is that process; `InterpreterProcess` starts it.
-"""
+"""The code interpreter as a process without a room; see `fake_daemon`."""
 
 from __future__ import annotations
 
-import argparse
-import asyncio
 import contextlib
 import http.client
 import json
 import os
-import pwd
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from roost.guest.async_server import AsyncServer
-from roost.guest.config import StartConfig
-from roost.guest.sandbox.interpreter.server import Interpreter
-from roost.guest.watch import Watcher
-from tests.support.guest import PATIENCE_S, ROOT, UnixConnection, dial
-
-
-@dataclass
-class FakeUser:
-    name: str
-    uid: int
-    gid: int
-    home: str
-    groups: tuple[int, ...] = ()
-
-
-@dataclass
-class FakeIdentities:
-    """One user, of this machine, with a home of the test's."""
-
-    home: str
-    default: str
-    env: Mapping[str, str] = field(default_factory=dict)
-
-    def lookup(self, name: str) -> FakeUser:
-        entry = pwd.getpwnam(name)
-        return FakeUser(name=name, uid=entry.pw_uid, gid=entry.pw_gid, home=self.home)
-
-    def environment(self, user: FakeUser) -> dict[str, str]:
-        return {"PATH": os.environ["PATH"], "HOME": user.home, "USER": user.name, "LANG": "C.UTF-8", **self.env}
-
-
-async def _serve(listener: socket.socket, interpreter: Interpreter) -> None:
-    server = AsyncServer(listener, interpreter, concurrency=1000, watcher=Watcher(), grace_s=0)
-    interpreter.start()
-    await server.serve()
-    await asyncio.get_running_loop().create_future()
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--fd", type=int, required=True)
-    parser.add_argument("--home", required=True)
-    parser.add_argument("--user", default="root")
-    parser.add_argument("--env", default="{}")
-    options = parser.parse_args()
-    env = json.loads(options.env)
-    identities = FakeIdentities(home=options.home, default=options.user, env=env)
-    interpreter = Interpreter(StartConfig(env={"PATH": os.environ["PATH"], **env}), identities)
-    asyncio.run(_serve(socket.socket(fileno=options.fd), interpreter))
+from tests.support.guest import PATIENCE_S, ROOT, UnixConnection
 
 
 class InterpreterProcess:
@@ -85,7 +29,7 @@ class InterpreterProcess:
         listener.bind(str(self.path))
         listener.listen(64)
         fd = listener.fileno()
-        command = [sys.executable, "-P", "-m", "tests.support.interpreter", f"--fd={fd}", f"--home={self.home}"]
+        command = [sys.executable, "-P", "-m", "tests.support.fake_daemon", f"--fd={fd}", f"--home={self.home}"]
         path = os.pathsep.join(str(place) for place in (ROOT, packages) if place is not None)
         self.process = subprocess.Popen(
             [*command, f"--user={user}", f"--env={json.dumps(env)}"],
@@ -171,8 +115,3 @@ class Execution:
     def number(self) -> int | None:
         return next((line["execution_count"] for line in self.of("number_of_executions")), None)
 
-
-__all__ = ["Execution", "InterpreterProcess", "dial"]
-
-if __name__ == "__main__":
-    main()
