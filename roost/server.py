@@ -65,6 +65,7 @@ from roost.sandboxes.book import SandboxBook
 from roost.sandboxes.care import SandboxCare
 from roost.sandboxes.fleet import SandboxFleet
 from roost.sandboxes.lives import Lives
+from roost.sandboxes.packages import ContextPackages
 from roost.sandboxes.templates import TemplateShelf
 from roost.sandboxes.traffic import SandboxTraffic
 from roost.sandboxes.volumes import VolumeShelf
@@ -159,7 +160,14 @@ class Server:
             background=self.background,
             folders=self.assembly,
         )
-        self.shelf = TemplateShelf(self.templates, _sandbox_limits(config), self.store.template_tags, clock=self.clock)
+        self.packages_of_contexts = ContextPackages(data)
+        self.shelf = TemplateShelf(
+            self.templates,
+            self.packages_of_contexts,
+            _sandbox_limits(config),
+            self.store.template_tags,
+            clock=self.clock,
+        )
         self.volume_shelf = VolumeShelf(
             store=self.store.volumes,
             places=self.volumes,
@@ -293,6 +301,7 @@ class Server:
         for account, name in self.catalog.names():
             for spec in self.catalog.specs(account, name):
                 self.roster.provision(spec)
+        stack.push_async_callback(self.packages_of_contexts.close)
         for task in (self.book.run(), self._collect(), self.volumes.sweep(), self.sandbox_care.sample()):
             stack.push_async_callback(_cancel, asyncio.create_task(task))
 

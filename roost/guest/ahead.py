@@ -9,6 +9,7 @@ from roost.guest.control import MAX_MESSAGE, LineReader, parse_message
 from roost.guest.custom import exec_server
 from roost.guest.invocation import Output
 from roost.guest.sandbox.daemon import run_sandbox
+from roost.guest.sandbox.interpreter.server import Interpreter
 from roost.guest.worker import run_worker
 
 
@@ -27,6 +28,6 @@ def wait_and_run(app: socket.socket, status: socket.socket) -> None:
         app.close()
         exec_server(config, status)
     elif config.runtime == "sandbox":
-        run_sandbox(config, app, status)
+        run_sandbox(config, app, status, Interpreter)
     else:
         run_worker(config, app, status, output)

@@ -22,6 +22,7 @@ from roost.guest.pump import log_message
 from roost.guest.reactor import READ, Reactor, Timer
 from roost.guest.relay import Forwarder, Relay, connect_tcp, connect_unix
 from roost.guest.sandbox.daemon import run_sandbox
+from roost.guest.sandbox.interpreter.server import Interpreter
 from roost.guest.worker import run_worker
 
 
@@ -176,7 +177,7 @@ class Supervisor:
 
         def serve(config: StartConfig, status: socket.socket) -> None:
             if config.runtime == "sandbox":
-                run_sandbox(config, app, status)
+                run_sandbox(config, app, status, Interpreter)
             else:
                 run_worker(config, app, status, Output())
 

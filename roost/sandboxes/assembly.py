@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from roost.instances.instance import Prepared
-from roost.isolation.driver import Mount, RoomSpec, Template
+from roost.isolation.driver import ROOT_CAPABILITIES, Mount, RoomSpec, Template
 from roost.model.errors import Unavailable
 from roost.model.function import FunctionSpec, Idle, Runtime
 from roost.model.sandbox import Sandbox
@@ -45,7 +45,7 @@ class Layers(Protocol):
 class RootSource(Protocol):
     """The root file system of a template. Raises NotFound."""
 
-    def root(self, template: SandboxTemplate) -> Template: ...
+    async def root(self, template: SandboxTemplate) -> Template: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,7 +131,7 @@ class SandboxAssembly:
 
     async def prepare(self, spec: FunctionSpec, sandbox: Sandbox, template: SandboxTemplate) -> Prepared:
         """All that one start needs. Raises RoostError; nothing is held then."""
-        root = self._roots.root(template)
+        root = await self._roots.root(template)
         run_dir = self.run_dir(sandbox.id)
         with contextlib.ExitStack() as stack:
             mounts = [
@@ -155,6 +155,7 @@ class SandboxAssembly:
                 layer=layer,
                 mounts=tuple(mounts),
                 egress_dir=egress_dir,
+                capabilities=ROOT_CAPABILITIES,
             )
             start = self._start(sandbox, template, {**dict(root.environment), **sandbox.environment, **doors})
             start["egress"] = egress_dir is not None

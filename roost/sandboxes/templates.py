@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from roost.isolation.driver import Template
+from roost.isolation.templates.data import code_interpreter
 from roost.model.errors import NotFound, Throttled
 from roost.model.function import Limits
+from roost.sandboxes.packages import ContextPackages
 from roost.store.template_tags import TemplateTag
 
 #: What the guest's daemon speaks; clients choose what they use of it by this number.
@@ -68,8 +70,11 @@ class TemplateShelf:
     `load` before the first use.
     """
 
-    def __init__(self, roots: Roots, limits: Limits, tags: TagStore, *, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, roots: Roots, packages: ContextPackages, limits: Limits, tags: TagStore, *, clock: Callable[[], float]
+    ) -> None:
         self._roots = roots
+        self._packages = packages
         self._limits = limits
         self._store = tags
         self._clock = clock
@@ -126,9 +131,10 @@ class TemplateShelf:
         """All, the built-in ones first."""
         return [*self._builtin.values(), *(self._of(info) for info in self._roots.list() if info.name != _HOST)]
 
-    def root(self, template: SandboxTemplate) -> Template:
-        """Its root file system. Raises NotFound."""
-        return self._roots.get(template.root)
+    async def root(self, template: SandboxTemplate) -> Template:
+        """Its root file system. Raises NotFound, or what prevents that it has the packages of code contexts."""
+        root = self._roots.get(template.root)
+        return code_interpreter(root, await self._packages.get()) if template.interpreter else root
 
     def _of(self, info: RootInfo) -> SandboxTemplate:
         return SandboxTemplate(
