@@ -59,13 +59,21 @@ class Identities:
     """Reads the room's user database itself: the guest's C library would load name service modules of the room.
 
     `env` is the sandbox's environment, `default` the user who acts when a request names none, `workdir` where relative
-    work of theirs starts.
+    work of theirs starts. With `own_python`, `python3` is the guest's own, which code contexts run on and whose packages
+    they have, before the template's.
     """
 
     def __init__(
-        self, *, default: str, env: Mapping[str, str], workdir: str = "", database: Path = Path("/etc")
+        self,
+        *,
+        default: str,
+        env: Mapping[str, str],
+        workdir: str = "",
+        own_python: bool = False,
+        database: Path = Path("/etc"),
     ) -> None:
         self.default = default
+        self._path = f"{BUNDLE_BIN}:{PATH}" if own_python else f"{PATH}:{BUNDLE_BIN}"
         self.env = {"E2B_SANDBOX": "true", **env}
         self.workdir = workdir
         self._passwd = database / "passwd"
@@ -105,7 +113,7 @@ class Identities:
     def environment(self, user: User) -> dict[str, str]:
         """The variables of a login of `user`; the sandbox's own win."""
         return {
-            "PATH": f"{PATH}:{BUNDLE_BIN}",
+            "PATH": self._path,
             "HOME": user.home,
             "USER": user.name,
             "LOGNAME": user.name,

@@ -221,7 +221,7 @@ class Contexts:
         if len(self._all) >= MAX_CONTEXTS:
             raise CannotStart(f"there are {MAX_CONTEXTS} contexts, and no more can be; remove one first")
         home = self._home()
-        place = os.path.join(home, cwd) if cwd else home  # noqa: PTH118
+        place = os.path.join(home, cwd) if cwd else home
         context = Context(self._launch, LANGUAGES[language], place)
         self._all[context.id] = context
         return context

@@ -152,7 +152,7 @@ def _above(fd: int) -> int:
 def _has_own_libraries(user_base: str) -> bool:
     """The user has installed one of those that are in memory: theirs is to be used."""
     site = f"{user_base}/lib/python{sys.version_info[0]}.{sys.version_info[1]}/site-packages"
-    return any(os.path.isdir(f"{site}/{name}") for name in _SHARED)  # noqa: PTH112
+    return any(os.path.isdir(f"{site}/{name}") for name in _SHARED)
 
 
 def _execute(command: list[str], env: Mapping[str, str]) -> NoReturn:

@@ -107,7 +107,7 @@ def _adapt_pictures() -> None:
 def _use(shell: Shell) -> None:
     """Run what contexts run; nobody sees its results."""
     streams = sys.stdout, sys.stderr
-    with open(os.devnull, "w") as nowhere:  # noqa: PTH123
+    with open(os.devnull, "w") as nowhere:
         sys.stdout = sys.stderr = nowhere
         try:
             for cell in (*_CELLS, *["1"] * _OFTEN):
