@@ -298,7 +298,6 @@ class Invoker:
         """Everything ready to be sent."""
         call.lease = lease
         call.leased_at = time.perf_counter()
-        tail = call.header(b"x-fc-log-type").lower() == "tail"
         reply = FunctionReply(
             request_id=call.id,
             plan=call.session,
@@ -306,7 +305,7 @@ class Invoker:
             lease=lease,
             prefix=call.route.prefix if isinstance(call.route, Http) else "",
             directory=self._directory,
-            logs=self._logs if tail else None,
+            logs=self._logs if _wants_tail(call) else None,
             began=call.leased_at,
         )
         exchange = Exchange(call.request, head=self._guest_head(call, spec, lease), reply=reply)
@@ -324,6 +323,8 @@ class Invoker:
         extra = self._fields.lines(spec, qualifier=route.qualifier, request_id=call.id)
         for name, value in lease.request_headers.items():
             extra += line(name, value)
+        if _wants_tail(call):
+            extra += b"x-fc-log-type: Tail\r\n"
         event = isinstance(route, Event)
         return guest_head(
             request.head,
@@ -357,3 +358,7 @@ class Invoker:
         record = call.record(time.perf_counter())
         if record is not None:
             self._observer.invocation(record)
+
+
+def _wants_tail(call: Call) -> bool:
+    return call.header(b"x-fc-log-type").lower() == "tail"

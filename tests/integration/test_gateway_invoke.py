@@ -153,9 +153,12 @@ async def test_the_tail_of_the_log_comes_with_the_reply(tmp_path: Path) -> None:
         tail = base64.b64decode(answer.headers["x-fc-log-result"])
         assert len(tail) == 4096
         assert tail.endswith(b"acme echo " + answer.headers["x-fc-request-id"].encode())
+        assert b"x-fc-log-type: Tail\r\n" in answer.body
         assert answer.body.endswith(b"\r\n\r\n")
         writer.write(event(b""))
-        assert "x-fc-log-result" not in (await read_answer(reader)).headers
+        answer = await read_answer(reader)
+        assert "x-fc-log-result" not in answer.headers
+        assert b"x-fc-log-type" not in answer.body
         writer.close()
 
 
