@@ -47,7 +47,7 @@ class OneTemplate:
             raise NotFound(f"template '{name}' not found")
         return SandboxTemplate(id="base", names=("base",), root="host", limits=Limits())
 
-    def root(self, template: SandboxTemplate) -> Template:
+    async def root(self, template: SandboxTemplate) -> Template:
         return Template(name="host", root=self._root)
 
 
