@@ -27,7 +27,7 @@ from roost.model.errors import StorageFull, Unavailable
 
 NAME = "code-interpreter-v1"
 #: The guest's module that has in memory what contexts share.
-_WARM = "roost.guest.sandbox.interpreter.python.warm"
+_WARM = "roost.guest.sandbox.interpreter.python.context"
 _REQUIREMENTS = Path(__file__).with_name("data-requirements.txt")
 _INSTALL_S = 1800.0
 #: Rooms of a killed server may run from packages that no mount table shows: old ones are kept for long.

@@ -22,7 +22,6 @@ from roost.guest.sandbox.interpreter.requests import PYTHON
 SOCKET = 3  # the descriptor of a context's socket
 _OOM_SCORE = b"1000"  # where the room's memory ends, a context ends first, not the daemon
 _OTHERS = (signal.SIGPIPE, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD, signal.SIGINT)
-_WARM = "roost.guest.sandbox.interpreter.python.warm"
 _PYTHON = "roost.guest.sandbox.interpreter.python.context"
 
 
@@ -68,7 +67,7 @@ class Launcher:
         if order["language"] == PYTHON and not self._warmed:
             self._warmed = True
             with contextlib.suppress(ImportError):
-                importlib.import_module(_WARM)
+                importlib.import_module(_PYTHON)
             gc.freeze()
 
     def __call__(self, order: Mapping[str, Any], fds: tuple[int, int, int]) -> NoReturn:
