@@ -51,7 +51,6 @@ def serve(listener: socket.socket, identities: FakeIdentities, env: Mapping[str,
 
     async def run() -> None:
         server = AsyncServer(listener, interpreter, concurrency=1000, watcher=Watcher(), grace_s=0)
-        interpreter.start()
         await server.serve()
         await asyncio.get_running_loop().create_future()
 

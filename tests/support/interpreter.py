@@ -114,4 +114,3 @@ class Execution:
     @property
     def number(self) -> int | None:
         return next((line["execution_count"] for line in self.of("number_of_executions")), None)
-

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 from collections.abc import Callable, Coroutine, Mapping
@@ -46,6 +47,13 @@ class Context:
         self._lost = ""  # why the variables of the cells before are gone, until that has been said
         self._closed = False
         self._tasks: set[asyncio.Task[None]] = set()
+
+    def begin(self) -> None:
+        """Ask for a process, without waiting for it. Needs no event loop yet. Raises CannotStart."""
+        try:
+            self._kernel = Kernel(self._spawn)
+        except OSError as error:
+            raise CannotStart(error.strerror or str(error)) from error
 
     async def start(self) -> None:
         """Have a process. Raises CannotStart."""
@@ -110,17 +118,16 @@ class Context:
 
     async def _live(self) -> Kernel:
         """The process, started if there is none. Raises CannotStart."""
-        if self._kernel is not None and not self._kernel.alive:
+        if self._kernel is not None and self._kernel.started and not self._kernel.alive:
             self._lost = self._kernel.how_it_ended()
             self._forget(self._kernel)
         if self._closed:
             raise CannotStart("the context was removed")
         if self._kernel is None:
-            try:
-                kernel = Kernel(self._spawn)
-            except OSError as error:
-                raise CannotStart(error.strerror or str(error)) from error
-            self._kernel = kernel
+            self.begin()
+        kernel = self._kernel
+        assert kernel is not None
+        if not kernel.started:
             try:
                 await kernel.start(self._start_s)
             except BaseException as error:
@@ -128,7 +135,7 @@ class Context:
                 if isinstance(error, KernelEnded):
                     raise CannotStart(str(error)) from error
                 raise
-        return self._kernel
+        return kernel
 
     def _forget(self, kernel: Kernel) -> None:
         kernel.close()
@@ -168,10 +175,14 @@ class Contexts:
         self._all: dict[str, Context] = {}
         self._defaults: dict[str, Context] = {}
 
-    def prepare(self) -> list[Context]:
-        """Make the contexts that are there from the start; those to be started ahead."""
-        made = [self.default(name) for name in self._languages if LANGUAGES[name].listed]
-        return [context for context in made if LANGUAGES[context.language].ahead]
+    def prepare(self) -> None:
+        """Make the contexts that are there from the start. Needs no event loop yet."""
+        for name in self._languages:
+            if LANGUAGES[name].listed:
+                context = self.default(name)
+                if LANGUAGES[name].ahead:
+                    with contextlib.suppress(CannotStart):  # who uses it is told why
+                        context.begin()
 
     def get(self, context_id: str) -> Context | None:
         return self._all.get(context_id)

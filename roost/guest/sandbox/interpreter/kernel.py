@@ -30,7 +30,7 @@ class KernelEnded(Exception):
 
 
 class Kernel:
-    """`start`, then `run` for each cell, one at a time; `close` at last."""
+    """`start`, then `run` for each cell, one at a time; `close` at last. Making one needs no event loop yet."""
 
     def __init__(self, spawn: Spawn) -> None:
         """Raises NurseryGone or OSError when there can be no process."""
@@ -57,18 +57,20 @@ class Kernel:
         theirs.close()
         for writer in writers:
             os.close(writer)
-        self._child.ended.add_done_callback(lambda _: self._wake())
-        self._loop = asyncio.get_running_loop()
+        self._child.on_end = self._wake
         self._reader = frames.FrameReader()
         self._waiter: asyncio.Future[None] | None = None
         self._watched = False
         self._open = True
         self._busy = False
         self._more = False  # the socket may have more to read
+        self.started = False
         self.next_number = 1
 
     async def start(self, timeout_s: float) -> None:
         """Wait until it takes cells. Raises KernelEnded, with the last line that it said."""
+        self._loop = asyncio.get_running_loop()
+        self._child.watch()
         said = b""
         try:
             async with asyncio.timeout(timeout_s):
@@ -79,6 +81,7 @@ class Kernel:
                     for kind, payload in self._receive():
                         if kind == frames.READY:
                             self._learn(payload)
+                            self.started = True
                             self._watch()
                             return
                         if kind == frames.FAILED:
@@ -201,7 +204,7 @@ class Kernel:
 
     @property
     def _has_ended(self) -> bool:
-        return self._child.ended.done()
+        return self._child.status is not None
 
     async def _end(self, sink: Sink) -> str:
         """Pass on its last words; how it ended."""
@@ -215,9 +218,12 @@ class Kernel:
         """How it ended, of one that does not answer any more."""
         if not self._open:
             return "it was ended"
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_END_S):
-                await asyncio.shield(self._child.ended)
+        deadline = self._loop.time() + _END_S
+        while not self._has_ended and self._loop.time() < deadline:
+            self._waiter = self._loop.create_future()
+            timer = self._loop.call_at(deadline, self._wake)
+            await self._waiter
+            timer.cancel()
         if not self._has_ended:
             self._child.kill()
             return "it closed its connection"
@@ -225,9 +231,9 @@ class Kernel:
 
     def how_it_ended(self) -> str:
         """Of one that is not alive."""
-        if not self._has_ended:
+        if self._child.status is None:
             return "it was ended"
-        code = os.waitstatus_to_exitcode(self._child.ended.result())
+        code = os.waitstatus_to_exitcode(self._child.status)
         if code >= 0:
             return f"its process ended with exit code {code}"
         reason = ", as one does that takes more memory than there is" if code == -9 else ""

@@ -11,6 +11,7 @@ import json
 import os
 import signal
 import socket
+from collections.abc import Callable
 
 from roost.guest.sandbox.interpreter.nursery_process import MAX_MESSAGE, Launch, run_nursery
 
@@ -22,12 +23,17 @@ class NurseryGone(OSError):
 
 
 class Child:
-    """A process that the nursery made. `ended` becomes its wait status."""
+    """A process that the nursery made. `status` is its wait status once it has ended; `on_end` is called then."""
 
-    def __init__(self, nursery: Nursery, number: int, ended: asyncio.Future[int]) -> None:
+    def __init__(self, nursery: Nursery, number: int) -> None:
         self._nursery = nursery
         self._number = number
-        self.ended = ended
+        self.status: int | None = None
+        self.on_end: Callable[[], None] = lambda: None
+
+    def watch(self) -> None:
+        """In the event loop: notice the end from now on."""
+        self._nursery.watch()
 
     def interrupt(self) -> None:
         """SIGINT to the process and what it started."""
@@ -36,6 +42,10 @@ class Child:
     def kill(self) -> None:
         self._nursery.signal(self._number, signal.SIGKILL)
 
+    def end(self, status: int) -> None:
+        self.status = status
+        self.on_end()
+
 
 class Nursery:
     """Forks a nursery when it is made, and another one when that has died. `launch` runs in its children."""
@@ -43,7 +53,7 @@ class Nursery:
     def __init__(self, launch: Launch) -> None:
         self._launch = launch
         self._numbers = itertools.count(1)
-        self._children: dict[int, asyncio.Future[int]] = {}
+        self._children: dict[int, Child] = {}
         self._pid = 0
         self._sock: socket.socket | None = None
         self._watched = False
@@ -52,21 +62,22 @@ class Nursery:
     def spawn(self, language: str, cwd: str, fds: tuple[int, int, int]) -> Child:
         """A process for a context: it gets the descriptors of its socket, its output and its error output.
 
-        Raises NurseryGone.
+        Needs no event loop yet. Raises NurseryGone.
         """
         sock = self._sock or self._start()
-        loop = asyncio.get_running_loop()
-        if not self._watched:
-            loop.add_reader(sock, self._on_message, sock)
-            self._watched = True
         number = next(self._numbers)
         message = {"op": "spawn", "number": number, "language": language, "cwd": cwd}
         try:
             socket.send_fds(sock, [json.dumps(message).encode()], fds)
         except OSError as error:
             raise NurseryGone(error.errno, f"no process can be asked for: {error.strerror}") from error
-        ended = self._children[number] = loop.create_future()
-        return Child(self, number, ended)
+        child = self._children[number] = Child(self, number)
+        return child
+
+    def watch(self) -> None:
+        if not self._watched and self._sock is not None:
+            asyncio.get_running_loop().add_reader(self._sock, self._on_message, self._sock)
+            self._watched = True
 
     def signal(self, number: int, which: signal.Signals) -> None:
         if number in self._children and self._sock is not None:
@@ -107,9 +118,9 @@ class Nursery:
                 self._lost(sock)
                 return
             message = json.loads(data)
-            ended = self._children.pop(message["number"], None)
-            if ended is not None and not ended.done():
-                ended.set_result(message.get("ended", _GONE))
+            child = self._children.pop(message["number"], None)
+            if child is not None:
+                child.end(message.get("ended", _GONE))
 
     def _lost(self, sock: socket.socket) -> None:
         """The nursery has died, and its children with it."""
@@ -119,6 +130,5 @@ class Nursery:
         with contextlib.suppress(ChildProcessError):  # the daemon may reap its children itself
             os.waitpid(self._pid, 0)
         children, self._children = self._children, {}
-        for ended in children.values():
-            if not ended.done():
-                ended.set_result(_GONE)
+        for child in children.values():
+            child.end(_GONE)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from typing import Any
 
@@ -39,18 +38,7 @@ class Interpreter:
         self._nursery = Nursery(Launcher(identities))
         self._contexts = Contexts(self._nursery, installed(config.env.get("PATH", PATH)), self._home)
         self._bodies = 0
-        self._starting: asyncio.Task[None] | None = None
-
-    def start(self) -> None:
-        """In the event loop: have the usual contexts before somebody asks."""
-        self._starting = asyncio.get_running_loop().create_task(self._start())
-
-    async def _start(self) -> None:
-        for context in self._contexts.prepare():
-            try:
-                await context.start()
-            except CannotStart:
-                continue  # who asks for it is told why
+        self._contexts.prepare()
 
     async def __call__(self, exchange: Exchange) -> None:
         fields = _cross_origin(exchange)
