@@ -15,6 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from roost.isolation.templates.data import build_data
 from tests.support.guest import PATIENCE_S, ROOT, UnixConnection
 
 
@@ -114,3 +115,8 @@ class Execution:
     @property
     def number(self) -> int | None:
         return next((line["execution_count"] for line in self.of("number_of_executions")), None)
+
+
+def data_packages() -> Path:
+    """What the template `code-interpreter-v1` brings; installed once, beside the tests' own packages."""
+    return build_data(Path(sys.prefix) / "share" / "roost-tests")

@@ -94,25 +94,26 @@ class Context:
         await sink.finish()
 
     async def _execute(self, cell: Execute, sink: Sink) -> None:
-        kernel: Kernel | None = None
         try:
             kernel = await self._live()
-            if self._lost:
-                raise KernelEnded(self._lost)
-            sink.number(kernel.next_number)
-            self._running = sink
-            await kernel.run(frames.frame(frames.RUN, _encode(cell)), sink)
         except CannotStart as error:
             sink.error("ContextNotStarted", str(error))
-        except KernelEnded as error:
+            return
+        if self._lost:  # a cell that counts on what is gone must not run
+            sink.error("ContextRestarting", f"Context was restarted: {self._lost}")
             self._lost = ""
+            return
+        sink.number(kernel.next_number)
+        self._running = sink
+        try:
+            await kernel.run(frames.frame(frames.RUN, _encode(cell)), sink)
+        except KernelEnded as error:
             if self._closed:
                 text = "Connection to the execution was closed before the execution was finished"
                 sink.error("UnexpectedEndOfExecution", text)
             else:
                 sink.error("ContextRestarting", f"Context was restarted: {error}")
-            if kernel is not None and not kernel.alive:
-                self._forget(kernel)
+            self._forget(kernel)
         finally:
             self._running = None
 

@@ -82,16 +82,16 @@ def _object(body: bytes) -> Mapping[str, Any]:
     return fields
 
 
-def _string(fields: Mapping[str, Any], name: str) -> str | None:
+def _string(fields: Mapping[str, Any], name: str, *inside: str) -> str | None:
     value = fields.get(name)
     if value is None:
         return None
     if not isinstance(value, str):
-        raise _invalid("string_type", [name], "Input should be a valid string", value)
+        raise _invalid("string_type", [*inside, name], "Input should be a valid string", value)
     try:
         value.encode()
     except UnicodeEncodeError:  # half of a surrogate pair: no text
-        raise _invalid("string_unicode", [name], "Input should be valid Unicode", None) from None
+        raise _invalid("string_unicode", [*inside, name], "Input should be valid Unicode", None) from None
     return value
 
 
@@ -102,7 +102,7 @@ def _variables(fields: Mapping[str, Any]) -> dict[str, str]:
     if not isinstance(variables, dict):
         raise _invalid("dict_type", ["env_vars"], "Input should be a valid dictionary", variables)
     for name in variables:
-        value = _string(variables, name)
+        value = _string(variables, name, "env_vars")
         if value is None:
             raise _invalid("string_type", ["env_vars", name], "Input should be a valid string", None)
         if not name or "=" in name or "\0" in name + value or not name.isprintable():

@@ -71,7 +71,7 @@ class Interpreter:
             case "GET", ["contexts"]:
                 await _reply(exchange, 200, self._contexts.describe(), fields)
             case "POST", ["contexts"]:
-                request = parse_create(await exchange.read_all(MAX_BODY))
+                request = parse_create(await _read(exchange))
                 context = await self._contexts.create(request.language, request.cwd)
                 await _reply(exchange, 200, describe(context), fields)
             case "DELETE", ["contexts", context_id]:
@@ -86,7 +86,7 @@ class Interpreter:
                 raise Refusal(404, detail="Not Found")
 
     async def _execute(self, exchange: Exchange, fields: Fields) -> None:
-        body = await exchange.read_all(MAX_BODY)
+        body = await _read(exchange)
         cell = parse_execute(body)
         if cell.context_id and cell.language:
             raise Refusal(400, "Only one of context_id or language can be provided")
@@ -120,6 +120,13 @@ class Interpreter:
         except LookupError:
             return "/"
         return home
+
+
+async def _read(exchange: Exchange) -> bytes:
+    """The body. What says that it is too large is refused before it comes."""
+    if (exchange.head.length or 0) > MAX_BODY:
+        raise BadMessage(f"the body is larger than {MAX_BODY >> 20} MB", 413)
+    return await exchange.read_all(MAX_BODY)
 
 
 async def _reply(exchange: Exchange, status: int, item: Any, fields: Fields) -> None:

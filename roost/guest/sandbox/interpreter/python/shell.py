@@ -119,7 +119,11 @@ class Shell(InteractiveShell):
     def _showtraceback(self, etype: type[BaseException], evalue: BaseException, stb: list[str]) -> None:
         if issubclass(etype, asyncio.CancelledError) and self._was_interrupted:
             etype = KeyboardInterrupt
-        self.send_error(etype.__name__, str(evalue), "".join(stb))
+        try:
+            value = str(evalue)
+        except Exception as broken:
+            value = f"(no text: {type(broken).__name__} in __str__)"
+        self.send_error(etype.__name__, value, "".join(stb))
 
     def _encoded(self, bundle: Mapping[str, Any], *, is_main: bool) -> bytes:
         data, left_out = encode_within(to_result(bundle, is_main=is_main), MAX_RESULT)
