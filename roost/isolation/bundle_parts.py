@@ -38,6 +38,7 @@ _EXTRA_LIBRARIES = (
     "libutil.so.1",
 )
 
+_SOURCES = frozenset({".py", ".typed", ".cjs", ".java", ".sh"})
 _WHEELS = "share/python-wheels"
 
 _INSPECT = """
@@ -168,8 +169,8 @@ def site_directory(base: Interpreter, root: Path) -> Path:
 
 
 def python_sources(package: Path) -> list[Path]:
-    """The sources of a package, in a fixed order."""
-    return sorted(p for p in package.rglob("*") if p.suffix in (".py", ".typed") and p.is_file())
+    """The sources of a package, and the programs in other languages that belong to it, in a fixed order."""
+    return sorted(p for p in package.rglob("*") if p.suffix in _SOURCES and p.is_file())
 
 
 def copy_sources(package: Path, target: Path) -> None:

@@ -29,6 +29,7 @@ NAME = "code-interpreter-v1"
 #: The guest's module that has in memory what contexts share.
 _WARM = "roost.guest.sandbox.interpreter.python.context"
 _REQUIREMENTS = Path(__file__).with_name("data-requirements.txt")
+_NODE_PACKAGES = ("amaro@1.2.1",)
 _INSTALL_S = 1800.0
 #: Rooms of a killed server may run from packages that no mount table shows: old ones are kept for long.
 _UNUSED_AFTER_S = 30 * 86400.0
@@ -65,7 +66,7 @@ def build_data(data_dir: Path) -> Path:
 
 
 def _digest() -> str:
-    identity = [sys.version, platform.machine(), _REQUIREMENTS.read_text()]
+    identity = [sys.version, platform.machine(), _REQUIREMENTS.read_text(), _NODE_PACKAGES, shutil.which("npm") is None]
     return hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:24]
 
 
@@ -87,6 +88,7 @@ def _build(packages: Path) -> None:
             ),
             *("--only-binary", ":all:", "--no-deps", "--no-compile", "--target", building, "-r", _REQUIREMENTS),
         )
+        _install_node_packages(building)
         for name in _LEFT_OUT:
             shutil.rmtree(building / name, ignore_errors=True)
         _run("-m", "compileall", "-qq", "-s", building, "-p", DATA, "-x", "/tests/|/lib2to3/", building, check=False)
@@ -98,12 +100,22 @@ def _build(packages: Path) -> None:
         raise
 
 
+def _install_node_packages(building: Path) -> None:
+    """What TypeScript contexts need of older versions of Node.js. Where this machine has no npm, they say so."""
+    if shutil.which("npm") is not None:
+        options = ("--ignore-scripts", "--no-audit", "--no-fund", "--no-save", "--silent")
+        _execute("npm", "install", *options, "--prefix", building, *_NODE_PACKAGES)
+
+
 def _run(*arguments: str | Path, check: bool = True) -> None:
-    """Run this interpreter. Raises Unavailable with the last line that it said."""
+    """Run this interpreter."""
+    _execute(sys.executable, "-P", *arguments, check=check)
+
+
+def _execute(*command: str | Path, check: bool = True) -> None:
+    """Raises Unavailable with the last line that the command said."""
     try:
-        ran = subprocess.run(
-            [sys.executable, "-P", *arguments], capture_output=True, text=True, timeout=_INSTALL_S, check=False
-        )
+        ran = subprocess.run(command, capture_output=True, text=True, timeout=_INSTALL_S, check=False)
     except subprocess.TimeoutExpired as error:
         raise Unavailable(f"The packages of {NAME} could not be installed in {_INSTALL_S:.0f} s.") from error
     if check and ran.returncode != 0:

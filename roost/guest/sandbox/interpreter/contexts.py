@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import os
 from collections.abc import Callable, Coroutine, Mapping
 from functools import partial
@@ -12,7 +11,6 @@ from typing import Any
 
 from roost.guest.async_server import Exchange
 from roost.guest.framing import Fields
-from roost.guest.sandbox.interpreter import frames
 from roost.guest.sandbox.interpreter.kernel import Kernel, KernelEnded
 from roost.guest.sandbox.interpreter.languages import LANGUAGES, Language
 from roost.guest.sandbox.interpreter.nursery import Nursery
@@ -39,6 +37,7 @@ class Context:
         self.language = language.name
         self.cwd = cwd
         self._start_s = language.start_s
+        self._encode = language.encode
         self._spawn = partial(nursery.spawn, language.name, cwd)
         self._turn = asyncio.Lock()
         self._waiting = 0
@@ -106,7 +105,7 @@ class Context:
         sink.number(kernel.next_number)
         self._running = sink
         try:
-            await kernel.run(frames.frame(frames.RUN, _encode(cell)), sink)
+            await kernel.run(self._encode(cell.code, cell.env), sink)
         except KernelEnded as error:
             if self._closed:
                 text = "Connection to the execution was closed before the execution was finished"
@@ -230,7 +229,3 @@ class Contexts:
 
 def describe(context: Context) -> Mapping[str, str]:
     return {"id": context.id, "language": context.language, "cwd": context.cwd}
-
-
-def _encode(cell: Execute) -> bytes:
-    return json.dumps({"code": cell.code, "env": dict(cell.env)}).encode()

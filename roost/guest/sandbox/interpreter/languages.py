@@ -2,38 +2,69 @@
 
 from __future__ import annotations
 
+import json
 import shutil
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from roost.guest.sandbox.interpreter import frames
+from roost.guest.sandbox.interpreter.bash_cells import bash_cell
 from roost.guest.sandbox.interpreter.requests import PYTHON
 
 _PROGRAMS = Path(__file__).parent / "programs"
+#: Stands in a command for the directory of npm packages that a template brings.
+_PACKAGES = "{packages}"
+
+
+def framed_cell(code: str, env: Mapping[str, str]) -> bytes:
+    return frames.frame(frames.RUN, json.dumps({"code": code, "env": dict(env)}).encode())
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Language:
     """How a language runs. Its `command` gets its socket as descriptor 3; without one it is a fork of the nursery.
 
-    `needs` is the program that must be installed, `listed` that a context of it is there from the start, `ahead` that
-    this one has a process from the start, `start_s` how long a start may take.
+    `encode` makes of a cell what the program reads, from its standard input if `reads_input`; `listed`: a context of it
+    is there from the start, `ahead`: this one has a process from the start; `start_s`: how long a start may take.
     """
 
     name: str
-    needs: str = ""
     command: tuple[str, ...] = ()
+    encode: Callable[[str, Mapping[str, str]], bytes] = framed_cell
+    reads_input: bool = False
     listed: bool = False
     ahead: bool = False
     start_s: float = 30.0
 
 
+def _node(name: str, *, listed: bool = False) -> Language:
+    command = ("node", "--expose-internals", str(_PROGRAMS / "javascript.cjs"), name, _PACKAGES)
+    return Language(name=name, command=command, listed=listed)
+
+
+_BASH = ("bash", "--noprofile", "--noediting", "--rcfile", str(_PROGRAMS / "bash.sh"), "-i")
+
 LANGUAGES: Mapping[str, Language] = {
-    language.name: language for language in (Language(name=PYTHON, listed=True, ahead=True),)
+    language.name: language
+    for language in (
+        Language(name=PYTHON, listed=True, ahead=True),
+        _node("javascript", listed=True),
+        _node("typescript"),
+        Language(name="bash", command=_BASH, encode=bash_cell, reads_input=True),
+    )
 }
 
 
 def installed(path: str) -> tuple[str, ...]:
     """The languages that this room can run, given its PATH."""
-    needs = ((name, language.needs) for name, language in LANGUAGES.items())
-    return tuple(name for name, program in needs if not program or shutil.which(program, path=path))
+    needs = ((name, language.command[:1]) for name, language in LANGUAGES.items())
+    return tuple(name for name, needed in needs if all(shutil.which(program, path=path) for program in needed))
+
+
+def command_of(language: Language) -> list[str]:
+    """The command with what only this room knows."""
+    places = (Path(place) / "node_modules" for place in sys.path)
+    packages = next((str(place) for place in places if place.is_dir()), "")
+    return [packages if word == _PACKAGES else word for word in language.command]

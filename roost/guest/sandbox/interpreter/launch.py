@@ -16,7 +16,7 @@ from typing import Any, NoReturn, Protocol
 from roost.guest.child import close_others
 from roost.guest.environment import BUNDLE_BIN
 from roost.guest.sandbox.interpreter import frames, linux
-from roost.guest.sandbox.interpreter.languages import LANGUAGES
+from roost.guest.sandbox.interpreter.languages import LANGUAGES, command_of
 from roost.guest.sandbox.interpreter.requests import PYTHON
 
 SOCKET = 3  # the descriptor of a context's socket
@@ -77,7 +77,9 @@ class Launcher:
             language = LANGUAGES[order["language"]]
             env = self._become(order["cwd"])
             if language.command:
-                _execute(language.command, env)
+                if language.reads_input:
+                    os.dup2(SOCKET, 0)
+                _execute(command_of(language), env)
             sock = socket.socket(fileno=SOCKET)
             _run_python(sock, env)
             code = 0
@@ -151,7 +153,7 @@ def _above(fd: int) -> int:
     return fd
 
 
-def _execute(command: tuple[str, ...], env: Mapping[str, str]) -> NoReturn:
+def _execute(command: list[str], env: Mapping[str, str]) -> NoReturn:
     os.set_inheritable(SOCKET, True)
     try:
         os.execvpe(command[0], command, env)  # noqa: S606 - there is no shell, on purpose
