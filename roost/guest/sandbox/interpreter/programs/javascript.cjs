@@ -3,75 +3,19 @@
 // node --expose-internals javascript.cjs LANGUAGE [DIRECTORY OF NPM PACKAGES]
 //
 // What a cell declares stays for the next ones, which may declare it again; `import` and `await` work at the top.
-// `display(value)` and `$$.html(text)` and its like show something beside the value of the last expression.
+// A promise that is the value is waited for. `display(value)` and `$$.html(text)` and its like show something more.
 'use strict'
 
 const module_ = require('node:module')
-const net = require('node:net')
 const path = require('node:path')
-const util = require('node:util')
 const vm = require('node:vm')
+const { MIME, bundleOf, resultOf, errorOf } = require('./results.cjs')
 const { rewrite } = require('./rewrite.cjs')
+const { send, sendAndWait, nextCell } = require('./wire.cjs')
 
 const [language, packages] = process.argv.slice(2)
-const MAX_RESULT = 32 << 20
-const MAX_FRAME = 64 << 20
-const MIME = {
-  text: 'text/plain',
-  html: 'text/html',
-  markdown: 'text/markdown',
-  svg: 'image/svg+xml',
-  png: 'image/png',
-  jpeg: 'image/jpeg',
-  pdf: 'application/pdf',
-  latex: 'text/latex',
-  json: 'application/json',
-  javascript: 'application/javascript',
-}
-const METHODS = { _toHtml: 'html', _toSvg: 'svg', _toPng: 'png', _toJpeg: 'jpeg', _toMarkdown: 'markdown' }
-
-const daemon = new net.Socket({ fd: 3, readable: true, writable: true })
 const runsUserCode = { now: false, interrupt: null }
 let number = 1
-
-function send(kind, payload) {
-  const body = Buffer.from(JSON.stringify(payload))
-  daemon.write(Buffer.concat([Buffer.from(`${kind} ${body.length}\n`), body]))
-}
-
-// -- frames
-
-let received = Buffer.alloc(0)
-const cells = []
-let waiting = null
-
-daemon.on('data', (data) => {
-  received = Buffer.concat([received, data])
-  for (;;) {
-    const end = received.indexOf(10)
-    if (end < 0) return
-    const [kind, length] = received.subarray(0, end).toString().split(' ')
-    const size = Number(length)
-    if (!(size <= MAX_FRAME)) process.exit(1)
-    if (received.length < end + 1 + size) return
-    const payload = received.subarray(end + 1, end + 1 + size).toString()
-    received = received.subarray(end + 1 + size)
-    if (kind === 'X') cells.push(JSON.parse(payload))
-    if (waiting && cells.length) waiting(cells.shift())
-  }
-})
-daemon.on('close', () => process.exit(0))
-daemon.on('error', () => process.exit(0))
-
-function nextCell() {
-  return new Promise((resolve) => {
-    waiting = (cell) => {
-      waiting = null
-      resolve(cell)
-    }
-    if (cells.length) waiting(cells.shift())
-  })
-}
 
 // -- TypeScript
 
@@ -80,7 +24,7 @@ function typeStripper() {
   if (packages) {
     try {
       const { transformSync } = require(path.join(packages, 'amaro'))
-      return (code) => transformSync(code, { mode: 'transform' }).code
+      return (code) => stripped(() => transformSync(code, { mode: 'transform' }).code)
     } catch (error) {
       if (error.code !== 'MODULE_NOT_FOUND') throw error
     }
@@ -89,39 +33,18 @@ function typeStripper() {
   throw new Error('TypeScript contexts need Node.js 22.13 or newer, or a template with the package amaro')
 }
 
-// -- results
-
-function bundleOf(value) {
-  const bundle = {}
-  if (value !== null && (typeof value === 'object' || typeof value === 'function')) {
-    for (const [method, name] of Object.entries(METHODS)) {
-      if (typeof value[method] === 'function') bundle[MIME[name]] = String(value[method]())
-    }
-    if (typeof value._toMime === 'function') Object.assign(bundle, value._toMime())
+function stripped(strip) {
+  try {
+    return strip()
+  } catch (error) {
+    throw error instanceof Error ? error : new SyntaxError(`${error.message}\n${error.snippet ?? ''}`.trimEnd())
   }
-  return { 'text/plain': util.inspect(value), ...bundle }
 }
 
-function resultOf(bundle, isMain) {
-  const rest = { ...bundle }
-  const result = { type: 'result' }
-  for (const [name, kind] of Object.entries(MIME)) {
-    if (rest[kind] === undefined || rest[kind] === null) continue
-    result[name] = rest[kind]
-    delete rest[kind]
-  }
-  const text = result.text
-  if (typeof text === 'string' && text.length > 1 && text[0] === text.at(-1) && `'"`.includes(text[0])) {
-    result.text = text.slice(1, -1)
-  }
-  const whole = { ...result, extra: rest, is_main_result: isMain }
-  if (JSON.stringify(whole).length <= MAX_RESULT) return whole
-  process.stderr.write(`A result of over ${MAX_RESULT >> 20} MB is cut to its text.\n`)
-  return { type: 'result', text: String(result.text).slice(0, 1 << 20), extra: {}, is_main_result: isMain }
-}
+// -- names that cells find
 
 function show(bundle) {
-  if (runsUserCode.now) send('R', resultOf(bundle, false))
+  if (runsUserCode.now) sendAndWait(resultOf(bundle, false))
 }
 
 function define(name, value) {
@@ -149,30 +72,20 @@ function offerNames() {
   }
 }
 
-// -- errors
-
-function errorOf(error) {
-  if (error?.code === 'ERR_SCRIPT_EXECUTION_INTERRUPTED') {
-    return { name: 'KeyboardInterrupt', value: '', traceback: 'KeyboardInterrupt' }
-  }
-  if (!util.types.isNativeError(error) && !(error instanceof Error)) {
-    const text = util.inspect(error)
-    return { name: 'Error', value: text, traceback: `Uncaught ${text}` }
-  }
-  const own = (line) => line.includes(__filename) || /\(?node:(vm|internal)/.test(line)
-  const lines = String(error.stack ?? error).split('\n')
-  return {
-    name: String(error.name),
-    value: String(error.message),
-    traceback: lines.filter((line) => !own(line)).join('\n'),
-  }
-}
+// -- what goes wrong outside of cells
 
 function complain(error) {
   const { traceback } = errorOf(error)
   process.stderr.write(`${traceback}\n`)
 }
 
+function warn(warning) {
+  if (warning.message.includes('USE_MAIN_CONTEXT_DEFAULT_LOADER')) return // of our own doing
+  process.stderr.write(`(node:${process.pid}) ${warning.name}: ${warning.message}\n`)
+}
+
+process.removeAllListeners('warning')
+process.on('warning', warn)
 process.on('uncaughtException', complain) // of timers and the like: the context goes on
 process.on('unhandledRejection', complain)
 process.on('SIGINT', () => runsUserCode.interrupt?.())
@@ -193,12 +106,12 @@ function resolve(name) {
 async function evaluate(source, filename) {
   const { code, awaits } = rewrite(source)
   const value = compile(code, filename).runInThisContext({ breakOnSigint: true, displayErrors: false })
-  if (!awaits) return value
   const interrupted = new Promise((_, reject) => {
     const error = Object.assign(new Error('interrupted'), { code: 'ERR_SCRIPT_EXECUTION_INTERRUPTED' })
     runsUserCode.interrupt = () => reject(error)
   })
-  return (await Promise.race([value, interrupted]))?.value
+  const found = await Promise.race([value, interrupted])
+  return awaits ? await Promise.race([found?.value, interrupted]) : found
 }
 
 function replaceEnvironment(values) {
@@ -235,8 +148,7 @@ async function main() {
     strip = typeStripper()
   } catch (error) {
     send('F', { error: error.message })
-    daemon.end()
-    return
+    process.exit(1)
   }
   offerNames()
   send('Y', { next: number })

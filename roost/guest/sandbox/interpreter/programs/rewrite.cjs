@@ -1,8 +1,7 @@
 // Makes of a cell a script that can be run beside those before it.
 //
 // `let`, `const` and classes become variables of the whole context, which may be declared again. With an `await` or an
-// `import` the cell becomes the body of an asynchronous function; its result is `{value}`, so that a promise that is the
-// value is not taken for the cell's own.
+// `import` the cell becomes the body of an asynchronous function, whose result is `{value}`.
 'use strict'
 
 let acorn
