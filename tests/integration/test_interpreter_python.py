@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -474,15 +473,6 @@ def test_there_are_so_many_contexts_and_no_more(interpreter, packages, tmp_path)
         assert made <= 129
         assert b"no more can be" in answer[2]
         assert crowded.run("'still here'").value == "still here"
-
-
-def test_a_killed_nursery_is_replaced(packages, tmp_path):
-    with InterpreterProcess(tmp_path, packages) as process:
-        context, nursery = eval(process.run("import os; (os.getpid(), os.getppid())").value)
-        os.kill(nursery, signal.SIGKILL)
-        wait_until(lambda: not Path(f"/proc/{context}").exists())
-        assert process.run("1").error["name"] == "ContextRestarting"
-        assert process.run("1").value == "1"
 
 
 def test_without_ipython_a_python_context_says_what_is_missing(tmp_path):

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
+import importlib
 import json
 import os
 import pwd
-import signal
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -46,8 +47,14 @@ class FakeIdentities:
         return {"PATH": os.environ.get("PATH", os.defpath), "HOME": user.home, "USER": user.name, **self.env}
 
 
+def warm() -> None:
+    """As the zygote of `code-interpreter-v1` does."""
+    with contextlib.suppress(ImportError):
+        importlib.import_module("roost.guest.sandbox.interpreter.python.context")
+
+
 def serve(listener: socket.socket, identities: FakeIdentities, env: Mapping[str, str]) -> None:
-    interpreter = Interpreter(StartConfig(env=env), identities)  # before there is a thread
+    interpreter = Interpreter(StartConfig(env=env), identities)
 
     async def run() -> None:
         server = AsyncServer(listener, interpreter, concurrency=1000, watcher=Watcher(), grace_s=0)
@@ -59,7 +66,6 @@ def serve(listener: socket.socket, identities: FakeIdentities, env: Mapping[str,
 
 def run(guest_fd: int, app_fd: int) -> None:
     """Be a room's init; what nobody waits for goes by itself."""
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     serve(socket.socket(fileno=app_fd), FakeIdentities(default="user"), {})
 
 
@@ -72,6 +78,7 @@ def main() -> None:
     options = parser.parse_args()
     env = json.loads(options.env)
     identities = FakeIdentities(default=options.user, home=options.home, env=env)
+    warm()
     serve(socket.socket(fileno=options.fd), identities, {"PATH": os.environ["PATH"], **env})
 
 

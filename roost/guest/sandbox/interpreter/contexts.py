@@ -13,7 +13,7 @@ from roost.guest.async_server import Exchange
 from roost.guest.framing import Fields
 from roost.guest.sandbox.interpreter.kernel import Kernel, KernelEnded
 from roost.guest.sandbox.interpreter.languages import LANGUAGES, Language
-from roost.guest.sandbox.interpreter.nursery import Nursery
+from roost.guest.sandbox.interpreter.processes import Launch, spawn
 from roost.guest.sandbox.interpreter.requests import Execute
 from roost.guest.sandbox.interpreter.sink import Sink
 
@@ -31,14 +31,14 @@ class CannotStart(Exception):
 class Context:
     """Variables that live from cell to cell. Cells run one after another, in the order in which they came."""
 
-    def __init__(self, nursery: Nursery, language: Language, cwd: str) -> None:
+    def __init__(self, launch: Launch, language: Language, cwd: str) -> None:
         raw = os.urandom(16).hex()
         self.id = "-".join((raw[:8], raw[8:12], raw[12:16], raw[16:20], raw[20:]))
         self.language = language.name
         self.cwd = cwd
         self._start_s = language.start_s
         self._encode = language.encode
-        self._spawn = partial(nursery.spawn, language.name, cwd)
+        self._spawn = partial(spawn, launch, {"language": language.name, "cwd": cwd})
         self._turn = asyncio.Lock()
         self._waiting = 0
         self._kernel: Kernel | None = None
@@ -168,8 +168,8 @@ class Context:
 class Contexts:
     """All contexts, in the order in which they were made. Each language has one for those who name none."""
 
-    def __init__(self, nursery: Nursery, languages: tuple[str, ...], home: Callable[[], str]) -> None:
-        self._nursery = nursery
+    def __init__(self, launch: Launch, languages: tuple[str, ...], home: Callable[[], str]) -> None:
+        self._launch = launch
         self._languages = languages
         self._home = home
         self._all: dict[str, Context] = {}
@@ -222,7 +222,7 @@ class Contexts:
             raise CannotStart(f"there are {MAX_CONTEXTS} contexts, and no more can be; remove one first")
         home = self._home()
         place = os.path.join(home, cwd) if cwd else home  # noqa: PTH118
-        context = Context(self._nursery, LANGUAGES[language], place)
+        context = Context(self._launch, LANGUAGES[language], place)
         self._all[context.id] = context
         return context
 

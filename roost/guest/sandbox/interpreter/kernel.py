@@ -11,7 +11,7 @@ import socket
 from collections.abc import Callable
 
 from roost.guest.sandbox.interpreter import frames
-from roost.guest.sandbox.interpreter.nursery import Child
+from roost.guest.sandbox.interpreter.processes import Child, Descriptors
 from roost.guest.sandbox.interpreter.sink import Sink
 
 _CHUNK = 1 << 16  # what a pipe holds: one read empties it
@@ -22,7 +22,7 @@ _LAST_WORDS = 16  # chunks of output that are read of a dead process
 _IDLE_PAUSE_S = 0.05
 STREAMS = ("stdout", "stderr")
 
-Spawn = Callable[[tuple[int, int, int]], Child]
+Spawn = Callable[[Descriptors], Child]
 
 
 class KernelEnded(Exception):
@@ -33,7 +33,7 @@ class Kernel:
     """`start`, then `run` for each cell, one at a time; `close` at last. Making one needs no event loop yet."""
 
     def __init__(self, spawn: Spawn) -> None:
-        """Raises NurseryGone or OSError when there can be no process."""
+        """Raises OSError when there can be no process."""
         with contextlib.ExitStack() as undo:
             self._sock, theirs = socket.socketpair()
             undo.callback(self._sock.close)
@@ -204,7 +204,7 @@ class Kernel:
 
     @property
     def _has_ended(self) -> bool:
-        return self._child.status is not None
+        return self._child.ended
 
     async def _end(self, sink: Sink) -> str:
         """Pass on its last words; how it ended."""
@@ -231,8 +231,10 @@ class Kernel:
 
     def how_it_ended(self) -> str:
         """Of one that is not alive."""
-        if self._child.status is None:
+        if not self._child.ended:
             return "it was ended"
+        if self._child.status is None:
+            return "its process ended"
         code = os.waitstatus_to_exitcode(self._child.status)
         if code >= 0:
             return f"its process ended with exit code {code}"

@@ -24,7 +24,7 @@ def framed_cell(code: str, env: Mapping[str, str]) -> bytes:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Language:
-    """How a language runs. Its `command` gets its socket as descriptor 3; without one it is a fork of the nursery.
+    """How a language runs. Its `command` gets its socket as descriptor 3; without one it is a fork of the daemon.
 
     `encode` makes of a cell what the program reads, from its standard input if `reads_input`; `listed`: a context of it
     is there from the start, `ahead`: this one has a process from the start; `start_s`: how long a start may take.

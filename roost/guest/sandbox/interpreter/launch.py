@@ -1,28 +1,32 @@
-"""What a fork of the nursery does before it is a context: it becomes the user, at the right place, with little else."""
+"""What a fork of the daemon does before it is a context: it becomes the user, at the right place, with little else."""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
-import gc
-import importlib
 import json
 import os
 import signal
 import socket
+import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, NoReturn, Protocol
 
 from roost.guest.child import close_others
 from roost.guest.environment import BUNDLE_BIN
 from roost.guest.sandbox.interpreter import frames, linux
 from roost.guest.sandbox.interpreter.languages import LANGUAGES, command_of
-from roost.guest.sandbox.interpreter.requests import PYTHON
+from roost.guest.sandbox.interpreter.processes import Descriptors, Order
 
 SOCKET = 3  # the descriptor of a context's socket
 _OOM_SCORE = b"1000"  # where the room's memory ends, a context ends first, not the daemon
-_OTHERS = (signal.SIGPIPE, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD, signal.SIGINT)
+_SIGNALS = (signal.SIGPIPE, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD, signal.SIGINT)
+#: In memory if the template's zygote imported it, and with it the libraries that contexts share.
 _PYTHON = "roost.guest.sandbox.interpreter.python.context"
+_COLD = "roost.guest.sandbox.interpreter.python.cold"
+#: What of the libraries a user may have installed in another version.
+_SHARED = ("IPython", "numpy", "pandas", "matplotlib", "matplotlib_inline", "PIL", "traitlets", "orjson", "pydantic")
 
 
 class Account(Protocol):
@@ -54,34 +58,24 @@ class Refused(Exception):
 
 
 class Launcher:
-    """Runs in the nursery, and from `__call__` on in its forks."""
+    """`processes.Launch`: runs in the forks."""
 
     def __init__(self, accounts: Accounts) -> None:
         self._accounts = accounts
-        self._warmed = False
 
-    def prepare(self, order: Mapping[str, Any]) -> None:
-        """Import what Python contexts are made of, unless the template's zygote has. Where it is missing, the context
-        looks for it once more: its user may have installed it.
-        """
-        if order["language"] == PYTHON and not self._warmed:
-            self._warmed = True
-            with contextlib.suppress(ImportError):
-                importlib.import_module(_PYTHON)
-            gc.freeze()
-
-    def __call__(self, order: Mapping[str, Any], fds: tuple[int, int, int]) -> NoReturn:
+    def __call__(self, order: Order, fds: Descriptors) -> NoReturn:
         code = 1
         try:
-            _take_descriptors(fds)
-            language = LANGUAGES[order["language"]]
+            _leave_daemon(fds)
             env = self._become(order["cwd"])
+            language = LANGUAGES[order["language"]]
             if language.command:
                 if language.reads_input:
                     os.dup2(SOCKET, 0)
                 _execute(command_of(language), env)
-            sock = socket.socket(fileno=SOCKET)
-            _run_python(sock, env)
+            if _PYTHON not in sys.modules or _has_own_libraries(env["PYTHONUSERBASE"]):
+                _execute([sys.executable, "-P", "-m", _COLD], env)
+            sys.modules[_PYTHON].run(socket.socket(fileno=SOCKET), env)
             code = 0
         except Refused as error:
             report = frames.frame(frames.FAILED, json.dumps({"error": str(error)}).encode())
@@ -95,7 +89,7 @@ class Launcher:
     def _become(self, cwd: str) -> dict[str, str]:
         """Turn into the user; the variables of the context."""
         try:
-            user = self._accounts.lookup(self._accounts.default)
+            user: Account = self._accounts.lookup(self._accounts.default)
         except LookupError:
             raise Refused(f"there is no user {self._accounts.default!r}") from None
         os.umask(0o022)
@@ -104,7 +98,7 @@ class Launcher:
             os.chdir(cwd)
         except OSError as error:
             raise Refused(f"{cwd}: {error.strerror}") from None
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):  # a room may have a /proc that nobody writes to
             fd = os.open("/proc/self/oom_score_adj", os.O_WRONLY)
             os.write(fd, _OOM_SCORE)
             os.close(fd)
@@ -132,12 +126,14 @@ def context_environment(login: Mapping[str, str], home: str) -> dict[str, str]:
     return env
 
 
-def _take_descriptors(fds: tuple[int, int, int]) -> None:
+def _leave_daemon(fds: Descriptors) -> None:
     """0 reads nothing, 1 and 2 are the output, 3 is the socket; nothing else stays. A group of its own."""
     os.setsid()
+    asyncio.set_event_loop(None)
     signal.set_wakeup_fd(-1)
-    for number in _OTHERS:
+    for number in _SIGNALS:
         signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
     sock, out, err = (_above(fd) for fd in fds)
     null = os.open(os.devnull, os.O_RDONLY)
     for fd, place in ((null, 0), (out, 1), (err, 2)):
@@ -153,6 +149,12 @@ def _above(fd: int) -> int:
     return fd
 
 
+def _has_own_libraries(user_base: str) -> bool:
+    """The user has installed one of those that are in memory: theirs is to be used."""
+    site = f"{user_base}/lib/python{sys.version_info[0]}.{sys.version_info[1]}/site-packages"
+    return any(os.path.isdir(f"{site}/{name}") for name in _SHARED)  # noqa: PTH112
+
+
 def _execute(command: list[str], env: Mapping[str, str]) -> NoReturn:
     os.set_inheritable(SOCKET, True)
     try:
@@ -160,14 +162,3 @@ def _execute(command: list[str], env: Mapping[str, str]) -> NoReturn:
     except OSError as error:
         os.set_inheritable(SOCKET, False)
         raise Refused(f"{command[0]}: {error.strerror}") from None
-
-
-def _run_python(sock: socket.socket, env: Mapping[str, str]) -> None:
-    try:
-        run: Callable[[socket.socket, Mapping[str, str]], None] = importlib.import_module(_PYTHON).run
-        run(sock, env)
-    except ImportError as error:
-        raise Refused(
-            f"Python contexts need IPython, which this template has not ({error}); "
-            "use the template code-interpreter-v1, or install ipython"
-        ) from None

@@ -13,7 +13,6 @@ from roost.guest.http1 import BadMessage
 from roost.guest.sandbox.interpreter.contexts import CannotStart, Context, Contexts, describe
 from roost.guest.sandbox.interpreter.languages import installed
 from roost.guest.sandbox.interpreter.launch import Accounts, Launcher
-from roost.guest.sandbox.interpreter.nursery import Nursery
 from roost.guest.sandbox.interpreter.requests import Invalid, normalize, parse_create, parse_execute
 
 MAX_BODY = 16 << 20
@@ -31,12 +30,11 @@ class Refusal(Exception):
 
 
 class Interpreter:
-    """Serves requests of one sandbox. Make it early: what is in memory then is what contexts start from."""
+    """Serves requests of one sandbox. Needs no event loop when it is made."""
 
     def __init__(self, config: StartConfig, identities: Accounts) -> None:
         self._accounts = identities
-        self._nursery = Nursery(Launcher(identities))
-        self._contexts = Contexts(self._nursery, installed(config.env.get("PATH", PATH)), self._home)
+        self._contexts = Contexts(Launcher(identities), installed(config.env.get("PATH", PATH)), self._home)
         self._bodies = 0
         self._contexts.prepare()
 

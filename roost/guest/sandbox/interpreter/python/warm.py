@@ -1,4 +1,4 @@
-"""Imported ahead, by a template's zygote or by the nursery: all that Python contexts share from then on.
+"""Imported ahead, by a template's zygote: all that Python contexts share from then on.
 
 What contexts use at their first figure, table or error is used once here, so that it is not read, compiled and laid out
 in each of them anew. Of the libraries only IPython must be there.
@@ -48,6 +48,8 @@ pandas.DataFrame({"a": [1, 2]})
 """
 _ERROR = "1 / 0"
 _AWAIT = "import asyncio\nawait asyncio.sleep(0)"
+_CELLS = ("1", _TABLE, _FIGURE, _ERROR, _AWAIT)
+_OFTEN = 10  # so that the interpreter has adapted the code that every cell runs, and writes to it no more
 
 
 def warm() -> Shell:
@@ -108,7 +110,7 @@ def _use(shell: Shell) -> None:
     with open(os.devnull, "w") as nowhere:  # noqa: PTH123
         sys.stdout = sys.stderr = nowhere
         try:
-            for cell in ("1", _TABLE, _FIGURE, _ERROR, _AWAIT):
+            for cell in (*_CELLS, *["1"] * _OFTEN):
                 shell.run_cell(cell, store_history=True)
         finally:
             sys.stdout, sys.stderr = streams
