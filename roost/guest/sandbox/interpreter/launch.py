@@ -115,11 +115,12 @@ class Launcher:
 
 
 def context_environment(login: Mapping[str, str], home: str) -> dict[str, str]:
-    """The variables of a context: a login's, with the guest's interpreter first, and `pip` installing where that looks.
+    """The variables of a context: a login's, with the guest's interpreter first. Pure.
 
-    Pure.
+    `pip` installs for the user by itself, as the interpreter's own directory is read-only; told so by PIP_USER it would
+    also list nothing else.
     """
-    env = {"LANG": "C.UTF-8", "PYTHONUSERBASE": f"{home}/.local", "PIP_USER": "1", "PATH": "", **login}
+    env = {"LANG": "C.UTF-8", "PYTHONUSERBASE": f"{home}/.local", "PATH": "", **login}
     path = [entry for entry in env["PATH"].split(":") if entry and entry != BUNDLE_BIN]
     user_bin = f"{env['PYTHONUSERBASE']}/bin"
     env["PATH"] = ":".join([BUNDLE_BIN, *path, *([] if user_bin in path else [user_bin])])
