@@ -218,3 +218,11 @@ def test_a_shell_that_ends_is_restarted(bash):
     bash("x=1")
     assert "exit code 3" in bash("exit 3").error["value"]
     assert bash("echo [$x]").text() == "[]\n"
+
+
+@pytest.mark.parametrize(("language", "program"), [("java", "jshell"), ("r", "Rscript")])
+def test_a_language_that_this_machine_has_not_is_refused_with_those_it_has(interpreter, language, program):
+    status, body = interpreter.request("POST", "/contexts", {"language": language})[::2]
+    assert (status == 200) is bool(shutil.which(program)), body
+    if status != 200:
+        assert f"no kernel for the language '{language}' here; there are: python" in body.decode()

@@ -38,6 +38,7 @@ class Context:
         self.cwd = cwd
         self._start_s = language.start_s
         self._encode = language.encode
+        self._ends_apart = language.ends_apart
         self._spawn = partial(spawn, launch, {"language": language.name, "cwd": cwd})
         self._turn = asyncio.Lock()
         self._waiting = 0
@@ -61,7 +62,7 @@ class Context:
 
     async def execute(self, cell: Execute, exchange: Exchange, fields: Fields) -> None:
         """Run a cell and reply with what comes of it. Whoever cancels this interrupts the cell."""
-        sink = Sink(exchange, fields, lambda: self._stop(sink))
+        sink = Sink(exchange, fields, lambda: self._stop(sink), ends_apart=self._ends_apart)
         task = self._run(self._take_turn(cell, sink))
         try:
             await asyncio.shield(task)

@@ -17,13 +17,17 @@ FIELDS: Fields = [("content-type", "application/x-ndjson")]
 
 
 class Sink:
-    """One reply of `POST /execute`. `on_gone` is called once, when nobody reads it any more."""
+    """One reply of `POST /execute`. `on_gone` is called once, when nobody reads it any more.
 
-    def __init__(self, exchange: Exchange, fields: Fields, on_gone: Callable[[], None]) -> None:
+    `ends_apart`: the end of a line is a piece of its own.
+    """
+
+    def __init__(self, exchange: Exchange, fields: Fields, on_gone: Callable[[], None], *, ends_apart: bool) -> None:
         self._exchange = exchange
         self._fields = [*FIELDS, *fields]
         self._started = False
         self._on_gone = on_gone
+        self._ends_apart = ends_apart
         self._loop = asyncio.get_running_loop()
         self._ready: list[bytes] = []
         self._first: float | None = None  # when what has been put in first must go at the latest
@@ -98,8 +102,10 @@ class Sink:
             self._put_text(stream, piece.take())
 
     def _put_text(self, stream: str, text: str) -> None:
-        if text:
-            self._put(lines.output(stream, text, datetime.now(UTC)))
+        cut = len(text) - 1 if self._ends_apart and text.endswith("\n") else len(text)
+        for piece in (text[:cut], text[cut:]):
+            if piece:
+                self._put(lines.output(stream, piece, datetime.now(UTC)))
 
     def _put(self, line: bytes) -> None:
         if not self.abandoned:
