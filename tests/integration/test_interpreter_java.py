@@ -1,4 +1,4 @@
-"""Java contexts, where this machine has a JDK: elsewhere there is nothing to test but the refusal, beside the others."""
+"""Java contexts, where this machine has a JDK; elsewhere they are refused, which is tested with the other languages."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ _PACKAGES = "{packages}"
 
 
 def framed_cell(code: str, env: Mapping[str, str]) -> bytes:
-    return frames.frame(frames.RUN, json.dumps({"code": code, "env": dict(env)}).encode())
+    return frames.frame(frames.RUN, json.dumps({"code": code, "env": dict(env)}, ensure_ascii=False).encode())
 
 
 def base64_cell(code: str, env: Mapping[str, str]) -> bytes:

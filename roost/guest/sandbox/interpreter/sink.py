@@ -10,9 +10,10 @@ from datetime import UTC, datetime
 from roost.guest.async_server import Disconnected, Exchange
 from roost.guest.framing import Fields
 from roost.guest.sandbox.interpreter import lines
-from roost.guest.sandbox.interpreter.text import HOLD_S, Pieces
+from roost.guest.sandbox.interpreter.text import Pieces
 
 KEEPALIVE_S = 5.0
+_NUMBER_S = 0.01  # a cell's number waits so long for something to go out with
 FIELDS: Fields = [("content-type", "application/x-ndjson")]
 
 
@@ -46,7 +47,7 @@ class Sink:
     def number(self, count: int) -> None:
         """Goes out together with what follows it soon."""
         self._put(lines.number(count))
-        self._first = self._loop.time() + HOLD_S
+        self._first = self._loop.time() + _NUMBER_S
 
     def output(self, stream: str, data: bytes, now: float) -> None:
         if text := self._pieces[stream].feed(data, now):

@@ -26,7 +26,7 @@ import sun.misc.Signal;
  * E2B, variables are system properties.
  */
 public final class Context {
-  private static final int MAX_FRAME = 64 << 20;
+  private static final int MAX_FRAME = 128 << 20;
   private static final String[] IMPORTS = {"java.io.*", "java.math.*", "java.util.*", "java.util.function.*", "java.util.stream.*"};
 
   private final DataInputStream in = new DataInputStream(new java.io.BufferedInputStream(new FileInputStream(FileDescriptor.in)));
