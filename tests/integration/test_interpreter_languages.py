@@ -220,7 +220,7 @@ def test_a_shell_that_ends_is_restarted(bash):
     assert bash("echo [$x]").text() == "[]\n"
 
 
-@pytest.mark.parametrize(("language", "program"), [("java", "jshell"), ("r", "Rscript")])
+@pytest.mark.parametrize(("language", "program"), [("java", "jshell"), ("r", "R")])
 def test_a_language_that_this_machine_has_not_is_refused_with_those_it_has(interpreter, language, program):
     status, body = interpreter.request("POST", "/contexts", {"language": language})[::2]
     assert (status == 200) is bool(shutil.which(program)), body

@@ -56,6 +56,7 @@ def _node(name: str, *, listed: bool = False) -> Language:
 
 
 _JAVA = ("java", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Xshare:auto", "--add-modules", "jdk.jshell")
+_R = ("R", "--no-echo", "--no-restore", "--no-save", "--no-readline", "-f")
 _BASH = ("bash", "--noprofile", "--noediting", "--rcfile", str(_PROGRAMS / "bash.sh"), "-i")
 
 LANGUAGES: Mapping[str, Language] = {
@@ -65,6 +66,12 @@ LANGUAGES: Mapping[str, Language] = {
         _node("javascript", listed=True),
         _node("typescript"),
         Language(name="bash", command=_BASH, encode=bash_cell, reads_input=True),
+        Language(
+            name="r",
+            command=(*_R, str(_PROGRAMS / "context.R")),
+            encode=base64_cell,
+            reads_input=True,
+        ),
         Language(
             name="java",
             needs="jshell",
