@@ -45,10 +45,15 @@ class Account(Protocol):
 
 
 class Accounts(Protocol):
-    """What is needed of `roost.guest.sandbox.identities.Identities`. `default` is the user that contexts run as."""
+    """What is needed of `roost.guest.sandbox.identities.Identities`.
+
+    `default` is the user that contexts run as, `workdir` where they are; if that is empty, they are at the user's home.
+    """
 
     @property
     def default(self) -> str: ...
+    @property
+    def workdir(self) -> str: ...
     def lookup(self, name: str) -> Any: ...
     def environment(self, user: Any) -> dict[str, str]: ...
 
