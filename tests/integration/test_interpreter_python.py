@@ -238,6 +238,10 @@ def test_errors_of_syntax_and_exits_are_errors_of_the_cell(run):
     assert run("1").value == "1"
 
 
+def test_a_broken_pipe_is_an_error(run):
+    assert run("import os\nr, w = os.pipe()\nos.close(r)\nos.write(w, b'x')").error["name"] == "BrokenPipeError"
+
+
 def test_an_error_whose_text_fails_is_an_error(run):
     error = run("class E(Exception):\n    def __str__(self): raise ValueError\nraise E()").error
     assert error["name"] == "E"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import os
+import signal
 import socket
 import sys
 from collections.abc import Mapping
@@ -21,6 +22,8 @@ from roost.guest.sandbox.interpreter.python.warm import SHELL
 def run(sock: socket.socket, env: Mapping[str, str]) -> None:
     """Serve cells until the daemon has gone. `env` becomes this process's environment."""
     gc.enable()  # what was there before is frozen
+    for number in (signal.SIGPIPE, signal.SIGXFSZ):  # as every Python interpreter has it
+        signal.signal(number, signal.SIG_IGN)
     os.environ.clear()
     os.environ.update(env)
     prepare_path("", env["PYTHONUSERBASE"])
