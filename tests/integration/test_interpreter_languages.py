@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -159,6 +161,20 @@ def test_a_context_of_javascript_is_there_from_the_start(interpreter):
     assert interpreter.run("console.log(1 + 1)", language="js").text() == "2\n"
     assert interpreter.run("const d = 4; d", language="JavaScript").value == "4"
     assert interpreter.run("d", language="javascript").value == "4"
+
+
+def test_a_context_that_is_removed_while_it_starts_is_refused(interpreter):
+    before = {each["id"] for each in json.loads(interpreter.request("GET", "/contexts")[2])}
+    answers = []
+    creating = threading.Thread(
+        target=lambda: answers.append(interpreter.request("POST", "/contexts", {"language": "js"})[0])
+    )
+    creating.start()
+    while not (made := {each["id"] for each in json.loads(interpreter.request("GET", "/contexts")[2])} - before):
+        pass
+    interpreter.request("DELETE", f"/contexts/{made.pop()}")
+    creating.join()
+    assert answers[0] in (200, 500)  # it may have been ready just before
 
 
 # -- TypeScript

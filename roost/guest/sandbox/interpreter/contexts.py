@@ -207,7 +207,8 @@ class Contexts:
         return context
 
     def remove(self, context: Context) -> None:
-        del self._all[context.id]
+        """Also of one that somebody else has removed meanwhile."""
+        self._all.pop(context.id, None)
         for language, default in list(self._defaults.items()):
             if default is context:
                 del self._defaults[language]
