@@ -37,6 +37,7 @@ class FakeIdentities:
     default: str
     home: str = ""
     env: Mapping[str, str] = field(default_factory=dict)
+    workdir: str = ""
 
     def lookup(self, name: str) -> FakeUser:
         entry = pwd.getpwnam(name)

@@ -114,10 +114,16 @@ class Interpreter:
     def _home(self) -> str:
         """Where contexts are that name no place."""
         try:
-            home: str = self._accounts.lookup(self._accounts.default).home
+            return self._accounts.workdir or str(self._accounts.lookup(self._accounts.default).home)
         except LookupError:
             return "/"
-        return home
+
+
+async def _read(exchange: Exchange) -> bytes:
+    """The body. What says that it is too large is refused before it comes."""
+    if (exchange.head.length or 0) > MAX_BODY:
+        raise BadMessage(f"the body is larger than {MAX_BODY >> 20} MB", 413)
+    return await exchange.read_all(MAX_BODY)
 
 
 async def _read(exchange: Exchange) -> bytes:
