@@ -126,13 +126,6 @@ async def _read(exchange: Exchange) -> bytes:
     return await exchange.read_all(MAX_BODY)
 
 
-async def _read(exchange: Exchange) -> bytes:
-    """The body. What says that it is too large is refused before it comes."""
-    if (exchange.head.length or 0) > MAX_BODY:
-        raise BadMessage(f"the body is larger than {MAX_BODY >> 20} MB", 413)
-    return await exchange.read_all(MAX_BODY)
-
-
 async def _reply(exchange: Exchange, status: int, item: Any, fields: Fields) -> None:
     await exchange.whole(status, [("content-type", "application/json"), *fields], json.dumps(item).encode())
 
