@@ -68,6 +68,7 @@ def test_descriptors_and_exit_codes_pass(sandbox: Sandbox) -> None:
         seq 3 | sudo tac | tr '\\n' ,
         sudo -- sh -c 'exit 9'; echo $?
         sudo sh -c 'echo to-err >&2' 2>&1
+        sudo ls /proc/self/fd | tr '\\n' ' '; echo
         sudo sh -c 'kill -9 $$' 2>/dev/null; echo $?
         sudo not-a-command 2>&1; echo $?
         sudo --what 2>&1 | head -1; sudo 2>&1 | head -1
@@ -76,6 +77,7 @@ def test_descriptors_and_exit_codes_pass(sandbox: Sandbox) -> None:
     assert run(sandbox, command).splitlines() == [
         "3,2,1,9",
         "to-err",
+        "0 1 2 3 ",
         "137",
         "sudo: not-a-command: command not found",
         "1",

@@ -8,7 +8,6 @@ import contextlib
 import fcntl
 import json
 import os
-import pty
 import signal
 import struct
 import termios
@@ -239,7 +238,7 @@ class _Ends:
 def _open_ends(order: Order, undo: contextlib.ExitStack) -> _Ends:
     try:
         if order.size is not None:
-            master, slave = pty.openpty()
+            master, slave = os.openpty()
             undo.callback(os.close, master)
             undo.callback(os.close, slave)
             set_size(master, order.size)

@@ -170,6 +170,8 @@ async def _receive(sock: socket.socket, fds: list[int]) -> Message:
         except BlockingIOError:
             continue
         fds += more
+        for fd in more:  # recv_fds does not pass on the flag that would do it
+            os.set_inheritable(fd, False)
         if not part:
             raise BadField("the request is cut off")
         data += part
