@@ -168,7 +168,11 @@ def test_files_that_cannot_be_had(guest: SandboxGuest, path: str, status: int) -
             400,
         ),
         ({"content-type": "application/octet-stream", "content-encoding": "gzip"}, b"no gzip", 400),
-        ({"content-type": "application/octet-stream", "content-encoding": "gzip"}, gzip.compress(b"x" * 99)[:-4], 400),
+        (
+            {"content-type": "application/octet-stream", "content-encoding": "gzip"},
+            gzip.compress(b"x" * 99, mtime=0)[:-4],
+            400,
+        ),
         ({"content-type": "application/octet-stream", "content-encoding": "br"}, b"x", 400),
         ({"content-type": "application/octet-stream", "x-metadata-" + "k" * 300: "v"}, b"x", 400),
     ],
@@ -182,8 +186,8 @@ def test_uploads_that_are_refused(guest: SandboxGuest, headers: dict[str, str], 
 def test_files_that_would_keep_the_daemon_waiting(guest: SandboxGuest) -> None:
     fifo = guest.home / "fifo"
     os.mkfifo(fifo)
-    for target in ("fifo", "/dev/tty", "/dev/zero", "/proc/kmsg"):
-        assert guest.request("GET", f"/files?path={target}")[0] in (200, 400, 500)
+    for target in ("fifo", "/dev/tty", "/dev/zero", "/run/roost-sudo.sock"):
+        assert guest.request("GET", f"/files?path={target}")[0] == 400
     headers = {"content-type": "application/octet-stream"}
     for target in ("fifo", "/dev/full", "/proc/self/status"):
         assert guest.request("POST", f"/files?path={target}", b"x", headers)[0] in (400, 500)

@@ -11,6 +11,7 @@ from roost.guest.http1 import Head
 from roost.guest.sandbox.audience import MAX_FOLLOWERS, Follower
 from roost.guest.sandbox.caller import keepalive_of, user_of
 from roost.guest.sandbox.connect import Code, ConnectError, InputMethod, Stream, StreamMethod, UnaryMethod, timeout_of
+from roost.guest.sandbox.ends import Size
 from roost.guest.sandbox.identities import Identities
 from roost.guest.sandbox.messages import Message
 from roost.guest.sandbox.paths import BadPath, resolve
@@ -19,7 +20,6 @@ from roost.guest.sandbox.processes import (
     Order,
     Process,
     ProcessTable,
-    Size,
     TooManyProcesses,
     start_event,
 )

@@ -139,10 +139,11 @@ def _as_user(program: Program) -> Iterator[None]:
     user, groups = program.user, os.getgroups()
     try:
         try:
-            os.setgroups(user.groups)
+            if groups != list(user.groups):
+                os.setgroups(user.groups)
             os.setresgid(user.gid, user.gid, 0)
             os.setresuid(user.uid, user.uid, 0)
-        except OSError as error:
+        except OSError as error:  # a room whose root has no such power
             raise StartError("user", error.errno or 0, user.name) from None
         try:
             os.chdir(program.cwd)
@@ -154,7 +155,8 @@ def _as_user(program: Program) -> Iterator[None]:
     finally:
         os.setresuid(0, 0, 0)
         os.setresgid(0, 0, 0)
-        os.setgroups(groups)
+        if os.getgroups() != groups:
+            os.setgroups(groups)
         os.chdir("/")
 
 

@@ -62,7 +62,12 @@ class SudoBroker:
         assert self._listener is not None
         try:
             sock, _ = self._listener.accept()
-        except OSError:
+        except BlockingIOError:
+            return
+        except OSError:  # out of descriptors: the backlog holds until some are free
+            loop = asyncio.get_running_loop()
+            loop.remove_reader(self._listener)
+            loop.call_later(0.1, loop.add_reader, self._listener, self._accept)
             return
         if len(self._calls) >= MAX_CALLS:
             sock.close()
