@@ -75,7 +75,8 @@ async def _serve(
     _set_up_process(config)
     _end_with_supervisor(status)
     sandbox = config.sandbox
-    identities = Identities(default=sandbox.user, env=config.env, workdir=sandbox.workdir)
+    zone = {"TZ": config.time_zone} if config.time_zone else {}
+    identities = Identities(default=sandbox.user, env={**zone, **config.env}, workdir=sandbox.workdir)
     interpreter: Handler = _closed_port
     if make_interpreter is not None and sandbox.interpreter:
         interpreter = make_interpreter(config, identities)
