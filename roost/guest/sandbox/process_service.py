@@ -62,8 +62,10 @@ class ProcessService:
             raise ConnectError(Code.RESOURCE_EXHAUSTED, str(error)) from None
         except StartError as error:
             shown = " ".join(order.program.argv)[:500]
-            code = Code.RESOURCE_EXHAUSTED if error.errno in _EXHAUSTED else Code.INVALID_ARGUMENT
-            raise ConnectError(code, f"error starting process '{shown}': {error}") from None
+            if error.errno in _EXHAUSTED:
+                text = f"the sandbox has no process, descriptor or memory left for '{shown}': {error}"
+                raise ConnectError(Code.RESOURCE_EXHAUSTED, text) from None
+            raise ConnectError(Code.INVALID_ARGUMENT, f"error starting process '{shown}': {error}") from None
 
     async def connect(self, request: Message, stream: Stream) -> None:
         selector = request.message("process")
