@@ -19,6 +19,10 @@ from e2b import (
 from tests.support.sandbox import SandboxGuest, async_sdk, sdk
 
 
+#: Says from within the foreground job that it runs: an interrupt before that would be the shell's.
+FOREGROUND = b"sh -c 'echo slee\"\"ping; exec sleep 600'\n"
+
+
 @pytest.fixture(scope="module")
 def guest(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SandboxGuest]:
     with SandboxGuest(tmp_path_factory.mktemp("guest")) as guest:
@@ -153,7 +157,7 @@ def test_a_terminal(sandbox: Sandbox) -> None:
     assert "/dev/pts/" in text
     assert "no job control" not in text
     sandbox.pty.resize(terminal.pid, PtySize(rows=50, cols=132))
-    sandbox.pty.stream_input(terminal.pid, [b"stty size; id -un\n", b"echo slee''ping; sleep 600\n"])
+    sandbox.pty.stream_input(terminal.pid, [b"stty size; id -un\n", FOREGROUND])
     text = _read_to(output, "sleeping\r\n")
     assert "50 132\r\n" in text
     assert "user\r\n" in text

@@ -122,8 +122,8 @@ def test_job_control_in_a_terminal(sandbox: Sandbox) -> None:
     assert "root\r\n20 70\r\n" in text.replace("\x1b[?2004l\r", "")
     assert "no job control" not in text
     sandbox.pty.resize(terminal.pid, PtySize(rows=30, cols=90))
-    send("sleep 701\n")
-    time.sleep(0.3)
+    send("sh -c 'echo slee\"\"ping; exec sleep 701'\n")
+    _read_to(output, "sleeping\r\n")
     send("\x03")
     send("stty size; echo code $?; exit 6\n")
     text = _read_to(output, "code 0\r\n")
