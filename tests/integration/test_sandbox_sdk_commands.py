@@ -18,7 +18,6 @@ from e2b import (
 
 from tests.support.sandbox import SandboxGuest, async_sdk, sdk
 
-
 #: Says from within the foreground job that it runs: an interrupt before that would be the shell's.
 FOREGROUND = b"sh -c 'echo slee\"\"ping; exec sleep 600'\n"
 
