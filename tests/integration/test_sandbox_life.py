@@ -27,13 +27,13 @@ def said(guest: SandboxGuest, text: str) -> str:
 
 def test_the_ready_command_waits_for_the_start_command(guest: SandboxGuest) -> None:
     guest.ready_sandbox(
-        start_command="id -un > begun; echo from start; until [ -e asked ]; do sleep 0.02; done; touch up; sleep 60",
+        start_command="id -un > begun; echo from the start; until [ -e asked ]; do sleep 0.02; done; touch up; sleep 9",
         ready_command="touch asked; echo asking; test -e up",
         workdir="/home/user",
     )
     assert (guest.home / "begun").read_text() == "user\n"
     assert (guest.home / "up").exists()
-    text = guest.control.wait_for_text("from start")
+    text = guest.control.wait_for_text("from the start")
     assert "asking" in guest.control.wait_for_text("asking") + text
     assert said(guest, "pgrep -c -x sleep").strip() == "1"
 

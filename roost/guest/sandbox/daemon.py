@@ -75,11 +75,12 @@ async def _serve(
     _set_up_process(config)
     _end_with_supervisor(status)
     sandbox = config.sandbox
-    zone = {"TZ": config.time_zone} if config.time_zone else {}
-    identities = Identities(default=sandbox.user, env={**zone, **config.env}, workdir=sandbox.workdir)
+    identities = Identities(default=sandbox.user, env=config.env, workdir=sandbox.workdir)
     interpreter: Handler = _closed_port
     if make_interpreter is not None and sandbox.interpreter:
         interpreter = make_interpreter(config, identities)
+    if config.time_zone:
+        identities.env.setdefault("TZ", config.time_zone)
     envd = Envd(
         identities=identities,
         processes=ProcessService(identities, ProcessTable()),
