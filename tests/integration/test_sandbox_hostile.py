@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import gzip
 import json
@@ -300,8 +301,6 @@ def state_of(guest: SandboxGuest, tag: str) -> str:
     """The process state of the command with the tag."""
     numbers = [each["pid"] for each in guest.unary("process.Process/List")[1]["processes"] if each.get("tag") == tag]
     (_, data, *_) = guest.stream(START, {"process": {"cmd": "cat", "args": [f"/proc/{numbers[0]}/stat"]}})
-    import base64
-
     return base64.b64decode(data["event"]["data"]["stdout"]).decode().rpartition(")")[2].split()[0]
 
 

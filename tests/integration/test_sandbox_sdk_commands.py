@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Iterator
 
@@ -184,8 +185,6 @@ def test_a_terminal_is_killed_with_what_runs_in_it(sandbox: Sandbox) -> None:
 
 
 async def test_many_commands_at_once(port: int) -> None:
-    import asyncio
-
     sandbox = async_sdk(port)
     results = await asyncio.gather(*(sandbox.commands.run(f"echo {i}; sleep 0.1") for i in range(40)))
     assert [result.stdout for result in results] == [f"{i}\n" for i in range(40)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import os
 import time
@@ -242,8 +243,6 @@ def test_more_events_than_are_kept_are_told_as_lost(sandbox: Sandbox) -> None:
 
 
 async def test_a_watch_streams_its_events(port: int) -> None:
-    import asyncio
-
     sandbox = async_sdk(port)
     await sandbox.files.make_dir("streamed")
     seen: asyncio.Queue[str] = asyncio.Queue()

@@ -54,7 +54,7 @@ def open_ends(name: str, size: Size | None, stdin: bool, undo: contextlib.ExitSt
         out, theirs_out = _pipe(undo)
         err, theirs_err = _pipe(undo)
     except OSError as error:
-        raise StartError("terminal", error.errno or 0, name) from error
+        raise StartError("open", error.errno or 0, name) from error
     stdio = (theirs_in, theirs_out, theirs_err)
     return Ends(stdio=stdio, outputs={"stdout": out, "stderr": err}, stdin=ours_in)
 

@@ -24,12 +24,12 @@ OOM_SCORE = 500
 _OOM_FILE = "/proc/self/oom_score_adj"
 #: What Python, asyncio or the supervisor ignore or handle, and programs expect untouched.
 _RESET = (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD)
-#: Why an argument list, a directory or a program cannot be used: the program is not there, or not runnable.
+#: For a text that no system call takes.
 _BROKEN = (ValueError, UnicodeError)
 
 
 class StartError(OSError):
-    """The program does not run. `step` is where its start ended: user, terminal, chdir or exec."""
+    """The program does not run. `step` is where its start ended: open, user, terminal, chdir or exec."""
 
     def __init__(self, step: str, number: int, subject: str) -> None:
         super().__init__(number, os.strerror(number), subject)
