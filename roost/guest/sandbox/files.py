@@ -100,7 +100,7 @@ class Files:
 
     async def _take_form(self, exchange: Exchange, query: _Query, metadata: dict[str, str]) -> list[dict[str, object]]:
         parser = MultipartParser(exchange.head.get("content-type"))
-        taken: list[dict[str, object]] = []
+        taken: dict[str, dict[str, object]] = {}
         upload: Upload | None = None
         try:
             async for data in _body(exchange):
@@ -110,7 +110,7 @@ class Files:
                     elif upload is None:
                         continue
                     elif isinstance(item, PartEnd):
-                        taken.append(upload.finish())
+                        taken[upload.path] = upload.finish()
                         upload.close()
                         upload = None
                     else:
@@ -120,7 +120,7 @@ class Files:
         finally:
             if upload is not None:
                 upload.close()
-        return taken
+        return list(taken.values())
 
     def _open_part(self, part: Part, query: _Query, metadata: dict[str, str], taken: list[dict[str, object]]) -> Upload:
         name = part.filename if query.path is None else query.path
@@ -129,7 +129,7 @@ class Files:
         if len(taken) >= MAX_FILES:
             raise Refused(400, f"more than {MAX_FILES} files in one request")
         path = self._resolve(name, query.user)
-        if any(entry["path"] == path for entry in taken):
+        if path in taken:
             raise Refused(
                 400,
                 f"you cannot upload multiple files to the same path '{path}' in one upload request, "
