@@ -235,7 +235,7 @@ def test_ten_thousand_files_in_a_watch(sandbox: Sandbox) -> None:
 def test_more_events_than_are_kept_are_told_as_lost(sandbox: Sandbox) -> None:
     sandbox.files.make_dir("lost")
     watch = sandbox.files.watch_dir("lost")
-    sandbox.commands.run("cd lost; exec 3>a 4>b; for ((i = 0; i < 35000; i++)); do echo >&3; echo >&4; done", timeout=0)
+    sandbox.commands.run("cd lost; exec 3>a 4>b; for ((i = 0; i < 50000; i++)); do echo >&3; echo >&4; done", timeout=0)
     with pytest.raises(SandboxException, match="watcher error"):
         watch.get_new_events()
     watch.stop()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import posixpath
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from urllib.parse import parse_qsl
 
@@ -122,7 +122,7 @@ class Files:
                 upload.close()
         return list(taken.values())
 
-    def _open_part(self, part: Part, query: _Query, metadata: dict[str, str], taken: list[dict[str, object]]) -> Upload:
+    def _open_part(self, part: Part, query: _Query, metadata: dict[str, str], taken: Mapping[str, object]) -> Upload:
         name = part.filename if query.path is None else query.path
         if name is None:
             raise Refused(400, "filename not found in Content-Disposition header")
