@@ -31,8 +31,8 @@ USER = User(name="user", uid=1000, gid=1000, home="/home/user", shell="/bin/bash
     ("path", "workdir", "meant"),
     [
         ("", "", "/home/user"),
-        ("", "/work", "/work"),
-        ("a/b", "/work", "/home/user/a/b"),
+        ("", "/srv", "/srv"),
+        ("a/b", "/srv", "/home/user/a/b"),
         ("../x/./y", "", "/home/x/y"),
         ("~", "", "/home/user"),
         ("~/a", "", "/home/user/a"),
