@@ -78,6 +78,8 @@ async def _serve(
     interpreter: Handler = _closed_port
     if make_interpreter is not None and sandbox.interpreter:
         interpreter = make_interpreter(config, identities)
+    if config.time_zone:
+        identities.env.setdefault("TZ", config.time_zone)
     envd = Envd(
         identities=identities,
         processes=ProcessService(identities, ProcessTable()),
