@@ -131,6 +131,14 @@ def share_bundle(data_dir: Path) -> None:
     subprocess.run(["cp", "-al", str(root), str(data_dir / "guest" / root.name)], check=True)
 
 
+def share_packages(data_dir: Path, packages: Path) -> None:
+    """Give the data directory the packages of code contexts that are installed already: hard links."""
+    shelf = data_dir / "packages"
+    if not shelf.exists():
+        shelf.mkdir()
+        subprocess.run(["cp", "-al", str(packages), str(shelf / packages.name)], check=True)
+
+
 def zip_base64(files: Mapping[str, str]) -> str:
     """Text files as the base64 of a zip."""
     buffer = io.BytesIO()
