@@ -35,6 +35,8 @@ install: .venv/.installed
 
 up: install
 	@$(NEEDS_ROOT)
+	@echo "Installing the packages of code sandboxes (numpy, pandas, matplotlib...), once"
+	@$(AS_ROOT) $(ROOST) template packages >/dev/null || echo "They can't be installed now; sandboxes without them work."
 	@$(AS_ROOT) $(ROOST) up $(if $(MODEL),--model $(MODEL))
 	@[ -n "$$OPENAI_BASE_URL$$OPENAI_API_KEY$(MODEL)" ] || echo "No model is configured: set OPENAI_BASE_URL, OPENAI_API_KEY" \
 		"and OPENAI_MODEL, or run make local-model (a small one); then make down, make up (MODEL=local)."

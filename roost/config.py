@@ -19,6 +19,12 @@ from typing import Any
 
 from roost.model.errors import RoostError
 
+_AT_LEAST_1 = (
+    "max_instances", "max_waiting", "log_file_mb", "package_cache_mb", "max_sandboxes", "sandbox_timeout",
+    "sandbox_max_timeout",
+)  # fmt: skip
+_DOMAIN = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?(:[0-9]{1,5})?")
+
 
 class ConfigError(RoostError):
     """A setting is wrong; the message names it."""
@@ -54,6 +60,15 @@ class Config:
     orphan_grace: float = 60.0  # that rooms of a killed server wait for the next one, before they are ended
     model: ModelConfig = field(default_factory=ModelConfig)
     otlp_endpoint: str = ""
+    max_sandboxes: int = 1000  # with a room at once, paused with their memory or running
+    sandbox_timeout: int = 300  # of sandboxes that are created without one
+    sandbox_max_timeout: int = 30 * 24 * 3600  # longer ones are refused
+    sandbox_domain: str = ""  # of <port>-<sandbox>.<domain>; empty: localhost:<port of this server>
+    sandbox_public_traffic: bool = False  # whether sandboxes that don't say take requests without a token
+    sandbox_memory_mb: int = 1024
+    sandbox_disk_mb: int = 4096
+    sandbox_cpu: float = 2.0
+    volume_disk_mb: int = 10240  # of each volume that sandboxes mount
     log_file_mb: int = 8
     package_cache_mb: int = 2048
 
@@ -133,6 +148,8 @@ def _typed(name: str, value: Any, present: Any, where: str) -> Any:
 def _kind(present: Any) -> str:
     """What a setting with this default takes, in words."""
     match present:
+        case bool():
+            return "true or false"
         case int():
             return "a whole number"
         case float():
@@ -166,9 +183,18 @@ def validate(config: Config) -> Config:
         )
     if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", config.account):
         raise ConfigError("'account' has 1 to 64 letters, digits, '_' or '-'.")
-    for name in ("max_instances", "max_waiting", "log_file_mb", "package_cache_mb"):
+    for name in _AT_LEAST_1:
         if getattr(config, name) < 1:
             raise ConfigError(f"'{name}' must be at least 1.")
+    if config.sandbox_timeout > config.sandbox_max_timeout:
+        raise ConfigError("'sandbox_timeout' can't be more than 'sandbox_max_timeout'.")
+    for name in ("sandbox_memory_mb", "sandbox_disk_mb", "volume_disk_mb"):
+        if not 64 <= getattr(config, name) <= 1 << 24:
+            raise ConfigError(f"'{name}' must be between 64 and {1 << 24}.")
+    if not 0.01 <= config.sandbox_cpu <= 1024:
+        raise ConfigError("'sandbox_cpu' must be between 0.01 and 1024.")
+    if config.sandbox_domain and not _DOMAIN.fullmatch(config.sandbox_domain):
+        raise ConfigError("'sandbox_domain' is a host name, in lower case, with a port if it is not 80 or 443.")
     for name in ("start_timeout", "stop_grace", "queue_timeout", "orphan_grace"):
         if not 0 < getattr(config, name) <= 3600:
             raise ConfigError(f"'{name}' must be more than 0 and at most 3600 seconds.")

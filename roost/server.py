@@ -24,6 +24,8 @@ import uvloop
 from starlette.applications import Starlette
 
 from roost.api.console import Console, console_routes
+from roost.api.e2b.app import build_e2b_api
+from roost.api.e2b.sandboxes import Terms
 from roost.api.fc.app import build_fc_api
 from roost.api.identity import Identity
 from roost.config import Config, load
@@ -53,10 +55,20 @@ from roost.isolation.namespaces.driver import NamespacesDriver
 from roost.isolation.namespaces.orphans import OrphanWatch
 from roost.isolation.templates import Templates
 from roost.model.errors import InvalidArgument, NotFound, RoostError, Unavailable
-from roost.model.function import FunctionSpec
+from roost.model.function import FunctionSpec, Limits
 from roost.model.session import Session
 from roost.model.signature import Keys
 from roost.model.usage import TransitionRecord
+from roost.sandboxes.assembly import Places as SandboxPlaces
+from roost.sandboxes.assembly import SandboxAssembly
+from roost.sandboxes.book import SandboxBook
+from roost.sandboxes.care import SandboxCare
+from roost.sandboxes.fleet import SandboxFleet
+from roost.sandboxes.lives import Lives
+from roost.sandboxes.packages import ContextPackages
+from roost.sandboxes.templates import TemplateShelf
+from roost.sandboxes.traffic import SandboxTraffic
+from roost.sandboxes.volumes import VolumeShelf
 from roost.store.store import Store
 from roost.telemetry.logs import FunctionLogs
 from roost.telemetry.metering import Meter
@@ -121,17 +133,18 @@ class Server:
         self.book = SessionBook(self.store.sessions, clock=self.clock, ended=self._session_ended)
         self.observer = Observer(sinks)
         self.background = Background()
+        around = Surroundings(
+            driver=self.driver,
+            preparer=self.assembly,
+            on_transition=self._transition,
+            on_output=self.output.output,
+            clock=self.clock,
+            start_timeout=config.start_timeout,
+            stop_grace=config.stop_grace,
+        )
         self.roster = Roster(
             specs=self.catalog,
-            around=Surroundings(
-                driver=self.driver,
-                preparer=self.assembly,
-                on_transition=self._transition,
-                on_output=self.output.output,
-                clock=self.clock,
-                start_timeout=config.start_timeout,
-                stop_grace=config.stop_grace,
-            ),
+            around=around,
             limits=FleetLimits(
                 max_instances=config.max_instances, max_waiting=config.max_waiting, stop_grace=config.stop_grace
             ),
@@ -147,7 +160,39 @@ class Server:
             background=self.background,
             folders=self.assembly,
         )
-        self.adoption = Adoption(specs=self.catalog, book=self.book, roster=self.roster)
+        self.packages_of_contexts = ContextPackages(data)
+        self.shelf = TemplateShelf(
+            self.templates,
+            self.packages_of_contexts,
+            _sandbox_limits(config),
+            self.store.template_tags,
+            clock=self.clock,
+        )
+        self.volume_shelf = VolumeShelf(
+            store=self.store.volumes,
+            places=self.volumes,
+            images=self.driver.disks,
+            size_mb=config.volume_disk_mb,
+            clock=self.clock,
+        )
+        self.lives = Lives(
+            book=SandboxBook(self.store.sandboxes, clock=self.clock),
+            templates=self.shelf,
+            assembly=SandboxAssembly(
+                places=SandboxPlaces(layers=data / "sandboxes", run=config.run_dir),
+                roots=self.shelf,
+                layers=self.driver.disks,
+                volumes=self.volume_shelf,
+                egress=self.egress,
+                region=config.region,
+                time_zone=os.environ.get("TZ", "UTC"),
+            ),
+            around=around,
+            max_running=config.max_sandboxes,
+        )
+        self.sandboxes = SandboxFleet(self.lives)
+        self.sandbox_care = SandboxCare(self.lives)
+        self.adoption = Adoption(specs=self.catalog, book=self.book, roster=self.roster, sandboxes=self.sandbox_care)
         self.history = InstanceHistory(self.roster)
         # What is reached.
         self.gateway = Gateway(
@@ -162,9 +207,12 @@ class Server:
             logs=self.logs,
             invoke_limits=InvokeLimits(lease_timeout_s=config.queue_timeout),
             keyless=not self.keys,
+            sandboxes=SandboxTraffic(self.lives),
+            sandbox_domain=config.sandbox_domain,
         )
         console = Console(
             roster=self.roster,
+            sandboxes=self.sandboxes.instances,
             logs=self.logs,
             metrics=self.metrics,
             meter=self.meter,
@@ -182,7 +230,22 @@ class Server:
             instances=self.history,
             link_secret=secrets.token_bytes(32),
         )
-        self.control = Starlette(routes=[*console_routes(console), *fc])
+        e2b = build_e2b_api(
+            fleet=self.sandboxes,
+            shelf=self.shelf,
+            secrets=self.store.secrets,
+            volumes=self.volume_shelf,
+            terms=Terms(
+                timeout_s=config.sandbox_timeout,
+                max_timeout_s=config.sandbox_max_timeout,
+                public=config.sandbox_public_traffic,
+            ),
+            domain=lambda: self.sandbox_domain,
+            keys=self.keys,
+            clock=self.clock,
+        )
+        self.sandbox_domain = config.sandbox_domain
+        self.control = Starlette(routes=[*console_routes(console), *fc, *e2b])
 
     # --- life --------------------------------------------------------------------------------------------------
 
@@ -195,6 +258,7 @@ class Server:
             await self._start(stack)
             host, port = await self.gateway.start(self.config.host, self.config.port)
             stack.push_async_callback(self.gateway.close, drain_s=self.config.stop_grace)
+            self.sandbox_domain = self.sandbox_domain or f"localhost:{port}"
             print(self._ready_line(host, port), flush=True)
             await stop.wait()
             log.info("stopping")
@@ -221,9 +285,14 @@ class Server:
         stack.push_async_callback(orphans.close)
         await self.egress.start()
         stack.push_async_callback(self.egress.close)
+        await self.shelf.load()
+        await self.volume_shelf.load()
+        await self.sandbox_care.load()
         adopted = await self.adoption.run()
+        await self.sandbox_care.reconcile()
         stack.push_async_callback(self.background.close)
         stack.push_async_callback(self.roster.close)
+        stack.push_async_callback(self.sandbox_care.close)
         if adopted:
             log.info("adopted %d instances of the server before", adopted)
         await stack.enter_async_context(self._control_plane())
@@ -232,7 +301,8 @@ class Server:
         for account, name in self.catalog.names():
             for spec in self.catalog.specs(account, name):
                 self.roster.provision(spec)
-        for task in (self.book.run(), self._collect(), self.volumes.sweep()):
+        stack.push_async_callback(self.packages_of_contexts.close)
+        for task in (self.book.run(), self._collect(), self.volumes.sweep(), self.sandbox_care.sample()):
             stack.push_async_callback(_cancel, asyncio.create_task(task))
 
     @contextlib.asynccontextmanager
@@ -301,7 +371,7 @@ class Server:
         self.templates.get(spec.template)
 
     def _gauges(self) -> Iterable[FunctionGauges]:
-        return self.roster.gauges()  # the roster is made after the metrics
+        return [*self.roster.gauges(), *self.sandboxes.gauges()]  # both are made after the metrics
 
     def _drops(self) -> Drops:
         return Drops(log_lines=self.logs.dropped, records=self.observer.dropped)
@@ -314,6 +384,17 @@ def _package_indexes() -> Upstreams:
     except RoostError as error:
         log.warning("the host's package indexes can't be used, rooms get the public ones: %s", error.message)
         return read_upstreams({}, root=Path("/nonexistent"), prefix=Path("/nonexistent"))
+
+
+def _sandbox_limits(config: Config) -> Limits:
+    """Of one sandbox. Many processes of many files: somebody works in it."""
+    return Limits(
+        memory_mb=config.sandbox_memory_mb,
+        cpu=config.sandbox_cpu,
+        disk_mb=config.sandbox_disk_mb,
+        pids=1024,
+        open_files=65536,
+    )
 
 
 def _ignore(_: object) -> None:

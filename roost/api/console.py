@@ -37,6 +37,7 @@ class Console:
     """What the routes read. `exists(account, function)` raises NotFound."""
 
     roster: Roster
+    sandboxes: Callable[[], list[Instance]]
     logs: FunctionLogs
     metrics: Metrics
     meter: Meter
@@ -75,7 +76,8 @@ def console_routes(console: Console) -> list[Route]:
 
     async def instances(request: Request) -> Response:
         account = console.identity.account(request)
-        mine = [i for i in console.roster.instances() if i.spec.account == account]
+        every = [*console.roster.instances(), *console.sandboxes()]
+        mine = [i for i in every if i.spec.account == account]
         return JSONResponse({"instances": [describe(i, console.drivers[0]) for i in mine]})
 
     async def logs(request: Request) -> Response:

@@ -9,7 +9,12 @@ from roost.model.errors import InvalidArgument
 from roost.model.function import LATEST
 
 #: The first path segments that the control plane answers itself.
-RESERVED = frozenset({"2023-03-30", "healthz", "metrics", "roost"})
+RESERVED = frozenset(
+    {
+        "2023-03-30", "healthz", "metrics", "roost",
+        "sandboxes", "v2", "v3", "templates", "snapshots", "volumes", "volumecontent", "secrets", "teams",
+    }
+)  # fmt: skip
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,63}")
 _LONG_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,127}")

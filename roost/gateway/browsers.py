@@ -11,6 +11,7 @@ import functools
 import ipaddress
 
 from roost.gateway.head import RequestHead
+from roost.gateway.sandbox_routes import is_sandbox_host
 from roost.model.errors import AccessDenied
 
 _OWN = (b"same-origin", b"none")
@@ -45,12 +46,25 @@ def check_function_caller(head: RequestHead) -> None:
     if origin is None:
         allowed = site == b"same-site" or (head.method in ("GET", "HEAD") and _navigates(head))
     else:
-        allowed = _is_loopback(origin.partition(b"://")[2])
+        allowed = _is_own_page(origin)
     if not allowed:
         raise AccessDenied(
             "A server without keys takes no requests from pages of other sites. Configure [keys] to allow them.",
             code="BrowserNotAllowed",
         )
+
+
+def check_sandbox_caller(head: RequestHead) -> None:
+    """The same for a sandbox: its own pages may, and pages of this machine that are no other sandbox's."""
+    host, origin = head.values.get(b"host", b""), head.values.get(b"origin", b"")
+    if origin.partition(b"://")[2].lower() != host.lower():
+        check_function_caller(head)
+
+
+def _is_own_page(origin: bytes) -> bool:
+    """A page of this machine; what a sandbox serves is whoever's code runs in it."""
+    host = origin.partition(b"://")[2]
+    return _is_loopback(host) and not is_sandbox_host(host)
 
 
 def _navigates(head: RequestHead) -> bool:

@@ -7,17 +7,18 @@ from functools import lru_cache
 from roost.gateway.head import RequestHead, ResponseHead
 from roost.model.function import FunctionSpec
 
-_HOP = frozenset({
+#: Fields that end at this hop.
+HOP = frozenset({
     b"connection", b"keep-alive", b"proxy-connection", b"proxy-authenticate", b"proxy-authorization", b"te",
     b"trailer", b"transfer-encoding", b"upgrade", b"content-length", b"expect",
 })  # fmt: skip
-_FORWARDED = frozenset({b"x-forwarded-for", b"x-forwarded-proto", b"x-forwarded-host", b"x-forwarded-prefix"})
+FORWARDED = frozenset({b"x-forwarded-for", b"x-forwarded-proto", b"x-forwarded-host", b"x-forwarded-prefix"})
 _OURS = (b"x-fc-", b"x-roost-")
 #: Names of ours that a function may use in its reply.
 _REPLY_ALLOWED = frozenset({b"x-fc-error-type", b"x-fc-status"})
 COOKIE = b"x-fc-cookie-session-id"
 _BODILESS = frozenset({b"GET", b"HEAD", b"DELETE", b"OPTIONS", b"TRACE"})
-_EOL = b"\r\n"
+EOL = b"\r\n"
 _SPECS = 1024  # described at once, with each of their qualifiers
 
 
@@ -32,20 +33,20 @@ def _is_ours(lower: bytes) -> bool:
 @lru_cache(4096)
 def _for_guest(lower: bytes, keyed: bool) -> bool:
     """Whether a function may see a field of the request. What proves its caller to the API (`keyed`) is not its."""
-    if lower in _HOP or lower in _FORWARDED or _is_ours(lower):
+    if lower in HOP or lower in FORWARDED or _is_ours(lower):
         return False
     return not (keyed and (lower == b"authorization" or lower.startswith(b"x-acs-")))
 
 
 @lru_cache(4096)
 def _for_control(lower: bytes) -> bool:
-    return not (lower in _HOP or lower in _FORWARDED or lower == b"x-fc-request-id")
+    return not (lower in HOP or lower in FORWARDED or lower == b"x-fc-request-id")
 
 
 @lru_cache(4096)
 def _for_client(lower: bytes, strip_ours: bool) -> bool | None:
     """Whether a field of a reply goes on to the client; None: its value decides, see `_plants_ours`."""
-    if lower in _HOP or lower == b"x-fc-request-id":
+    if lower in HOP or lower == b"x-fc-request-id":
         return False
     if not strip_ours:
         return True
@@ -61,9 +62,10 @@ def _plants_ours(cookie: bytes) -> bool:
     return cookie.lstrip(b"= \t").startswith(COOKIE)
 
 
-def _frame(head: RequestHead, method: bytes, out: list[bytes]) -> None:
+def frame(head: RequestHead, method: bytes, out: list[bytes]) -> None:
+    """Add the fields that say where the body ends, or what the connection is to become."""
     if head.upgrade:
-        out += (b"connection: Upgrade\r\nupgrade: ", head.upgrade, _EOL)
+        out += (b"connection: Upgrade\r\nupgrade: ", head.upgrade, EOL)
     if head.chunked:
         out.append(b"transfer-encoding: chunked\r\n")
     elif head.length is not None:
@@ -72,14 +74,14 @@ def _frame(head: RequestHead, method: bytes, out: list[bytes]) -> None:
         out.append(b"content-length: 0\r\n")
 
 
-def _forwarded(head: RequestHead, peer: bytes, out: list[bytes]) -> None:
-    """The chain of proxies: the client's own claims are kept in front, as every reverse proxy keeps them."""
+def forwarded(head: RequestHead, peer: bytes, out: list[bytes]) -> None:
+    """Add the chain of proxies: the client's own claims are kept in front, as every reverse proxy keeps them."""
     get = head.values.get
     before = get(b"x-forwarded-for")
     if before is not None:
         peer = b"%b, %b" % (before, peer)
     proto, host = get(b"x-forwarded-proto", b"http"), get(b"x-forwarded-host") or get(b"host", b"")
-    out += (b"x-forwarded-for: ", peer, b"\r\nx-forwarded-proto: ", proto, b"\r\nx-forwarded-host: ", host, _EOL)
+    out += (b"x-forwarded-for: ", peer, b"\r\nx-forwarded-proto: ", proto, b"\r\nx-forwarded-host: ", host, EOL)
 
 
 def guest_head(
@@ -101,12 +103,12 @@ def guest_head(
     options = head.options
     for lower, name, value in head.fields:
         if _for_guest(lower, keyed) and lower not in options:
-            out += (name, b": ", value, _EOL)
-    _frame(head, method, out)
-    _forwarded(head, peer, out)
+            out += (name, b": ", value, EOL)
+    frame(head, method, out)
+    forwarded(head, peer, out)
     if prefix:
-        out += (b"x-forwarded-prefix: ", prefix.encode("latin-1"), _EOL)
-    out += (b"x-fc-control-path: ", control_path, _EOL, extra, _EOL)
+        out += (b"x-forwarded-prefix: ", prefix.encode("latin-1"), EOL)
+    out += (b"x-fc-control-path: ", control_path, EOL, extra, EOL)
     return b"".join(out)
 
 
@@ -117,9 +119,9 @@ def control_head(head: RequestHead, *, peer: bytes, request_id: str) -> bytes:
     options = head.options
     for lower, name, value in head.fields:
         if _for_control(lower) and lower not in options:
-            out += (name, b": ", value, _EOL)
-    _frame(head, method, out)
-    _forwarded(head, peer, out)
+            out += (name, b": ", value, EOL)
+    frame(head, method, out)
+    forwarded(head, peer, out)
     out += (b"x-fc-request-id: ", request_id.encode("ascii"), b"\r\n\r\n")
     return b"".join(out)
 
@@ -178,7 +180,7 @@ def response_head(
         if goes is None:
             goes = not _plants_ours(value)
         if goes and lower not in options:
-            out += (name, b": ", value, _EOL)
+            out += (name, b": ", value, EOL)
     if length is not None:
         out.append(b"content-length: %d\r\n" % length)
     elif chunked:
@@ -187,7 +189,7 @@ def response_head(
         out.append(b"connection: close\r\n")
     elif keep_alive_10:
         out.append(b"connection: keep-alive\r\n")
-    out += (extra, _EOL)
+    out += (extra, EOL)
     return b"".join(out)
 
 
@@ -199,6 +201,6 @@ def switching_head(head: ResponseHead, *, extra: bytes) -> bytes:
         if goes is None:
             goes = not _plants_ours(value)
         if goes:
-            out += (name, b": ", value, _EOL)
-    out += (extra, _EOL)
+            out += (name, b": ", value, EOL)
+    out += (extra, EOL)
     return b"".join(out)

@@ -11,7 +11,12 @@ from roost.model.errors import InvalidArgument, NotFound
 from roost.model.function import LATEST
 
 #: First segments that belong to the control plane; no function can take one of these names.
-RESERVED = frozenset({"2023-03-30", "healthz", "metrics", "roost"})
+RESERVED = frozenset(
+    {
+        "2023-03-30", "healthz", "metrics", "roost",
+        "sandboxes", "v2", "v3", "templates", "snapshots", "volumes", "volumecontent", "secrets", "teams",
+    }
+)  # fmt: skip
 
 #: Longer targets are looked at anew each time.
 _SHORT = 512

@@ -11,13 +11,15 @@ from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
 
-from roost.gateway.browsers import check_api_caller, check_function_caller, check_host
+from roost.gateway.browsers import check_api_caller, check_function_caller, check_host, check_sandbox_caller
 from roost.gateway.connection import ClientConnection, ClientGone, ClientLimits, Request
 from roost.gateway.control import ControlPlane
 from roost.gateway.faults import Style, render, wrap
 from roost.gateway.invoke import InvokeLimits, Invoker
 from roost.gateway.ports import Access, AsyncSink, Catalog, Logs, Observer, SessionDirectory
 from roost.gateway.routes import Control, Http, route
+from roost.gateway.sandbox_routes import SandboxTarget
+from roost.gateway.sandboxes import SandboxPlane, Traffic
 from roost.gateway.upstream import Pool
 from roost.instances.lease import Fleet
 from roost.model.errors import RoostError
@@ -32,7 +34,8 @@ class Gateway:
 
     Construct it anywhere; `start` and `close` run in the same event loop. `control_socket` is the unix socket of the
     control plane. `account` owns the functions that are reached by path. `keyless`: nobody has to prove who calls, so
-    what pages in browsers send is refused (see `browsers`).
+    what pages in browsers send is refused (see `browsers`). `sandbox_domain`: sandboxes are below it, and
+    below localhost.
     """
 
     def __init__(
@@ -51,8 +54,11 @@ class Gateway:
         client_limits: ClientLimits | None = None,
         invoke_limits: InvokeLimits | None = None,
         keyless: bool = False,
+        sandboxes: Traffic | None = None,
+        sandbox_domain: str = "",
     ) -> None:
         self._keyless = keyless
+        self._sandbox_domain = sandbox_domain.partition(":")[0].encode("ascii")
         self.limits = client_limits or ClientLimits()
         self.draining = False
         self.connections: set[ClientConnection] = set()
@@ -72,6 +78,7 @@ class Gateway:
             tasks=tasks,
             spawn=self._spawn,
         )
+        self._sandboxes = None if sandboxes is None else SandboxPlane(sandboxes, self._pool, self._spawn)
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._sweeper: asyncio.TimerHandle | None = None
@@ -99,6 +106,8 @@ class Gateway:
         await self._drain(drain_s)
         await asyncio.sleep(0)  # every task has begun
         self._invoker.cancel()
+        if self._sandboxes is not None:
+            self._sandboxes.cancel()
         for task in self._tasks:
             task.cancel()
         if self._tasks:
@@ -115,11 +124,15 @@ class Gateway:
         """Let what runs go on to its end, at most for `drain_s` seconds."""
         loop = asyncio.get_running_loop()
         end = loop.time() + drain_s
-        while (self._tasks or self._invoker.busy) and (left := end - loop.time()) > 0:
+        while self._busy and (left := end - loop.time()) > 0:
             if self._tasks:
                 await asyncio.wait(self._tasks, timeout=left)
             else:
                 await asyncio.sleep(min(_DRAIN_PAUSE_S, left))
+
+    @property
+    def _busy(self) -> bool:
+        return bool(self._tasks) or self._invoker.busy or (self._sandboxes is not None and self._sandboxes.busy)
 
     async def _leave_all(self) -> None:
         """Give the last answers a moment to leave, then break their connections."""
@@ -152,6 +165,13 @@ class Gateway:
         request_id = self.new_request_id()
         work: Coroutine[Any, Any, None] | None = None
         try:
+            if self._sandboxes is not None and (target := self._sandboxes.find(request.head)) is not None:
+                if self._keyless:
+                    self._check_sandbox_caller(request, target)
+                work = self._sandboxes.begin(request, target)
+                if work is not None:
+                    self._answer(request, work, request_id)
+                return
             if self._keyless:
                 check_host(request.head)
             where = route(request.head.method, request.head.target)
@@ -165,6 +185,12 @@ class Gateway:
             self._failed(request, error, request_id)
         if work is not None:
             self._answer(request, work, request_id)
+
+    def _check_sandbox_caller(self, request: Request, target: SandboxTarget) -> None:
+        """Raises AccessDenied. A host's name below the domain that this server was given is its own."""
+        if not target.domain or target.domain != self._sandbox_domain:
+            check_host(request.head)
+        check_sandbox_caller(request.head)
 
     def _answer(self, request: Request, work: Coroutine[Any, Any, None], request_id: str) -> None:
         """Let a task answer `request`; it ends when the client goes before it has an instance."""

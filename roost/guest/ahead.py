@@ -8,6 +8,8 @@ from roost.guest.config import parse_start
 from roost.guest.control import MAX_MESSAGE, LineReader, parse_message
 from roost.guest.custom import exec_server
 from roost.guest.invocation import Output
+from roost.guest.sandbox.daemon import run_sandbox
+from roost.guest.sandbox.interpreter.server import Interpreter
 from roost.guest.worker import run_worker
 
 
@@ -25,5 +27,7 @@ def wait_and_run(app: socket.socket, status: socket.socket) -> None:
     if config.runtime == "custom":
         app.close()
         exec_server(config, status)
+    elif config.runtime == "sandbox":
+        run_sandbox(config, app, status, Interpreter)
     else:
         run_worker(config, app, status, output)

@@ -32,6 +32,19 @@ class FunctionInfo:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class SandboxConfig:
+    """What the daemon of a sandbox is told. `user` is who commands and files belong to when nobody is named;
+    `version` is the envd version that the clients were told."""
+
+    user: str = "user"
+    workdir: str = ""
+    interpreter: bool = False
+    version: str = ""
+    start_command: str = ""
+    ready_command: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class StartConfig:
     """What one instance is told to run."""
 
@@ -53,12 +66,13 @@ class StartConfig:
     entropy: bytes = b""
     time_zone: str = ""
     egress: bool = False
+    sandbox: SandboxConfig = field(default_factory=SandboxConfig)
 
 
 def parse_start(message: Mapping[str, Any]) -> StartConfig:
     """Raise BadStart, naming the field, when the message has a wrong type or value in it."""
     runtime = _text(message, "runtime", "python")
-    if runtime not in ("python", "custom"):
+    if runtime not in ("python", "custom", "sandbox"):
         raise BadStart(f"runtime: unknown {runtime!r}")
     handler = _text(message, "handler")
     if runtime == "python" and not handler:
@@ -82,6 +96,7 @@ def parse_start(message: Mapping[str, Any]) -> StartConfig:
         entropy=_entropy(message),
         time_zone=_text(message, "time_zone"),
         egress=bool(message.get("egress", False)),
+        sandbox=_sandbox(message),
     )
 
 
@@ -149,6 +164,18 @@ def _function(message: Mapping[str, Any]) -> FunctionInfo:
         qualifier=_text(value, "qualifier"),
         memory=int(_number(value, "memory", 0, low=0, high=1 << 30)),
         handler=_text(value, "handler"),
+    )
+
+
+def _sandbox(message: Mapping[str, Any]) -> SandboxConfig:
+    value = _mapping(message, "sandbox") or {}
+    return SandboxConfig(
+        user=_text(value, "user", "user"),
+        workdir=_text(value, "workdir"),
+        interpreter=bool(value.get("interpreter", False)),
+        version=_text(value, "version"),
+        start_command=_text(value, "start_command"),
+        ready_command=_text(value, "ready_command"),
     )
 
 

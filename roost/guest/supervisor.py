@@ -21,6 +21,8 @@ from roost.guest.logs import Outbox
 from roost.guest.pump import log_message
 from roost.guest.reactor import READ, Reactor, Timer
 from roost.guest.relay import Forwarder, Relay, connect_tcp, connect_unix
+from roost.guest.sandbox.daemon import run_sandbox
+from roost.guest.sandbox.interpreter.server import Interpreter
 from roost.guest.worker import run_worker
 
 
@@ -172,11 +174,18 @@ class Supervisor:
             forwarder = Forwarder(self._reactor, self._app, lambda: connect_tcp(config.port), near_eof_closes=True)
             serving = forwarder.serve
         app = self._app
+
+        def serve(config: StartConfig, status: socket.socket) -> None:
+            if config.runtime == "sandbox":
+                run_sandbox(config, app, status, Interpreter)
+            else:
+                run_worker(config, app, status, Output())
+
         return Life(
             self._reactor,
             self._outbox,
             config,
-            body=exec_server if custom else lambda config, status: run_worker(config, app, status, Output()),
+            body=exec_server if custom else serve,
             pre_stop=run_pre_stop if custom else None,
             keep=() if custom else (app.fileno(),),
             emit=self._emit,

@@ -6,21 +6,33 @@ import contextlib
 import json
 import logging
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from roost.instances.roster import Roster, Specs
 from roost.instances.sessions import SessionBook
+from roost.isolation.driver import Room
 from roost.model.errors import AccessDenied, NotFound, RoostError
+from roost.model.function import Runtime
 from roost.model.session import SessionState
 
 log = logging.getLogger(__name__)
 
 
+class Sandboxes(Protocol):
+    """The rooms that are no function's."""
+
+    def adopt(self, about: Mapping[str, Any], room: Room) -> bool:
+        """Own the room from now on. False: it can't be owned."""
+        ...
+
+
 class Adoption:
     """Runs once, before the server takes requests."""
 
-    def __init__(self, *, specs: Specs, book: SessionBook, roster: Roster) -> None:
+    def __init__(self, *, specs: Specs, book: SessionBook, roster: Roster, sandboxes: Sandboxes | None = None) -> None:
+        self._sandboxes = sandboxes
         self._specs = specs
         self._book = book
         self._roster = roster
@@ -48,6 +60,11 @@ class Adoption:
         about = handle.get("instance", {})
         room = await self._roster.around.driver.recover(handle["room"]) if about else None
         if room is None:
+            return ""
+        if about.get("runtime") == Runtime.SANDBOX:
+            if self._sandboxes is not None and self._sandboxes.adopt(about, room):
+                return str(about["id"])
+            await room.destroy()
             return ""
         with contextlib.suppress(NotFound, AccessDenied):
             spec = self._specs.resolve(about["account"], about["function"], about["version"])

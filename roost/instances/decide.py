@@ -30,6 +30,7 @@ class View:
     idle: Idle
     kept: bool = False  # provisioned: never stopped for being idle
     exited: bool = False
+    held: bool = False  # frozen until it is let go, whoever has a lease
     pause_wanted: bool = False
     stop_wanted: StopReason | None = None
     stop_deadline: float = float("inf")  # when a wanted stop no longer waits for leases
@@ -45,7 +46,8 @@ class Decision:
 
 
 def decide(view: View, now: float) -> Decision:
-    """The next step. Scale-in and idleness never end a lease; only exit and a passed stop deadline do."""
+    """The next step. Scale-in and idleness never end a lease; only exit and a passed stop deadline do, and being held
+    keeps it from running."""
     if view.exited:
         return Decision(action=Action.STOP, reason=StopReason.EXITED)
     if view.stop_wanted is not None:
@@ -55,6 +57,8 @@ def decide(view: View, now: float) -> Decision:
             return Decision(action=Action.THAW)
         action = Action.WAIT if view.state is State.DRAINING else Action.DRAIN
         return Decision(action=action, wake_at=view.stop_deadline)
+    if view.held:
+        return Decision(action=Action.FREEZE if view.state is State.READY else Action.WAIT)
     if view.leases:
         if view.state is State.FROZEN:
             return Decision(action=Action.THAW)
@@ -70,6 +74,8 @@ def decide(view: View, now: float) -> Decision:
         if now >= freeze_at:
             return Decision(action=Action.FREEZE)
         return Decision(action=Action.WAIT, wake_at=min(freeze_at, stop_at))
+    if now < freeze_at:  # it was frozen to be held, and is held no longer
+        return Decision(action=Action.THAW)
     return Decision(action=Action.WAIT, wake_at=stop_at)
 
 

@@ -69,7 +69,10 @@ class _StopAsked(Exception):
 
 
 class Instance:
-    """One room over its life; `generation` counts the rooms it has had (a resume makes a new one)."""
+    """One room over its life; `generation` counts the rooms it has had (a resume makes a new one).
+
+    `metered_as` stands for the session in its records when it has none.
+    """
 
     def __init__(
         self,
@@ -79,9 +82,10 @@ class Instance:
         session: Session | None,
         around: Surroundings,
         on_change: Callable[[Instance], None],
-        on_free: Callable[[Instance], None],
+        on_free: Callable[[Instance], None] = lambda _: None,
         slots: int,
         app_socket: str,
+        metered_as: str = "",
     ) -> None:
         self.id = id
         self.app_socket = app_socket
@@ -100,20 +104,24 @@ class Instance:
         self.created = around.clock()
         self.room: Room | None = None
         self.failure: RoostError | None = None
+        self.ended: StopReason | None = None  # why, once it is on its way out
         self.stopped = asyncio.Event()
         self._around = around
         self._on_change = on_change
         self._on_free = on_free
+        self._metered_as = session.id if session else metered_as
         self._link: GuestLink | None = None
         self._prepared: Prepared | None = None
         self._wake = asyncio.Event()
         self._settled = asyncio.Event()  # set whenever the state is not on its way to another
         self._exit: WorkerExit | None = None
         self._gone = asyncio.Event()
+        self._freezing = asyncio.Lock()  # held from the state's change until the room stands still
         self._stop_wanted: StopReason | None = None
         self._stop_deadline = float("inf")
         self._pause_wanted = False
         self._resume_wanted = False
+        self._held = False
         self._restarting = False
         self._forgotten: set[tuple[str, str, str]] = set()
         self._coming_up: asyncio.Task[None] | None = None
@@ -126,6 +134,8 @@ class Instance:
     def free_slots(self) -> int:
         """Slots that can be leased now."""
         if not self._leasable or self._stop_wanted or self._pause_wanted or self._exit or self._restarting:
+            return 0
+        if self._held:
             return 0
         return self.slots - self.leases
 
@@ -199,6 +209,30 @@ class Instance:
             if self.state is not State.PAUSED:
                 self._pause_wanted = False
             raise
+
+    async def up(self) -> None:
+        """Return once it takes leases. Raises what prevented it."""
+        await self._until(lambda: self.state in LEASABLE)
+
+    async def hold(self) -> None:
+        """Freeze it, whoever has leases, until it is let go: memory and processes stay. Raises Unavailable if it does
+        not freeze (it runs on then), or what ended it instead."""
+        self.hold_once_up()
+        await self._until(lambda: self.state is State.FROZEN or not self._held)
+        async with self._freezing:
+            if not self._held:
+                raise Unavailable("The instance could not be frozen.")
+
+    def hold_once_up(self) -> None:
+        """The same, without waiting for it; also before `run`."""
+        self._held = True
+        self._wake.set()
+
+    async def let_go(self) -> None:
+        """End `hold`; returns once it runs. Raises what ended it instead."""
+        self._held = False
+        self._wake.set()
+        await self._until(lambda: self.state is State.READY)
 
     async def resume(self) -> None:
         """A new room over the kept files. Raises what prevented it."""
@@ -407,6 +441,7 @@ class Instance:
             idle=self.spec.idle,
             kept=self.kept or bool(self.waiting),
             exited=self._exit is not None,
+            held=self._held,
             pause_wanted=self._pause_wanted,
             stop_wanted=self._stop_wanted,
             stop_deadline=self._stop_deadline,
@@ -419,13 +454,16 @@ class Instance:
 
     async def _freeze(self) -> None:
         # The state changes first: a lease taken during the freeze sees FROZEN, and the next decision thaws.
-        self._move(State.FROZEN)
-        try:
-            if self.room:
-                await self.room.freeze()
-        except RoostError as error:
-            log.warning("instance %s: %s", self.id, error.message)
-            await self._thaw()
+        async with self._freezing:
+            self._move(State.FROZEN)
+            try:
+                if self.room:
+                    await self.room.freeze()
+                return
+            except RoostError as error:
+                log.warning("instance %s: %s", self.id, error.message)
+                self._held = False  # who waits for it is told, and it is not tried again and again
+        await self._thaw()
 
     async def _thaw(self) -> None:
         if self.room:
@@ -456,6 +494,7 @@ class Instance:
         if self._exit is not None:
             reason = StopReason.OUT_OF_MEMORY if self.out_of_memory() else reason
             self.failure = self.failure or self._exit_error()
+        self.ended = reason
         self._move(State.STOPPING, reason=reason)
         try:
             await self._say_goodbye()
@@ -514,7 +553,7 @@ class Instance:
             account=self.spec.account,
             function=self.spec.name,
             version=self.spec.version,
-            session_id=self.session.id if self.session else "",
+            session_id=self._metered_as,
             generation=self.generation,
             before=self.state,
             after=target,
@@ -554,6 +593,7 @@ class Instance:
             "revision": self.spec.revision,
             "generation": self.generation,
             "created": self.created,
+            "runtime": self.spec.runtime.value,
             "session": self.session.id if self.session else "",
             "sessions": sorted(key[2] for key in self.sessions),
         }

@@ -6,36 +6,34 @@ and `/.roost/lib` as its search path (see `elf`), so it starts by a plain exec i
 and no environment variable of it reaches the programs that user code starts. `sys.executable` is `/.roost/bin/python3`.
 
     bin/python3, python, python3.11     the interpreter
-    bin/pip, pip3                       scripts that name it in their first line, so they need no shell
+    bin/pip, pip3, sudo                 scripts that name it in their first line, so they need no shell
     ld.so                               the loader
     lib/*.so*                           shared libraries
-    lib/python3.11/                     standard library, extension modules, site-packages with roost and pip
+    lib/python3.11/                     standard library, extension modules, site-packages with roost and pip, and a
+                                        line that adds a template's packages at `/.roost-data`
     include/                            headers, where the host has them
 """
 
 from __future__ import annotations
 
-import contextlib
 import errno
-import fcntl
 import hashlib
 import json
 import os
 import shutil
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import roost
 from roost.isolation import bundle_parts as parts
-from roost.isolation.mounted import mounted
+from roost.isolation.shelf import locked, remove_unused
 from roost.model.errors import StorageFull, Unavailable
 
 PREFIX = "/.roost"
-_LOCK_TIMEOUT_S = 300.0
+#: Packages that a template brings for this interpreter; a template without them has no such directory.
+DATA = "/.roost-data"
 _UNUSED_AFTER_S = 3600.0
 
 
@@ -71,11 +69,11 @@ def build_bundle(data_dir: Path) -> Bundle:
     root = guest / _digest(base, sources)
     try:
         guest.mkdir(parents=True, exist_ok=True)
-        with _locked(guest):
+        with locked(guest):
             if not root.is_dir():
                 _build(base, sources, root)
             os.utime(root)
-            _remove_unused(guest, keep=root)
+            remove_unused(guest, keep=root, after_s=_UNUSED_AFTER_S)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise StorageFull(f"The disk is full: the guest bundle does not fit in {guest}.") from error
@@ -109,6 +107,8 @@ def _build(base: parts.Interpreter, sources: Path, root: Path) -> None:
         site = parts.site_directory(base, building)
         parts.copy_sources(sources, site / sources.name)
         parts.copy_pip(base, site, building / "bin", f"{PREFIX}/bin/python3")
+        parts.write_sudo(building / "bin", f"{PREFIX}/bin/python3")
+        (site / "roost-data.pth").write_text(f"{DATA}\n")
         parts.compile_sources(base, building, PREFIX)
         parts.open_to_all(building)
         _check(base, building)
@@ -134,37 +134,3 @@ def _check(base: parts.Interpreter, building: Path) -> None:
     if ran.returncode != 0 or Path(ran.stdout.strip()) != building:
         reason = (ran.stderr.strip().splitlines() or [f"its prefix is {ran.stdout.strip()}"])[-1]
         raise Unavailable(f"The copy of {base.executable} does not work: {reason}.")
-
-
-@contextlib.contextmanager
-def _locked(guest: Path) -> Iterator[None]:
-    """Hold the directory's lock; the kernel releases it if the holder dies."""
-    with (guest / ".lock").open("w") as lock:
-        deadline = time.monotonic() + _LOCK_TIMEOUT_S
-        while True:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise Unavailable(f"Another process has held {guest}/.lock for too long.") from None
-                time.sleep(0.05)
-        yield
-
-
-def _remove_unused(guest: Path, *, keep: Path) -> None:
-    """Remove bundles of other versions, except those that a room may still run from.
-
-    A room that outlived its server has its bundle mounted. One that is just being made may not have it yet: hence the
-    grace period since the bundle was last asked for.
-    """
-    now = time.time()
-    old = [
-        path
-        for path in guest.iterdir()
-        if path.is_dir() and path != keep and now - path.stat().st_mtime > _UNUSED_AFTER_S
-    ]
-    if not old:
-        return
-    for path in set(old) - mounted(old):
-        shutil.rmtree(path)

@@ -38,6 +38,7 @@ _EXTRA_LIBRARIES = (
     "libutil.so.1",
 )
 
+_SOURCES = frozenset({".py", ".typed", ".R", ".cjs", ".java", ".sh"})
 _WHEELS = "share/python-wheels"
 
 _INSPECT = """
@@ -168,8 +169,8 @@ def site_directory(base: Interpreter, root: Path) -> Path:
 
 
 def python_sources(package: Path) -> list[Path]:
-    """The sources of a package, in a fixed order."""
-    return sorted(p for p in package.rglob("*") if p.suffix in (".py", ".typed") and p.is_file())
+    """The sources of a package, and the programs in other languages that belong to it, in a fixed order."""
+    return sorted(p for p in package.rglob("*") if p.suffix in _SOURCES and p.is_file())
 
 
 def copy_sources(package: Path, target: Path) -> None:
@@ -196,6 +197,15 @@ def copy_pip(base: Interpreter, site: Path, scripts: Path, python: str) -> None:
         script = scripts / name
         script.write_text(f"#!{python}\nimport sys\nfrom pip._internal.cli.main import main\nsys.exit(main())\n")
         script.chmod(0o755)
+
+
+def write_sudo(scripts: Path, python: str) -> None:
+    """The `sudo` of sandboxes. Nothing that the caller's variables name is imported."""
+    script = scripts / "sudo"
+    script.write_text(
+        f"#!{python} -I\nimport sys\nfrom roost.guest.sandbox.sudo_client import main\nsys.exit(main())\n"
+    )
+    script.chmod(0o755)
 
 
 def compile_sources(base: Interpreter, root: Path, prefix: str) -> None:

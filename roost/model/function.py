@@ -22,6 +22,7 @@ class Runtime(StrEnum):
 
     PYTHON = "python"  # the guest's interpreter: event handler, generator, WSGI or ASGI object
     CUSTOM = "custom"  # the user's own web server on `port`
+    SANDBOX = "sandbox"  # the guest's daemon of a sandbox: processes, files, code
 
 
 class Affinity(StrEnum):

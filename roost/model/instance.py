@@ -63,3 +63,5 @@ class StopReason(StrEnum):
     START_FAILED = "start_failed"
     SHUTDOWN = "shutdown"
     LOST = "lost"  # found dead after a restart of the server
+    KILLED = "killed"  # a sandbox, by request
+    PAUSED = "paused"  # a sandbox whose files alone are kept

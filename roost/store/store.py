@@ -10,11 +10,15 @@ from roost.store.database import Database
 from roost.store.functions import Functions
 from roost.store.layers import Layers
 from roost.store.provision import Provision
+from roost.store.sandboxes import Sandboxes
+from roost.store.secrets import Secrets
 from roost.store.sessions import Sessions
 from roost.store.settings import Settings
 from roost.store.tags import Tags
+from roost.store.template_tags import TemplateTags
 from roost.store.triggers import Triggers
 from roost.store.versions import Versions
+from roost.store.volumes import Volumes
 
 
 class Store:
@@ -35,6 +39,10 @@ class Store:
         self.provision = Provision(self._database)
         self.triggers = Triggers(self._database)
         self.sessions = Sessions(self._database)
+        self.sandboxes = Sandboxes(self._database)
+        self.secrets = Secrets(self._database)
+        self.volumes = Volumes(self._database)
+        self.template_tags = TemplateTags(self._database)
         self.settings = Settings(self._database)
 
     async def open(self) -> None:

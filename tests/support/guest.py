@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -80,7 +80,8 @@ class Control:
 class Guest:
     """A guest process. Leaving the `with` ends it and everything it started."""
 
-    def __init__(self, directory: Path, *options: str) -> None:
+    def __init__(self, directory: Path, *options: str, wrapper: Sequence[str] = ()) -> None:
+        """`wrapper`: a command that runs the guest, given after it."""
         self.directory = directory
         self.code = directory / "code"
         self.code.mkdir()
@@ -89,7 +90,7 @@ class Guest:
         listeners = [_listen(self.guest_path), _listen(self.app_path)]
         guest_fd, app_fd = (listener.fileno() for listener in listeners)
         command = [sys.executable, "-m", "roost.guest.main", f"--guest-fd={guest_fd}", f"--app-fd={app_fd}"]
-        self.process = subprocess.Popen([*command, *options], pass_fds=(guest_fd, app_fd), cwd=ROOT)
+        self.process = subprocess.Popen([*wrapper, *command, *options], pass_fds=(guest_fd, app_fd), cwd=ROOT)
         for listener in listeners:
             listener.close()
         self.control = Control(self.guest_path)

@@ -26,10 +26,18 @@ READY = re.compile(r"http://([0-9.]+):(\d+)")
 
 
 class Server:
-    """`python -m roost.server` on a free port. `url` is where it answers."""
+    """`python -m roost.server` on a free port, or another `module` that does the same. `url` is where it answers."""
 
-    def __init__(self, data_dir: Path, *, config: str = "", env: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        data_dir: Path,
+        *,
+        config: str = "",
+        env: Mapping[str, str] | None = None,
+        module: str = "roost.server",
+    ) -> None:
         self.data_dir = data_dir
+        self._module = module
         self.url = ""
         self.ready_line = ""
         self._config = config
@@ -40,7 +48,7 @@ class Server:
     def start(self) -> Server:
         self.data_dir.mkdir(parents=True, exist_ok=True)
         share_bundle(self.data_dir)
-        command = [sys.executable, "-m", "roost.server", "--port", "0", "--data-dir", str(self.data_dir)]
+        command = [sys.executable, "-m", self._module, "--port", "0", "--data-dir", str(self.data_dir)]
         if self._config:
             file = self.data_dir.parent / f"{self.data_dir.name}.toml"
             file.write_text(self._config)
@@ -121,6 +129,14 @@ def share_bundle(data_dir: Path) -> None:
     root = build_bundle(shared).root
     (data_dir / "guest").mkdir()
     subprocess.run(["cp", "-al", str(root), str(data_dir / "guest" / root.name)], check=True)
+
+
+def share_packages(data_dir: Path, packages: Path) -> None:
+    """Give the data directory the packages of code contexts that are installed already: hard links."""
+    shelf = data_dir / "packages"
+    if not shelf.exists():
+        shelf.mkdir()
+        subprocess.run(["cp", "-al", str(packages), str(shelf / packages.name)], check=True)
 
 
 def zip_base64(files: Mapping[str, str]) -> str:

@@ -11,6 +11,7 @@ from roost.model.instance import TRANSITIONS, State, StopReason
 NOW = 1000.0
 READY = View(state=State.READY, leases=0, idle_since=NOW, idle=Idle(freeze_after_s=1, stop_after_s=10))
 FROZEN = replace(READY, state=State.FROZEN)
+NEVER = Idle(freeze_after_s=float("inf"), stop_after_s=float("inf"))
 
 
 @pytest.mark.parametrize(
@@ -31,6 +32,14 @@ FROZEN = replace(READY, state=State.FROZEN)
         (replace(FROZEN, stop_wanted=StopReason.UPDATED, leases=1), 0.0, Action.THAW),
         (replace(READY, stop_wanted=StopReason.DELETED, leases=1, stop_deadline=NOW + 5), 5.0, Action.STOP),
         (replace(READY, exited=True, leases=3), 0.0, Action.STOP),
+        (replace(READY, held=True), 0.0, Action.FREEZE),
+        (replace(READY, held=True, leases=2), 0.0, Action.FREEZE),
+        (replace(FROZEN, held=True), 1e6, Action.WAIT),
+        (replace(FROZEN, held=True, leases=2), 0.0, Action.WAIT),
+        (replace(FROZEN, held=True, stop_wanted=StopReason.KILLED), 0.0, Action.STOP),
+        (replace(FROZEN, held=True, exited=True), 0.0, Action.STOP),
+        (replace(FROZEN, idle=NEVER), 1e6, Action.THAW),  # let go
+        (replace(READY, idle=NEVER), 1e6, Action.WAIT),
     ],
 )
 def test_next_step(view: View, at: float, action: Action) -> None:
@@ -44,6 +53,7 @@ views = st.builds(
     idle_since=st.floats(0, 2000),
     idle=st.builds(Idle, freeze_after_s=st.floats(0, 5), stop_after_s=st.floats(0, 50)),
     kept=st.booleans(),
+    held=st.booleans(),
     pause_wanted=st.booleans(),
     stop_wanted=st.sampled_from([None, StopReason.UPDATED]),
 )
@@ -53,7 +63,8 @@ views = st.builds(
 def test_a_lease_is_never_ended_by_idleness_or_scale_in(view: View, now: float) -> None:
     decision = decide(view, now)
     if view.leases:
-        assert decision.action in (Action.WAIT, Action.THAW, Action.DRAIN)
+        allowed = (Action.WAIT, Action.FREEZE) if view.held else (Action.WAIT, Action.THAW)
+        assert decision.action in (*allowed, Action.DRAIN, Action.THAW)
     if decision.action is Action.WAIT:
         assert decision.wake_at > now, "a wait that is over at once would spin"
 

@@ -14,6 +14,7 @@ import typer
 
 from roost.config import default_data_dir
 from roost.isolation.templates.catalog import BuildOptions, Templates
+from roost.isolation.templates.data import build_data
 from roost.isolation.templates.debian import VARIANTS
 from roost.model.errors import RoostError
 
@@ -51,6 +52,12 @@ def list_templates(data_dir: DataDir = None) -> None:
 def remove(name: Annotated[str, typer.Argument(help="The template's name.")], data_dir: DataDir = None) -> None:
     """Remove a template that no server uses."""
     _templates(data_dir).remove(name)
+
+
+@app.command()
+def packages(data_dir: DataDir = None) -> None:
+    """Install what code contexts of sandboxes have at hand (numpy, pandas, matplotlib...), if it is not there yet."""
+    print(build_data(data_dir or default_data_dir(os.environ)))
 
 
 def main() -> None:

@@ -1,0 +1,51 @@
+"""All routes of the API, wired."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from starlette.routing import Route
+
+from roost.api.e2b.call import Answer, Call, Endpoints
+from roost.api.e2b.sandboxes import Sandboxes, Terms
+from roost.api.e2b.secrets import Secrets
+from roost.api.e2b.templates import Templates
+from roost.api.e2b.volumes import VolumeContent, Volumes
+from roost.model.errors import NotFound
+from roost.model.signature import Keys
+from roost.sandboxes.fleet import SandboxFleet
+from roost.sandboxes.templates import TemplateShelf
+from roost.sandboxes.volumes import VolumeShelf
+from roost.store.secrets import Secrets as SecretStore
+
+#: First segments of the API; what is below them and no operation is answered in its shape too.
+SEGMENTS = ("sandboxes", "v2", "v3", "templates", "snapshots", "volumes", "volumecontent", "secrets", "teams")
+_METHODS = ("GET", "POST", "PUT", "DELETE", "PATCH", "OPTIONS")
+
+
+def build_e2b_api(
+    *,
+    fleet: SandboxFleet,
+    shelf: TemplateShelf,
+    secrets: SecretStore,
+    volumes: VolumeShelf,
+    terms: Terms,
+    domain: Callable[[], str],
+    keys: Keys,
+    clock: Callable[[], float],
+) -> list[Route]:
+    """`domain` is what sandboxes are below, known once the server listens; `keys`: empty takes any API key."""
+    endpoints = Endpoints(keys)
+    resources = (Sandboxes(fleet, terms, domain), Templates(shelf), Secrets(secrets, clock), Volumes(volumes, fleet))
+    routes = [route for resource in resources for route in resource.routes(endpoints)]
+    unknown = [
+        endpoints.route(method, path, _unknown)
+        for segment in SEGMENTS
+        for path in (f"/{segment}", f"/{segment}/{{rest:path}}")
+        for method in _METHODS
+    ]
+    return [*routes, *VolumeContent(volumes).routes(), *unknown]
+
+
+async def _unknown(call: Call) -> Answer:
+    raise NotFound(f"Roost has no operation {call.request.method} {call.request.url.path[:200]}")

@@ -1,0 +1,148 @@
+"""The sandbox's daemon: one single-threaded process, root of the room, that serves app.sock for all of it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import time
+import traceback
+from collections.abc import Callable
+from typing import Protocol
+
+from roost.guest.async_server import AsyncServer, Disconnected, Exchange
+from roost.guest.config import StartConfig
+from roost.guest.environment import BUNDLE_BIN
+from roost.guest.faults import StartFailed
+from roost.guest.loading import reseed
+from roost.guest.sandbox.commands import Commands
+from roost.guest.sandbox.envd import Envd
+from roost.guest.sandbox.files import Files
+from roost.guest.sandbox.filesystem_service import FilesystemService
+from roost.guest.sandbox.identities import Identities
+from roost.guest.sandbox.metrics import Metrics
+from roost.guest.sandbox.process_service import ProcessService
+from roost.guest.sandbox.processes import ProcessTable
+from roost.guest.sandbox.replies import refuse, reply_json
+from roost.guest.sandbox.sudo_broker import SudoBroker
+from roost.guest.sandbox.watches import Watches
+from roost.guest.worker import Reporter
+
+CONCURRENCY = 1000
+INTERPRETER_PORT = "49999"
+SUDO_SOCKET = "/run/roost-sudo.sock"
+SUDO = "/usr/local/bin/sudo"  # first on the PATH that login shells set, before one whose setuid bit means nothing here
+
+
+class Handler(Protocol):
+    """What serves one port."""
+
+    async def __call__(self, exchange: Exchange) -> None: ...
+
+
+def run_sandbox(
+    config: StartConfig,
+    app: socket.socket,
+    status: socket.socket,
+    interpreter: Callable[[StartConfig, Identities], Handler] | None = None,
+) -> None:
+    """Returns when the sandbox could not start (the supervisor has been told); otherwise serves until killed.
+
+    `interpreter` makes the handler of port 49999, for a sandbox that is to have one.
+    """
+    report = Reporter(status)
+    try:
+        with asyncio.Runner() as runner:
+            runner.run(_serve(config, app, status, report, interpreter))
+    except StartFailed as error:
+        told = {"errorType": error.kind, "errorMessage": error.message, "stackTrace": error.stack}
+        report.send({"event": "failed", "error": told})
+
+
+async def _serve(
+    config: StartConfig,
+    app: socket.socket,
+    status: socket.socket,
+    report: Reporter,
+    make_interpreter: Callable[[StartConfig, Identities], Handler] | None,
+) -> None:
+    started = time.monotonic()
+    _set_up_process(config)
+    _end_with_supervisor(status)
+    sandbox = config.sandbox
+    identities = Identities(
+        default=sandbox.user, env=config.env, workdir=sandbox.workdir, own_python=sandbox.interpreter
+    )
+    interpreter: Handler = _closed_port
+    if make_interpreter is not None and sandbox.interpreter:
+        interpreter = make_interpreter(config, identities)
+    if config.time_zone:
+        identities.env.setdefault("TZ", config.time_zone)
+    envd = Envd(
+        identities=identities,
+        processes=ProcessService(identities, ProcessTable()),
+        filesystem=FilesystemService(identities, Watches()),
+        files=Files(identities),
+        metrics=Metrics(config.function.memory << 20),
+    )
+
+    async def handle(exchange: Exchange) -> None:
+        handler = interpreter if exchange.head.get("x-roost-port") == INTERPRETER_PORT else envd
+        try:
+            await handler(exchange)
+        except Disconnected:
+            raise
+        except Exception:  # a mistake of the daemon: it is logged, and costs this request alone
+            traceback.print_exc()
+            if not exchange.framer.sent:
+                await refuse(exchange, 500, "the sandbox's daemon failed at this request: its log says more")
+
+    sudo = SudoBroker(identities)
+    sudo.serve(SUDO_SOCKET)
+    _link_sudo(f"{BUNDLE_BIN}/sudo")
+    server = AsyncServer(app, handle, concurrency=CONCURRENCY, grace_s=0.0)
+    await server.serve()
+    commands = Commands(identities, report)
+    await commands.run(sandbox.start_command, sandbox.ready_command)
+    init_ms = round((time.monotonic() - started) * 1000, 3)
+    report.send({"event": "ready", "init_ms": init_ms, "stops": False})
+    await asyncio.get_running_loop().create_future()  # until killed
+
+
+async def _closed_port(exchange: Exchange) -> None:
+    body = {"message": "The sandbox is running but port is not open", "port": int(INTERPRETER_PORT), "code": 502}
+    await reply_json(exchange, body, 502)
+
+
+def _set_up_process(config: StartConfig) -> None:
+    # Nothing of the supervisor's environment reaches what is started here, nor the daemon's own libraries.
+    os.environ.clear()
+    os.environ.update({"LANG": "C.UTF-8", "HOME": "/root", "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"})
+    if config.time_zone:
+        os.environ["TZ"] = config.time_zone
+    time.tzset()
+    os.umask(0o022)
+    for fd in os.listdir("/proc/self/fd"):  # see `spawn`: what it inherited must not reach a program either
+        with contextlib.suppress(OSError):
+            os.set_inheritable(int(fd), int(fd) < 3)
+    os.chdir("/")
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    reseed(config.entropy)
+
+
+def _link_sudo(program: str) -> None:
+    """A template's own, and what somebody put there before, stay."""
+    with contextlib.suppress(OSError):
+        if os.path.exists(program) and not os.path.lexists(SUDO):
+            os.makedirs(os.path.dirname(SUDO), exist_ok=True)
+            os.symlink(program, SUDO)
+
+
+def _end_with_supervisor(status: socket.socket) -> None:
+    def on_readable() -> None:
+        if not status.recv(4096):
+            os._exit(0)
+
+    asyncio.get_running_loop().add_reader(status, on_readable)

@@ -1,0 +1,82 @@
+"""Processes of contexts: forks of the daemon, which shares with them the interpreter that it was forked from itself."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import os
+import signal
+from collections.abc import Callable, Mapping
+from typing import Any, NoReturn, Protocol
+
+Order = Mapping[str, Any]
+Descriptors = tuple[int, int, int]
+
+
+class Launch(Protocol):
+    """What a fork becomes."""
+
+    def __call__(self, order: Order, fds: Descriptors) -> NoReturn:
+        """In the fork: be the context of `order`. `fds` are its socket, its output and its error output."""
+
+
+class Child:
+    """A process of a context, and with it the group of processes that it starts."""
+
+    def __init__(self, pid: int) -> None:
+        """`pid` is a child of this process that nobody else waits for."""
+        self._pid = pid
+        self._pidfd = os.pidfd_open(pid)
+        self._watched = False
+        self.ended = False
+        self.status: int | None = None  # its wait status, if that is known
+        self.on_end: Callable[[], None] = lambda: None
+
+    def watch(self) -> None:
+        """In the event loop: notice the end from now on."""
+        if not self._watched and not self.ended:
+            self._watched = True
+            asyncio.get_running_loop().add_reader(self._pidfd, self._on_end)
+
+    def interrupt(self) -> None:
+        self._signal(signal.SIGINT)
+
+    def kill(self) -> None:
+        self._signal(signal.SIGKILL)
+
+    def _signal(self, number: signal.Signals) -> None:
+        if self.ended:  # the number may be another's
+            return
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            try:
+                os.killpg(self._pid, number)
+            except ProcessLookupError:  # it has no group of its own yet
+                signal.pidfd_send_signal(self._pidfd, number)
+
+    def _on_end(self) -> None:
+        asyncio.get_running_loop().remove_reader(self._pidfd)
+        # What the context started lives in its group; without it, nobody would stop that. While it is not reaped, its
+        # number is no other's.
+        self._signal(signal.SIGKILL)
+        self.ended = True
+        with contextlib.suppress(ChildProcessError):
+            _, self.status = os.waitpid(self._pid, 0)
+        os.close(self._pidfd)
+        self.on_end()
+
+
+def spawn(launch: Launch, order: Order, fds: Descriptors) -> Child:
+    """Raises OSError when there can be no process."""
+    # What is in memory now is shared with the context: no collection, on either side, shall touch (and so copy) it. And
+    # what the daemon holds is never collected there, where the numbers of its descriptors are another's.
+    gc.freeze()
+    pid = os.fork()
+    if pid == 0:
+        launch(order, fds)
+    try:
+        return Child(pid)
+    except OSError:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        raise

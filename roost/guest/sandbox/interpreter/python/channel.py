@@ -1,0 +1,96 @@
+"""A context's end of its socket."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import threading
+from types import FrameType
+from typing import Any
+
+from roost.guest.sandbox.interpreter import frames
+
+_CHUNK = 1 << 16
+_MAX_CODE = 128 << 20  # what is 16 MB of code may be longer as JSON
+
+
+class Channel:
+    """Reads cells and sends results.
+
+    SIGINT raises KeyboardInterrupt while a cell runs, but never within a message: that would be cut off. A process that
+    user code forks is no context, so the channel is closed in it.
+    """
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._reader = frames.FrameReader(_MAX_CODE)
+        self._waiting: list[frames.Frame] = []
+        self._lock = threading.Lock()
+        self._sending = False
+        self._interrupted = False
+        self.interruptible = False
+        self.is_open = True
+        os.register_at_fork(after_in_child=self._leave)
+
+    def receive(self) -> dict[str, Any] | None:
+        """The next cell; None when the daemon has gone. This is where a context rests."""
+        while True:
+            kind, payload = self._next()
+            if kind == frames.RUN:
+                cell: dict[str, Any] = json.loads(payload)
+                return cell
+            if not kind:
+                return None
+
+    def send(self, kind: bytes, payload: bytes) -> None:
+        self._send(frames.frame(kind, payload), wait=False)
+
+    def display(self, payload: bytes) -> None:
+        """Returns when the daemon has passed it on. What was printed before it comes before it, the rest after.
+
+        Only the main thread waits: the others' answers would be taken for its cells.
+        """
+        wait = threading.current_thread() is threading.main_thread()
+        self._send(frames.frame(frames.DISPLAY if wait else frames.RESULT, payload), wait=wait)
+
+    def take_interrupts(self) -> None:
+        """Make SIGINT ours again, whatever the last cell made of it."""
+        signal.signal(signal.SIGINT, self._on_interrupt)
+
+    def _send(self, data: bytes, *, wait: bool) -> None:
+        with self._lock:
+            if not self.is_open:
+                return
+            self._sending = True
+            try:
+                self._sock.sendall(data)
+                if wait:
+                    self._next()
+            finally:
+                self._sending = False
+        if self._interrupted:
+            self._interrupted = False
+            raise KeyboardInterrupt
+
+    def _next(self) -> frames.Frame:
+        while not self._waiting:
+            data = self._sock.recv(_CHUNK)
+            if not data:
+                return b"", b""
+            self._waiting += self._reader.feed(data)
+        return self._waiting.pop(0)
+
+    def _on_interrupt(self, number: int, frame: FrameType | None) -> None:
+        if not self.interruptible:
+            return
+        if self._sending:
+            self._interrupted = True
+            return
+        raise KeyboardInterrupt
+
+    def _leave(self) -> None:
+        self.is_open = False
+        self._lock = threading.Lock()
+        self._sock.close()

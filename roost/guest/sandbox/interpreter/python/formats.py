@@ -1,0 +1,69 @@
+"""Representations that E2B's clients expect beside IPython's: tables, charts, JSON of plain lists and objects."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from IPython.core.formatters import BaseFormatter, DisplayFormatter, JSONFormatter
+from traitlets import ObjectName, Unicode
+
+
+class TableFormatter(BaseFormatter):
+    """A pandas DataFrame as its columns."""
+
+    format_type = Unicode("e2b/data")
+    print_method = ObjectName("_repr_e2b_data_")
+    _return_type = (dict, str)
+
+    def __call__(self, obj: Any) -> Any:
+        pandas = sys.modules.get("pandas")
+        if pandas is None or not isinstance(obj, pandas.DataFrame):
+            return super().__call__(obj)
+        columns = obj.to_dict(orient="list")
+        stamp = pandas.Timestamp
+        return {
+            name: [value.isoformat() if isinstance(value, stamp) else value for value in values]
+            for name, values in columns.items()
+        }
+
+
+class ChartFormatter(BaseFormatter):
+    """A matplotlib figure as the data that it shows, by the package `e2b-charts`."""
+
+    format_type = Unicode("e2b/chart")
+    print_method = ObjectName("_repr_e2b_chart_")
+    _return_type = (dict, str)
+
+    def __call__(self, obj: Any) -> Any:
+        figures = sys.modules.get("matplotlib.figure")
+        charts = sys.modules.get("e2b_charts")
+        if figures is None or charts is None or not isinstance(obj, figures.Figure):
+            return super().__call__(obj)
+        try:
+            return charts.chart_figure_to_dict(obj)
+        except Exception:  # a figure that it does not understand is still a picture
+            return {}
+
+
+class PlainJsonFormatter(JSONFormatter):
+    """Lists and dictionaries are JSON too, if all that is in them is."""
+
+    def __call__(self, obj: Any) -> Any:
+        orjson = sys.modules.get("orjson")
+        if orjson is not None and isinstance(obj, list | dict):
+            options = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS
+            try:
+                return orjson.loads(orjson.dumps(obj, option=options)), {"expanded": True}
+            except (TypeError, ValueError):
+                pass
+        return super().__call__(obj)
+
+
+def add_formats(display: DisplayFormatter) -> None:
+    for name, kind in (
+        ("e2b/data", TableFormatter),
+        ("e2b/chart", ChartFormatter),
+        ("application/json", PlainJsonFormatter),
+    ):
+        display.formatters[name] = kind(parent=display)

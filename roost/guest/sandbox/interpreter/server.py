@@ -1,0 +1,149 @@
+"""The code interpreter's HTTP interface, as E2B's clients expect it on port 49999."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from roost.guest.async_server import Disconnected, Exchange
+from roost.guest.config import StartConfig
+from roost.guest.environment import PATH
+from roost.guest.framing import Fields
+from roost.guest.http1 import BadMessage
+from roost.guest.sandbox.interpreter.contexts import CannotStart, Context, Contexts, describe
+from roost.guest.sandbox.interpreter.languages import installed
+from roost.guest.sandbox.interpreter.launch import Accounts, Launcher
+from roost.guest.sandbox.interpreter.requests import Invalid, normalize, parse_create, parse_execute
+
+MAX_BODY = 16 << 20
+_MAX_BODIES = 128 << 20  # of all requests that wait for their turn
+
+
+class Refusal(Exception):
+    """A reply that is not what was asked for."""
+
+    def __init__(self, status: int, text: str = "", **detail: Any) -> None:
+        super().__init__(text)
+        self.status = status
+        self.text = text
+        self.detail = detail
+
+
+class Interpreter:
+    """Serves requests of one sandbox. Needs no event loop when it is made."""
+
+    def __init__(self, config: StartConfig, identities: Accounts) -> None:
+        self._accounts = identities
+        self._contexts = Contexts(Launcher(identities), installed(config.env.get("PATH", PATH)), self._home)
+        self._bodies = 0
+        self._contexts.prepare()
+
+    async def __call__(self, exchange: Exchange) -> None:
+        fields = _cross_origin(exchange)
+        try:
+            await self._answer(exchange, fields)
+        except Disconnected:
+            raise
+        except Invalid as error:
+            await _reply(exchange, 422, {"detail": [error.detail]}, fields)
+        except CannotStart as error:
+            await _reply_text(exchange, 500, f"Failed to create context: {error}", fields)
+        except Refusal as refusal:
+            if refusal.detail:
+                await _reply(exchange, refusal.status, refusal.detail, fields)
+            else:
+                await _reply_text(exchange, refusal.status, refusal.text, fields)
+        except BadMessage as error:
+            await _reply_text(exchange, error.status, str(error), fields)
+
+    async def _answer(self, exchange: Exchange, fields: Fields) -> None:
+        method = exchange.head.method
+        parts = [part for part in exchange.head.target.partition("?")[0].split("/") if part]
+        match method, parts:
+            case "OPTIONS", _ if fields:
+                await _reply_text(exchange, 200, "OK", [*fields, *_preflight(exchange)])
+            case "POST", ["execute"]:
+                await self._execute(exchange, fields)
+            case "GET" | "HEAD", ["health"]:
+                await _reply(exchange, 200, "OK", fields)
+            case "GET", ["contexts"]:
+                await _reply(exchange, 200, self._contexts.describe(), fields)
+            case "POST", ["contexts"]:
+                request = parse_create(await _read(exchange))
+                context = await self._contexts.create(request.language, request.cwd)
+                await _reply(exchange, 200, describe(context), fields)
+            case "DELETE", ["contexts", context_id]:
+                self._contexts.remove(self._find(context_id))
+                await _reply(exchange, 200, None, fields)
+            case "POST", ["contexts", context_id, "restart"]:
+                await self._restart(self._find(context_id))
+                await _reply(exchange, 200, None, fields)
+            case _, ["execute"] | ["health"] | ["contexts"] | ["contexts", _] | ["contexts", _, "restart"]:
+                raise Refusal(405, detail="Method Not Allowed")
+            case _:
+                raise Refusal(404, detail="Not Found")
+
+    async def _execute(self, exchange: Exchange, fields: Fields) -> None:
+        body = await _read(exchange)
+        cell = parse_execute(body)
+        if cell.context_id and cell.language:
+            raise Refusal(400, "Only one of context_id or language can be provided")
+        named = cell.context_id
+        context = self._find(named) if named else self._contexts.default(normalize(cell.language))
+        size = len(body)
+        if self._bodies + size > _MAX_BODIES:
+            raise Refusal(503, "Too much code waits for its turn")
+        self._bodies += size
+        try:
+            await context.execute(cell, exchange, fields)
+        finally:
+            self._bodies -= size
+
+    async def _restart(self, context: Context) -> None:
+        try:
+            await context.restart()
+        except CannotStart as error:
+            raise Refusal(500, f"Failed to restart context {context.id}: {error}") from error
+
+    def _find(self, context_id: str) -> Context:
+        context = self._contexts.get(context_id)
+        if context is None:
+            raise Refusal(404, f"Context {context_id} not found")
+        return context
+
+    def _home(self) -> str:
+        """Where contexts are that name no place."""
+        try:
+            return self._accounts.workdir or str(self._accounts.lookup(self._accounts.default).home)
+        except LookupError:
+            return "/"
+
+
+async def _read(exchange: Exchange) -> bytes:
+    """The body. What says that it is too large is refused before it comes."""
+    if (exchange.head.length or 0) > MAX_BODY:
+        raise BadMessage(f"the body is larger than {MAX_BODY >> 20} MB", 413)
+    return await exchange.read_all(MAX_BODY)
+
+
+async def _reply(exchange: Exchange, status: int, item: Any, fields: Fields) -> None:
+    await exchange.whole(status, [("content-type", "application/json"), *fields], json.dumps(item).encode())
+
+
+async def _reply_text(exchange: Exchange, status: int, text: str, fields: Fields) -> None:
+    kind = ("content-type", "text/plain; charset=utf-8")
+    await exchange.whole(status, [kind, *fields], text.encode(errors="replace"))
+
+
+def _cross_origin(exchange: Exchange) -> Fields:
+    """Pages of any origin may use a sandbox: what protects it is its address and its token."""
+    return [("access-control-allow-origin", "*")] if exchange.head.get("origin") else []
+
+
+def _preflight(exchange: Exchange) -> Fields:
+    asked = exchange.head.get("access-control-request-headers") or ""
+    return [
+        ("access-control-allow-methods", "DELETE, GET, HEAD, OPTIONS, PATCH, POST, PUT"),
+        ("access-control-max-age", "600"),
+        *([("access-control-allow-headers", asked)] if asked else []),
+    ]

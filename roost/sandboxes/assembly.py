@@ -1,0 +1,199 @@
+"""From a sandbox's record to its room: the layer that outlives it, volumes, the host's doors, what the guest runs."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from roost.instances.instance import Prepared
+from roost.isolation.driver import ROOT_CAPABILITIES, Mount, RoomSpec, Template
+from roost.model.errors import Unavailable
+from roost.model.function import FunctionSpec, Idle, Runtime
+from roost.model.sandbox import SANDBOX_ID, Sandbox
+from roost.model.session import Session
+from roost.sandboxes.templates import ENVD_VERSION, SandboxTemplate
+from roost.sandboxes.volumes import VolumeShelf
+
+log = logging.getLogger(__name__)
+
+USER = "user"
+WORKDIR = "/home/user"
+#: Requests that one sandbox takes at once: streams of processes and watches hold theirs for long.
+SLOTS = 1000
+_NEVER = float("inf")
+
+
+class Egress(Protocol):
+    """The host's proxies for one room: what it may reach, as a folder of sockets and the environment that uses them."""
+
+    async def attach(self, spec: FunctionSpec, run_dir: Path) -> tuple[Path | None, Mapping[str, str]]: ...
+
+    def detach(self, run_dir: Path) -> None: ...
+
+
+class Layers(Protocol):
+    """Disk images."""
+
+    async def create(self, path: Path, size_mb: int) -> None: ...
+
+
+class RootSource(Protocol):
+    """The root file system of a template. Raises NotFound."""
+
+    async def root(self, template: SandboxTemplate) -> Template: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Places:
+    """Directories of one server: writable layers by sandbox, and sockets of what runs."""
+
+    layers: Path
+    run: Path
+
+
+def spec_of(sandbox: Sandbox) -> FunctionSpec:
+    """The sandbox as an instance knows it. It is never frozen or stopped for being idle: its processes go on."""
+    return FunctionSpec(
+        account=sandbox.account,
+        name=f"sandbox:{sandbox.template}",
+        version="LATEST",
+        revision=sandbox.template,
+        runtime=Runtime.SANDBOX,
+        environment=sandbox.environment,
+        limits=sandbox.limits,
+        timeout_s=_NEVER,
+        concurrency=SLOTS,
+        template=sandbox.template,
+        packages=("pypi", "npm") if sandbox.internet else (),
+        idle=Idle(freeze_after_s=_NEVER, stop_after_s=_NEVER),
+    )
+
+
+class SandboxAssembly:
+    """Makes what each start of a sandbox's room needs."""
+
+    def __init__(
+        self,
+        *,
+        places: Places,
+        roots: RootSource,
+        layers: Layers,
+        volumes: VolumeShelf,
+        egress: Egress,
+        region: str,
+        time_zone: str,
+    ) -> None:
+        self._places = places
+        self._roots = roots
+        self._layers = layers
+        self._volumes = volumes
+        self._egress = egress
+        self._region = region
+        self._time_zone = time_zone
+        places.layers.mkdir(parents=True, exist_ok=True, mode=0o700)
+
+    def of(self, sandbox: Sandbox, template: SandboxTemplate) -> SandboxPreparer:
+        """Its `instance.Preparer`."""
+        return SandboxPreparer(self, sandbox, template)
+
+    def layer(self, id: str) -> Path:
+        """The image with a sandbox's files."""
+        return self._places.layers / f"{id}.img"
+
+    def run_dir(self, id: str) -> Path:
+        return self._places.run / id
+
+    def used_bytes(self, id: str) -> int:
+        """What its files take of the host's disk."""
+        try:
+            return self.layer(id).stat().st_blocks * 512
+        except OSError:
+            return 0
+
+    def has_files(self, id: str) -> bool:
+        return self.layer(id).exists()
+
+    def discard(self, id: str) -> None:
+        """Its files are wanted no more; nothing uses them. What can't be removed is tried again by the next server."""
+        try:
+            self.layer(id).unlink(missing_ok=True)
+        except OSError as error:
+            log.warning("the files of sandbox %s can't be removed: %s", id, error)
+
+    def strays(self, known: frozenset[str]) -> list[str]:
+        """Ids of files whose sandbox is none of `known`: a server was killed before it had made or ended it."""
+        found = [path.stem for path in self._places.layers.glob("*.img") if SANDBOX_ID.fullmatch(path.stem)]
+        return [id for id in found if id not in known]
+
+    async def prepare(self, spec: FunctionSpec, sandbox: Sandbox, template: SandboxTemplate) -> Prepared:
+        """All that one start needs. Raises RoostError; nothing is held then."""
+        root = await self._roots.root(template)
+        run_dir = self.run_dir(sandbox.id)
+        with contextlib.ExitStack() as stack:
+            mounts = [
+                Mount(source=self._volumes.image(self._volumes.named(sandbox.account, volume.name)), target=volume.path)
+                for volume in sandbox.volumes
+            ]
+            layer = self.layer(sandbox.id)
+            if not layer.exists():
+                await self._layers.create(layer, sandbox.limits.disk_mb)
+            try:
+                run_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+            except OSError as error:
+                raise Unavailable(f"{run_dir} can't be made: {error.strerror}.") from error
+            stack.callback(self._egress.detach, run_dir)
+            egress_dir, doors = await self._egress.attach(spec, run_dir)
+            room = RoomSpec(
+                id=sandbox.id,
+                template=root,
+                limits=sandbox.limits,
+                run_dir=run_dir,
+                layer=layer,
+                mounts=tuple(mounts),
+                egress_dir=egress_dir,
+                capabilities=ROOT_CAPABILITIES,
+            )
+            start = self._start(sandbox, template, {**dict(root.environment), **sandbox.environment, **doors})
+            start["egress"] = egress_dir is not None
+            return Prepared(room=room, start=start, release=stack.pop_all().close)
+
+    def _start(self, sandbox: Sandbox, template: SandboxTemplate, environment: Mapping[str, str]) -> dict[str, Any]:
+        of_itself = {"E2B_SANDBOX": "true", "E2B_SANDBOX_ID": sandbox.id, "E2B_TEMPLATE_ID": sandbox.template}
+        return {
+            "instance": sandbox.id,
+            "runtime": Runtime.SANDBOX.value,
+            "concurrency": SLOTS,
+            "timeout": 0,
+            "env": {**of_itself, **environment},
+            "function": {"name": sandbox.template, "memory": sandbox.limits.memory_mb},
+            "region": self._region,
+            "account": sandbox.account,
+            "output_bytes_per_s": sandbox.limits.output_bytes_per_s,
+            "entropy": secrets.token_hex(64),
+            "time_zone": self._time_zone,
+            "sandbox": {
+                "user": USER,
+                "workdir": WORKDIR,
+                "interpreter": template.interpreter,
+                "version": ENVD_VERSION,
+                "start_command": template.start_command,
+                "ready_command": template.ready_command,
+            },
+        }
+
+
+class SandboxPreparer:
+    """One sandbox's `instance.Preparer`."""
+
+    def __init__(self, assembly: SandboxAssembly, sandbox: Sandbox, template: SandboxTemplate) -> None:
+        self._assembly = assembly
+        self._sandbox = sandbox
+        self._template = template
+
+    async def prepare(self, spec: FunctionSpec, instance_id: str, session: Session | None) -> Prepared:
+        return await self._assembly.prepare(spec, self._sandbox, self._template)

@@ -1,0 +1,99 @@
+"""What becomes of sandboxes when the server's own life begins and ends, and what each uses meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from roost.isolation.driver import Room
+from roost.model.errors import RoostError
+from roost.model.instance import StopReason
+from roost.model.sandbox import PauseMode, SandboxState
+from roost.sandboxes.entry import Entry
+from roost.sandboxes.lives import Lives
+from roost.sandboxes.samples import EVERY_S
+
+log = logging.getLogger(__name__)
+
+
+class SandboxCare:
+    """`load`, `adopt` for each room that lived on, `reconcile`; `sample` while the server runs; `close` at its end."""
+
+    def __init__(self, lives: Lives) -> None:
+        self._lives = lives
+
+    async def load(self) -> None:
+        """Before `adopt`: what is stored."""
+        await self._lives.book.load()
+        for sandbox in self._lives.book.list():
+            self._lives.entries[sandbox.id] = Entry(sandbox)
+
+    def adopt(self, about: Mapping[str, Any], room: Room) -> bool:
+        """Take over a room that outlived an earlier server. False: it can't be owned."""
+        entry = self._lives.entries.get(str(about.get("id")))
+        if entry is None or entry.instance is not None:
+            return False
+        sandbox = entry.sandbox
+        if sandbox.pause_mode is PauseMode.FILESYSTEM or not self._lives.assembly.has_files(sandbox.id):
+            return False
+        try:
+            template = self._lives.templates.get(sandbox.template)
+        except RoostError as error:
+            log.warning("sandbox %s: its room is not adopted: %s", sandbox.id, error.message)
+            return False
+        instance = self._lives.new_instance(entry, template)
+        if sandbox.state is SandboxState.PAUSED:
+            instance.hold_once_up()
+        self._lives.background.spawn(instance.run(adopt=room))
+        self._lives.set_timer(entry)
+        return True
+
+    async def reconcile(self) -> None:
+        """After all rooms were adopted, or swept: a sandbox without its room is paused, one without files is gone."""
+        for entry in list(self._lives.entries.values()):
+            sandbox = entry.sandbox
+            if entry.instance is not None:
+                continue
+            if not self._lives.assembly.has_files(sandbox.id):
+                del self._lives.entries[sandbox.id]
+                await self._lives.book.end(sandbox, StopReason.LOST)
+            elif sandbox.pause_mode is not PauseMode.FILESYSTEM:
+                await self._lives.change(
+                    entry, state=SandboxState.PAUSED, pause_mode=PauseMode.FILESYSTEM, reason=StopReason.LOST
+                )
+        for id in self._lives.assembly.strays(frozenset(self._lives.entries)):
+            self._lives.assembly.discard(id)
+
+    async def sample(self) -> None:
+        """Now and then, note what each sandbox uses. Runs until it is cancelled."""
+        while True:
+            await asyncio.sleep(EVERY_S)
+            for number, entry in enumerate(list(self._lives.entries.values())):
+                if entry.sandbox.state is SandboxState.RUNNING:
+                    self._sample(entry)
+                if number % 50 == 49:
+                    await asyncio.sleep(0)
+
+    def _sample(self, entry: Entry) -> None:
+        room = entry.instance.room if entry.instance is not None else None
+        if room is None:
+            return
+        try:
+            used = room.usage()
+        except OSError:
+            return
+        entry.samples.add(
+            self._lives.now(),
+            cpu_us=used.cpu_us,
+            cpus=entry.sandbox.limits.cpu,
+            memory_bytes=used.memory_bytes,
+            disk_bytes=self._lives.assembly.used_bytes(entry.sandbox.id),
+        )
+
+    async def close(self) -> None:
+        """Take down every room; what ran is paused, with its files."""
+        self._lives.closing = True
+        await asyncio.gather(*(self._lives.put_away(entry) for entry in list(self._lives.entries.values())))
+        await self._lives.background.close()

@@ -1,0 +1,85 @@
+"""A sandbox that exists: its record, its room while it has one, and who uses it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from roost.instances.instance import Instance
+from roost.model.errors import InstanceExited
+from roost.model.instance import State
+from roost.model.sandbox import Sandbox, SandboxState
+from roost.sandboxes.lines import Lines
+from roost.sandboxes.samples import Samples
+
+#: How long one whose connection broke waits to learn of the room's end.
+_WHY_S = 1.0
+
+
+class Entry:
+    """Changed by the fleet alone, with `lock` held; read by everyone."""
+
+    def __init__(self, sandbox: Sandbox) -> None:
+        self.sandbox = sandbox
+        self.instance: Instance | None = None
+        self.lock = asyncio.Lock()
+        self.ending = False  # it is being killed: nothing is started any more
+        self.leases: set[SandboxLease] = set()
+        self.timer: asyncio.TimerHandle | None = None
+        self.waking: asyncio.Task[None] | None = None  # by traffic, once for all who come
+        self.lines = Lines()
+        self.samples = Samples()
+
+    def at_once(self) -> Instance | None:
+        """Its instance, if that takes a request now."""
+        instance = self.instance
+        if instance is None or self.sandbox.state is not SandboxState.RUNNING or instance.state is not State.READY:
+            return None
+        return instance if instance.free_slots > 0 else None
+
+    def revoke(self) -> None:
+        """Break off every request that it serves: it is paused or ended, and whoever waits should know now."""
+        for lease in list(self.leases):
+            lease.revoke()
+
+
+class SandboxLease:
+    """One request's place in a sandbox. `on_revoked` is called, once, when it must let go: the sandbox is paused."""
+
+    __slots__ = ("_entry", "_released", "app_socket", "guest_socket", "instance", "on_revoked", "restored", "sandbox")
+
+    def __init__(self, entry: Entry, instance: Instance, *, restored: bool = False) -> None:
+        self.sandbox = entry.sandbox
+        self.app_socket = instance.app_socket
+        self.guest_socket = instance.app_socket.removesuffix("app.sock") + "guest.sock"
+        self.restored = restored  # it was started over its files for this request: what ran before is gone
+        self.on_revoked: Callable[[], None] | None = None
+        self._entry = entry
+        self.instance = instance
+        self._released = False
+        instance.take()
+        entry.leases.add(self)
+
+    @property
+    def held(self) -> bool:
+        """It was neither given back nor revoked."""
+        return not self._released
+
+    def release(self) -> None:
+        """Give it back. Idempotent; must be called in `finally`."""
+        if not self._released:
+            self._released = True
+            self.on_revoked = None
+            self._entry.leases.discard(self)
+            self.instance.give_back()
+
+    def revoke(self) -> None:
+        on_revoked, self.on_revoked = self.on_revoked, None
+        if on_revoked is not None:
+            on_revoked()
+        self.release()
+
+    async def ended(self, *, wait: bool) -> bool:
+        """After the connection broke: whether the room is gone. `wait`: a moment, as that may be heard of later."""
+        error = await self.instance.why(_WHY_S if wait else 0)
+        return isinstance(error, InstanceExited) or self._entry.instance is not self.instance

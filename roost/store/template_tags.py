@@ -1,0 +1,54 @@
+"""Table `template_tags`: which build of a template a tag names."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from roost.store.database import Database
+
+
+@dataclass(frozen=True, kw_only=True)
+class TemplateTag:
+    """`created` is Unix seconds."""
+
+    account: str
+    template: str
+    tag: str
+    build: str
+    created: float
+
+
+class TemplateTags:
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def put(self, tags: Sequence[TemplateTag]) -> None:
+        """All of them, or none; a tag that exists means the new build from now on."""
+
+        def work(connection: sqlite3.Connection) -> None:
+            connection.executemany(
+                "INSERT OR REPLACE INTO template_tags (account, template, tag, build, created) VALUES (?,?,?,?,?)",
+                [(tag.account, tag.template, tag.tag, tag.build, tag.created) for tag in tags],
+            )
+
+        await self._database.run(work)
+
+    async def delete(self, account: str, template: str, tags: Sequence[str]) -> None:
+        def work(connection: sqlite3.Connection) -> None:
+            connection.executemany(
+                "DELETE FROM template_tags WHERE account=? AND template=? AND tag=?",
+                [(account, template, tag) for tag in tags],
+            )
+
+        await self._database.run(work)
+
+    async def list_all(self) -> list[TemplateTag]:
+        def work(connection: sqlite3.Connection) -> list[TemplateTag]:
+            rows = connection.execute(
+                "SELECT account, template, tag, build, created FROM template_tags ORDER BY account, template, tag"
+            )
+            return [TemplateTag(account=r[0], template=r[1], tag=r[2], build=r[3], created=r[4]) for r in rows]
+
+        return await self._database.run(work, synced=False)

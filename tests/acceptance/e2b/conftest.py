@@ -1,0 +1,37 @@
+"""The official SDK, unmodified, against a real server: it is told the address as its users tell it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from e2b import Sandbox
+
+from tests.support.server import NOTHING, Remains, Server, running
+
+
+@pytest.fixture(scope="module")
+def roost(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """One server for the tests of a module, without keys; it must leave nothing behind."""
+    data_dir: Path = tmp_path_factory.mktemp("roost") / "data"
+    with running(data_dir) as server:
+        yield server
+    assert Remains.of(data_dir) == NOTHING
+
+
+@pytest.fixture(autouse=True)
+def environment(roost: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith("E2B_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("E2B_API_URL", roost.url)
+    monkeypatch.setenv("E2B_SANDBOX_URL", roost.url)
+    monkeypatch.setenv("E2B_API_KEY", "anything")
+
+
+@pytest.fixture
+def sandbox(environment: None) -> Iterator[Sandbox]:
+    made = Sandbox.create(timeout=60, metadata={"of": "test"})
+    yield made
+    made.kill()
