@@ -31,6 +31,9 @@ from roost.api.identity import Identity
 from roost.config import Config, load
 from roost.functions.catalog import FunctionCatalog
 from roost.functions.packages import PackageStore
+from roost.functions.tasks.backlog import BacklogLimits
+from roost.functions.tasks.service import Retention
+from roost.functions.tasks.tasks import AsyncTasks
 from roost.gateway.gatekeeper import Gatekeeper
 from roost.gateway.invoke import InvokeLimits
 from roost.gateway.server import Gateway
@@ -194,6 +197,17 @@ class Server:
         self.sandbox_care = SandboxCare(self.lives)
         self.adoption = Adoption(specs=self.catalog, book=self.book, roster=self.roster, sandboxes=self.sandbox_care)
         self.history = InstanceHistory(self.roster)
+        self.tasks = AsyncTasks(
+            store=self.store.tasks,
+            catalog=self.catalog,
+            limits=BacklogLimits(
+                queued=config.max_queued_tasks,
+                running=config.max_running_tasks,
+                running_per_function=config.max_running_tasks_per_function,
+            ),
+            retention=Retention(count=config.keep_tasks, days=config.keep_tasks_days),
+            clock=self.clock,
+        )
         # What is reached.
         self.gateway = Gateway(
             account=config.account,
@@ -205,6 +219,7 @@ class Server:
             observer=self.observer,
             directory=self.fleet,
             logs=self.logs,
+            tasks=self.tasks.queue,
             invoke_limits=InvokeLimits(lease_timeout_s=config.queue_timeout),
             keyless=not self.keys,
             sandboxes=SandboxTraffic(self.lives),
@@ -228,6 +243,7 @@ class Server:
             keys=self.keys,
             sessions=SessionService(self.book, self.pauses),
             instances=self.history,
+            tasks=self.tasks.service,
             link_secret=secrets.token_bytes(32),
         )
         e2b = build_e2b_api(
@@ -259,6 +275,8 @@ class Server:
             host, port = await self.gateway.start(self.config.host, self.config.port)
             stack.push_async_callback(self.gateway.close, drain_s=self.config.stop_grace)
             self.sandbox_domain = self.sandbox_domain or f"localhost:{port}"
+            self.tasks.start(self.gateway.tasks)
+            stack.push_async_callback(self.tasks.close, drain_s=self.config.stop_grace)
             print(self._ready_line(host, port), flush=True)
             await stop.wait()
             log.info("stopping")
@@ -297,6 +315,7 @@ class Server:
             log.info("adopted %d instances of the server before", adopted)
         await stack.enter_async_context(self._control_plane())
         await self.driver.warm(self.templates.get("host"))
+        await self.tasks.open()
         self.catalog.subscribe(self._function_changed)
         for account, name in self.catalog.names():
             for spec in self.catalog.specs(account, name):

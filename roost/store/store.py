@@ -16,6 +16,7 @@ from roost.store.sessions import Sessions
 from roost.store.settings import Settings
 from roost.store.tags import Tags
 from roost.store.template_tags import TemplateTags
+from roost.store.tasks import Tasks
 from roost.store.triggers import Triggers
 from roost.store.versions import Versions
 from roost.store.volumes import Volumes
@@ -44,6 +45,7 @@ class Store:
         self.volumes = Volumes(self._database)
         self.template_tags = TemplateTags(self._database)
         self.settings = Settings(self._database)
+        self.tasks = Tasks(self._database)
 
     async def open(self) -> None:
         """Raises Unavailable when another server uses the data directory or the file can't be used."""

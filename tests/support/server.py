@@ -83,6 +83,10 @@ class Server:
         self._process.kill()
         self._process.wait()
 
+    @property
+    def ended(self) -> bool:
+        return self._process is None or self._process.poll() is not None
+
     def client(self, *, timeout: float = 60) -> httpx.Client:
         return httpx.Client(base_url=self.url, timeout=timeout, trust_env=False)
 
