@@ -75,7 +75,7 @@ from roost.sandboxes.volumes import VolumeShelf
 from roost.store.store import Store
 from roost.telemetry.logs import FunctionLogs
 from roost.telemetry.metering import Meter
-from roost.telemetry.metrics import Drops, FunctionGauges, Metrics
+from roost.telemetry.metrics import Drops, FunctionGauges, Metrics, TaskGauges
 from roost.telemetry.observer import Observer, Sink
 from roost.telemetry.output import Output
 from roost.telemetry.tracing import Tracing
@@ -105,7 +105,7 @@ class Server:
         # What is observed.
         self.logs = FunctionLogs(data / "logs", max_bytes_per_file=config.log_file_mb << 20)
         self.meter = Meter()
-        self.metrics = Metrics(gauges=self._gauges, drops=self._drops)
+        self.metrics = Metrics(gauges=self._gauges, drops=self._drops, tasks=self._task_gauges)
         self.output = Output(self.logs)
         self.tracing = Tracing(config.otlp_endpoint) if config.otlp_endpoint else None
         sinks: list[Sink] = [self.meter, self.metrics, self.output]
@@ -207,6 +207,7 @@ class Server:
             ),
             retention=Retention(count=config.keep_tasks, days=config.keep_tasks_days),
             clock=self.clock,
+            ended=lambda task: self.metrics.task_ended(task.account, task.function, task.state.value),
         )
         # What is reached.
         self.gateway = Gateway(
@@ -391,6 +392,9 @@ class Server:
 
     def _gauges(self) -> Iterable[FunctionGauges]:
         return [*self.roster.gauges(), *self.sandboxes.gauges()]  # both are made after the metrics
+
+    def _task_gauges(self) -> Iterable[TaskGauges]:
+        return self.tasks.service.gauges()
 
     def _drops(self) -> Drops:
         return Drops(log_lines=self.logs.dropped, records=self.observer.dropped)

@@ -62,7 +62,7 @@ class Waiting:
 
 @dataclass(frozen=True, kw_only=True)
 class Tally:
-    """How many tasks of a function are in a state; since when the oldest has been accepted."""
+    """How many tasks of a function are in a state, and since when the oldest of them could have been run."""
 
     account: str
     function: str
@@ -199,15 +199,16 @@ class Tasks:
         return await self._database.run(work, synced=False)
 
     async def tallies(self) -> list[Tally]:
-        """Of every function and state that has tasks."""
+        """Of every function that has tasks which are not finished."""
 
         def work(connection: sqlite3.Connection) -> list[Tally]:
-            rows = connection.execute(
-                "SELECT account, function, state, count(*), min(enqueued) FROM tasks GROUP BY account, function, state"
-            )
             return [
                 Tally(account=row[0], function=row[1], state=TaskState(row[2]), count=row[3], oldest=row[4])
-                for row in rows
+                for which in (PENDING, HELD)
+                for row in connection.execute(
+                    "SELECT account, function, state, count(*), min(ready) FROM tasks"  # noqa: S608
+                    f" WHERE {which} GROUP BY account, function, state"
+                )
             ]
 
         return await self._database.run(work, synced=False)

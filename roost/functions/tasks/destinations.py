@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import json
 import re
+from typing import Any
 
 from roost.functions.tasks.policy import Run
 from roost.model.errors import InvalidArgument
 from roost.model.function import LATEST
 from roost.model.task import MAX_HOPS, Task, TaskEvent, TaskState, Verdict
 
-_ARN = re.compile(r"acs:fc:[^:]*:[^:]*:functions/(?P<name>[A-Za-z_][\w-]{0,63})(?:/(?P<qualifier>\w[\w-]{0,127}))?")
-_NAME = re.compile(r"(?P<name>[A-Za-z_][\w-]{0,63})(?::(?P<qualifier>\w[\w-]{0,127}))?")
+_ARN = re.compile(
+    r"acs:fc:[^:]*:[^:]*:functions/(?P<name>[A-Za-z_][\w-]{0,63})(?:/(?P<qualifier>\w[\w-]{0,127}))?", re.A
+)
+_NAME = re.compile(r"(?P<name>[A-Za-z_][\w-]{0,63})(?::(?P<qualifier>\w[\w-]{0,127}))?", re.A)
+
+#: Bytes of a destination's event.
+MAX_EVENT = 256 * 1024
 
 
 def function_of(field: str, destination: str) -> tuple[str, str]:
     """(function, qualifier) of a destination. Raises InvalidArgument, naming what is supported."""
-    found = _ARN.fullmatch(destination, re.ASCII) or _NAME.fullmatch(destination, re.ASCII)
+    found = _ARN.fullmatch(destination) or _NAME.fullmatch(destination)
     if found is None:
         raise InvalidArgument(
             f"{field}: {destination[:200]!r} is no destination of this server; supported is another function, as "
@@ -60,4 +66,14 @@ def follow_up(
         fields={"content-type": "application/json"},
         events=(TaskEvent(state=TaskState.ENQUEUED, at=now, detail=f"destination of {task.function}/{task.id}"),),
     )
-    return made, json.dumps(event, ensure_ascii=False).encode()
+    return made, _bounded(event)
+
+
+def _bounded(event: dict[str, Any]) -> bytes:
+    """As JSON, without the longer payload, or both, where it would be too long: each hop quotes the one before it."""
+    for left_out in sorted(("requestPayload", "responsePayload"), key=lambda name: -len(event[name])):
+        data = json.dumps(event, ensure_ascii=False).encode()
+        if len(data) <= MAX_EVENT:
+            return data
+        event = {**event, left_out: "", "payloadLeftOut": True}
+    return json.dumps(event, ensure_ascii=False).encode()

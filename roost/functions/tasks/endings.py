@@ -11,7 +11,7 @@ from roost.functions.tasks.backlog import Backlog
 from roost.functions.tasks.destinations import follow_up
 from roost.functions.tasks.policy import Kind, Run, TaskSettings
 from roost.model.errors import NotFound, StorageFull, Throttled, Unavailable
-from roost.model.task import PENDING, Fenced, Task, TaskState, Verdict
+from roost.model.task import FINISHED, PENDING, Fenced, Task, TaskState, Verdict
 from roost.store.tasks import Lane, Tasks
 
 log = logging.getLogger(__name__)
@@ -21,7 +21,7 @@ _PAUSE_S = 1.0
 
 
 class Endings:
-    """`arn` names a task's function."""
+    """`arn` names a task's function; `ended` is told of every task that is over."""
 
     def __init__(
         self,
@@ -30,11 +30,13 @@ class Endings:
         *,
         clock: Callable[[], float],
         arn: Callable[[Task], str],
+        ended: Callable[[Task], None],
     ) -> None:
         self._store = store
         self._backlog = backlog
         self._clock = clock
         self._arn = arn
+        self._ended = ended
 
     async def conclude(self, lane: Lane, task: Task, run: Run, verdict: Verdict, settings: TaskSettings) -> None:
         """Returns when it is durable, or when the task has gone on without us."""
@@ -56,6 +58,8 @@ class Endings:
                 log.warning("task %s/%s: its end can't be stored yet: %s", task.function, task.id, error.message)
                 await asyncio.sleep(_PAUSE_S)
         self._count(lane, task, after)
+        if after.state in FINISHED:
+            self._ended(after)
         if follow is not None:
             self._backlog.returned((follow.account, follow.function, follow.session), follow.due)
 

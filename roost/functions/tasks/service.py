@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from roost.functions.tasks.backlog import Backlog
 from roost.functions.tasks.worker import TaskWorker
 from roost.model.errors import RoostError
-from roost.model.task import Task, TaskState
+from roost.model.task import PENDING, Task, TaskState
 from roost.store.tasks import Tally, TaskFilter, Tasks
+from roost.telemetry.metrics import TaskGauges
 
 log = logging.getLogger(__name__)
 
 _DAY_S = 86400.0
-_UPKEEP_S = 10.0
+_UPKEEP_S = 5.0
 _BETWEEN_BATCHES_S = 0.02
 
 
@@ -39,14 +40,15 @@ class TaskService:
         *,
         retention: Retention,
         clock: Callable[[], float],
+        ended: Callable[[Task], None],
     ) -> None:
         self._store = store
         self._backlog = backlog
         self._worker = worker
         self._retention = retention
         self._clock = clock
-        #: As of the last upkeep: metrics must answer from memory.
-        self.tallies: Sequence[Tally] = ()
+        self._ended = ended
+        self._tallies: Sequence[Tally] = ()
 
     async def get(self, account: str, function: str, task_id: str) -> tuple[Task, bytes, bytes | None]:
         """With its payload and its result. Raises NotFound."""
@@ -62,6 +64,7 @@ class TaskService:
         task = await self._store.stop(key, now=self._clock())
         if task.state is TaskState.STOPPED:
             self._backlog.left((account, function, task.session))
+            self._ended(task)
         self._worker.stop(key)
         return task
 
@@ -80,12 +83,27 @@ class TaskService:
         self._worker.wake()
         return task
 
+    def gauges(self) -> list[TaskGauges]:
+        """What is not finished, as of the last upkeep."""
+        by_function: dict[tuple[str, str], list[Tally]] = {}
+        for tally in self._tallies:
+            by_function.setdefault((tally.account, tally.function), []).append(tally)
+        return [
+            TaskGauges(
+                account=account,
+                function=function,
+                tasks={tally.state.value: tally.count for tally in tallies},
+                oldest_s=max([0.0, *(self._clock() - one.oldest for one in tallies if one.state in PENDING)]),
+            )
+            for (account, function), tallies in by_function.items()
+        ]
+
     async def run(self) -> None:
         """Upkeep, until it is cancelled."""
         while True:
             try:
                 await self._prune()
-                self.tallies = await self._store.tallies()
+                self._tallies = await self._store.tallies()
             except RoostError as error:
                 log.warning("upkeep of tasks failed: %s", error.message)
             await asyncio.sleep(_UPKEEP_S)

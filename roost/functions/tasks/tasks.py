@@ -39,6 +39,7 @@ class AsyncTasks:
         limits: BacklogLimits,
         retention: Retention,
         clock: Callable[[], float],
+        ended: Callable[[Task], None] = lambda task: None,
     ) -> None:
         self._store = store
         self._catalog = catalog
@@ -50,6 +51,7 @@ class AsyncTasks:
             self._backlog,
             clock=clock,
             arn=lambda task: function_arn(catalog.region, task.account, task.function, task.qualifier),
+            ended=ended,
         )
         self._worker = TaskWorker(
             store=store,
@@ -60,7 +62,7 @@ class AsyncTasks:
             clock=clock,
         )
         self.queue = TaskQueue(store, self._backlog, clock=clock, notify=self._worker.wake)
-        self.service = TaskService(store, self._backlog, self._worker, retention=retention, clock=clock)
+        self.service = TaskService(store, self._backlog, self._worker, retention=retention, clock=clock, ended=ended)
 
     def settings(self, task: Task) -> TaskSettings:
         """Those of its qualifier, as they are now."""

@@ -34,8 +34,10 @@ CREATE TABLE tasks (
     FOREIGN KEY (account, function) REFERENCES functions (account, name) ON DELETE CASCADE
 );
 
--- Each of a lane's next tasks; a lane is a session, or all tasks of a function without one.
-CREATE INDEX tasks_pending ON tasks (account, function, session, due) WHERE state IN ('Enqueued', 'Retrying');
-CREATE INDEX tasks_held ON tasks (state) WHERE state IN ('Running', 'Stopping');
+-- Each of a lane's next tasks; a lane is a session, or all tasks of a function without one. Counts read no more than
+-- these two.
+CREATE INDEX tasks_pending ON tasks (account, function, session, due, state, ready)
+    WHERE state IN ('Enqueued', 'Retrying');
+CREATE INDEX tasks_held ON tasks (account, function, state, ready) WHERE state IN ('Running', 'Stopping');
 CREATE INDEX tasks_ended ON tasks (ended) WHERE ended > 0;
 CREATE INDEX tasks_listed ON tasks (account, function, enqueued, id);
