@@ -312,6 +312,7 @@ class Server:
         stack.push_async_callback(self.background.close)
         stack.push_async_callback(self.roster.close)
         stack.push_async_callback(self.sandbox_care.close)
+        self.volumes.forget_pending({instance.id for instance in self.roster.instances()})
         if adopted:
             log.info("adopted %d instances of the server before", adopted)
         await stack.enter_async_context(self._control_plane())

@@ -194,15 +194,15 @@ class Invoker:
         await self._guarded(call, work)
 
     async def _lease(self, call: Call, spec: FunctionSpec) -> Lease:
-        plan = call.session
+        plan, task = call.session, call.task_id or call.id
         try:
-            return await self._fleet.lease(spec, plan.ref, timeout_s=self._limits.lease_timeout_s)
+            return await self._fleet.lease(spec, plan.ref, task=task, timeout_s=self._limits.lease_timeout_s)
         except NotFound:
             if not plan.replace_unknown or plan.ref is None or not plan.ref.id:
                 raise
         fresh = replace(plan.ref, id="")
         call.session = replace(plan, ref=fresh)
-        return await self._fleet.lease(spec, fresh, timeout_s=self._limits.lease_timeout_s)
+        return await self._fleet.lease(spec, fresh, task=task, timeout_s=self._limits.lease_timeout_s)
 
     # -- with the lease: on the spot
 

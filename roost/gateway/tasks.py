@@ -109,6 +109,7 @@ class TaskRunner:
             began=time.perf_counter(),
             started=time.time(),
             spec=order.spec,
+            task_id=task.id,
             session=self._invoker.plan(order.spec, request.head),
         )
 

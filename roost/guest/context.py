@@ -41,7 +41,7 @@ class Function:
 
 
 class Context:
-    """One invocation's. Beyond Function Compute: `session_id` and `session_dir` (empty without a session)."""
+    """One invocation's. Beyond Function Compute: the session's and the task's id and folder ("" without one)."""
 
     __slots__ = (
         "account_id",
@@ -54,6 +54,8 @@ class Context:
         "request_id",
         "session_dir",
         "session_id",
+        "task_dir",
+        "task_id",
     )
 
     def __init__(
@@ -67,6 +69,8 @@ class Context:
         logger: logging.Logger,
         session_id: str,
         session_dir: str,
+        task_id: str,
+        task_dir: str,
     ) -> None:
         self.request_id = request_id
         self.credentials = credentials
@@ -78,6 +82,8 @@ class Context:
         self.log_store = ""
         self.session_id = session_id
         self.session_dir = session_dir
+        self.task_id = task_id
+        self.task_dir = task_dir
 
     def to_json(self) -> dict[str, Any]:
         """Function Compute's field names; without credentials, since it is made for logs."""
@@ -132,6 +138,8 @@ class ContextFactory:
             "account_id": get("x-fc-account-id") or config.account,
             "session_id": get("x-fc-session-id", ""),
             "session_dir": get("x-roost-session-dir", ""),
+            "task_id": get("x-fc-async-task-id", ""),
+            "task_dir": get("x-roost-task-dir", ""),
         }
         return credentials, function, common
 
