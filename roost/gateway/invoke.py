@@ -183,7 +183,7 @@ class Invoker:
         async def work() -> None:
             ref = call.session.ref
             chosen = call.spec = spec if ref is None else self._same_version(call, spec, ref)
-            lease = await self._lease(call, chosen)
+            lease = self._fleet.try_lease(chosen, ref) or await self._lease(call, chosen)
             try:
                 await begin(lease.instance_id)
             except BaseException:

@@ -118,10 +118,6 @@ class Task:
         """Attempts that count."""
         return self.attempts - self.spared
 
-    def fenced(self) -> Task:
-        """In the next epoch: nobody who knows it from before can write any more."""
-        return replace(self, epoch=self.epoch + 1)
-
 
 #: (account, function, id)
 TaskKey = tuple[str, str, str]
@@ -151,8 +147,13 @@ def check_task_transition(task: Task, target: TaskState) -> None:
         raise Fenced(f"Task {task.id} is {task.state.value}; it can't become {target.value}.")
 
 
-def moved(task: Task, target: TaskState, *, epoch: int, now: float, detail: str = "", **changes: Any) -> Task:
-    """The task after a move, with its event. Raises Fenced for a stale epoch or a move that is not in the table."""
+def moved(
+    task: Task, target: TaskState, *, epoch: int, now: float, detail: str = "", fence: bool = False, **changes: Any
+) -> Task:
+    """The task after a move, with its event. Raises Fenced for a stale epoch or a move that is not in the table.
+
+    `fence`: in the next epoch, so that nobody who knows it from before can write any more.
+    """
     if epoch != task.epoch:
         raise Fenced(f"Task {task.id} has been taken over (epoch {task.epoch}, not {epoch}).")
     check_task_transition(task, target)
@@ -161,7 +162,7 @@ def moved(task: Task, target: TaskState, *, epoch: int, now: float, detail: str 
     if len(events) > MAX_EVENTS:
         events = (events[0], *events[-(MAX_EVENTS - 1) :])
     ended = now if target in FINISHED else 0.0
-    return replace(task, state=target, events=events, ended=ended, **changes)
+    return replace(task, state=target, epoch=epoch + fence, events=events, ended=ended, **changes)
 
 
 def begun(task: Task, *, epoch: int, instance_id: str, now: float) -> Task:
@@ -178,7 +179,8 @@ def begun(task: Task, *, epoch: int, instance_id: str, now: float) -> Task:
         heartbeat=now,
         error_type="",
         error="",
-    ).fenced()
+        fence=True,
+    )
 
 
 def with_destination(task: Task, taken: bool) -> Task:
@@ -199,7 +201,7 @@ def stopped(task: Task, *, now: float) -> Task:
 
 def redriven(task: Task, *, now: float) -> Task:
     """After a retry by hand: as if it were new, with its history. Raises Fenced unless it ended without success."""
-    again = moved(
+    return moved(
         task,
         TaskState.ENQUEUED,
         epoch=task.epoch,
@@ -217,8 +219,8 @@ def redriven(task: Task, *, now: float) -> Task:
         error_type="",
         error="",
         destination="",
+        fence=True,
     )
-    return again.fenced()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -251,5 +253,5 @@ def concluded(task: Task, verdict: Verdict, *, epoch: int, now: float) -> Task:
         if epoch != task.epoch:
             raise Fenced(f"Task {task.id} has been taken over (epoch {task.epoch}, not {epoch}).")
         return replace(task, **changes)
-    after = moved(task, verdict.state, epoch=epoch, now=now, detail=verdict.detail or verdict.error, **changes)
-    return after.fenced() if task.state in HELD else after
+    said = verdict.detail or verdict.error
+    return moved(task, verdict.state, epoch=epoch, now=now, detail=said, fence=task.state in HELD, **changes)

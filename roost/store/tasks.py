@@ -16,14 +16,15 @@ from roost.model.errors import Conflict, InvalidArgument, NotFound
 from roost.model.task import Task, TaskKey, TaskState, Verdict
 from roost.store.database import Database
 from roost.store.task_rows import (
+    CLAIM,
     COLUMNS,
     HELD,
     INSERT,
     KEY,
     PENDING,
     SELECT,
-    SELECT_PAYLOAD,
     UPDATE,
+    UPDATE_KNOWN,
     to_changes,
     to_row,
     to_task,
@@ -80,7 +81,8 @@ class Tasks:
 
         Raises Conflict when the id is taken by a task that was given other things, NotFound for the function.
         """
-        return await self._database.run(lambda connection: _enqueue(connection, task, payload))
+        row = (*to_row(task), payload)
+        return await self._database.run(lambda connection: _enqueue(connection, task, row), single=True)
 
     async def due(self, lanes: Sequence[Lane], *, limit: int) -> list[list[Task]]:
         """The first tasks of each lane, in the order in which they are due, now or later."""
@@ -91,18 +93,20 @@ class Tasks:
 
         return await self._database.run(work, synced=False)
 
-    async def claim(self, key: TaskKey, *, epoch: int, instance_id: str, now: float) -> tuple[Task, bytes]:
-        """Start it: durably Running, in a new epoch, before its payload reaches an instance. Raises Fenced."""
+    async def claim(self, task: Task, *, instance_id: str, now: float) -> tuple[Task, bytes]:
+        """Start it: durably Running, in a new epoch, before its payload reaches an instance. Raises Fenced when it is
+        not as `task` says any more, NotFound."""
+        after = model.begun(task, epoch=task.epoch, instance_id=instance_id, now=now)
+        known = (task.epoch, task.state.value)
 
         def work(connection: sqlite3.Connection) -> tuple[Task, bytes]:
-            row = connection.execute(SELECT_PAYLOAD + KEY, key).fetchone()
-            if row is None:
-                raise _no_task(key)
-            task = model.begun(to_task(row), epoch=epoch, instance_id=instance_id, now=now)
-            connection.execute(UPDATE, to_changes(task))
-            return task, row[-1]
+            row = connection.execute(CLAIM, (*to_changes(after), *task.key, *known)).fetchall()
+            if not row:
+                _get(connection, task.key)
+                raise model.Fenced(f"Task {task.id} has gone on without its worker.")
+            return after, row[0][0]
 
-        return await self._database.run(work)
+        return await self._database.run(work, single=True)
 
     async def heartbeat(self, held: Iterable[tuple[TaskKey, int]], *, now: float) -> list[TaskKey]:
         """Their workers live. Returns those that are theirs no more: taken over, or gone with their function."""
@@ -123,29 +127,31 @@ class Tasks:
 
     async def conclude(
         self,
-        key: TaskKey,
+        task: Task,
         verdict: Verdict,
         *,
-        epoch: int,
         now: float,
         result: bytes | None = None,
         follow: tuple[Task, bytes] | None = None,
     ) -> Task:
         """End it, or have it wait for another try, as was decided.
 
-        `follow` is the task of its destination, kept in the same transaction. Raises Fenced.
+        `follow` is the task of its destination, kept in the same transaction. Raises Fenced when it is not as `task`
+        says any more, NotFound.
         """
+        after = model.concluded(task, verdict, epoch=task.epoch, now=now)
+        known = (task.epoch, task.state.value)
 
         def work(connection: sqlite3.Connection) -> Task:
-            task = model.concluded(_get(connection, key), verdict, epoch=epoch, now=now)
+            ended = after
             if follow is not None:
-                task = model.with_destination(task, _follow(connection, *follow))
-            connection.execute(UPDATE, to_changes(task))
-            if result is not None or task.attempts > 1:  # what an earlier try returned is not this one's
-                connection.execute(f"UPDATE tasks SET result=?{KEY}", (result, *key))  # noqa: S608
-            return task
+                ended = model.with_destination(after, _follow(connection, *follow))
+            if not connection.execute(UPDATE_KNOWN, (*to_changes(ended), result, *task.key, *known)).rowcount:
+                _get(connection, task.key)
+                raise model.Fenced(f"Task {task.id} has gone on without its worker.")
+            return ended
 
-        return await self._database.run(work)
+        return await self._database.run(work, single=follow is None)
 
     async def stop(self, key: TaskKey, *, now: float) -> Task:
         """Stopped, or Stopping while a worker has it. Raises NotFound, Fenced when it is over."""
@@ -235,7 +241,7 @@ class Tasks:
     async def _change(self, key: TaskKey, move: Callable[[Task], Task], *, forget_result: bool = False) -> Task:
         def work(connection: sqlite3.Connection) -> Task:
             task = move(_get(connection, key))
-            connection.execute(UPDATE, to_changes(task))
+            connection.execute(UPDATE, (*to_changes(task), *task.key))
             if forget_result:
                 connection.execute(f"UPDATE tasks SET result=NULL{KEY}", key)  # noqa: S608
             return task
@@ -243,9 +249,9 @@ class Tasks:
         return await self._database.run(work)
 
 
-def _enqueue(connection: sqlite3.Connection, task: Task, payload: bytes) -> tuple[Task, bool]:
+def _enqueue(connection: sqlite3.Connection, task: Task, row: tuple[Any, ...]) -> tuple[Task, bool]:
     try:
-        if connection.execute(INSERT, (*to_row(task), payload)).rowcount:
+        if connection.execute(INSERT, row).rowcount:
             return task, True
     except sqlite3.IntegrityError as error:
         raise NotFound(f"There is no function {task.function[:80]!r}.", code="FunctionNotFound") from error

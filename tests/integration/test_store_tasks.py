@@ -48,7 +48,7 @@ async def test_the_same_id_twice_is_the_first_task_and_with_other_things_a_confl
 
 async def test_one_of_many_that_claim_at_once_gets_it(store: Store) -> None:
     await store.tasks.enqueue(task(), b"payload")
-    tries = [store.tasks.claim(KEY, epoch=0, instance_id=f"i{n}", now=1.0) for n in range(20)]
+    tries = [store.tasks.claim(task(), instance_id=f"i{n}", now=1.0) for n in range(20)]
     found = await asyncio.gather(*tries, return_exceptions=True)
     [winner] = [each for each in found if not isinstance(each, Exception)]
     assert winner[1] == b"payload"
@@ -58,25 +58,30 @@ async def test_one_of_many_that_claim_at_once_gets_it(store: Store) -> None:
 
 async def test_who_was_taken_over_writes_nothing(store: Store) -> None:
     await store.tasks.enqueue(task(), b"")
-    claimed, _ = await store.tasks.claim(KEY, epoch=0, instance_id="i", now=1.0)
+    claimed, _ = await store.tasks.claim(task(), instance_id="i", now=1.0)
     assert await store.tasks.heartbeat([(KEY, claimed.epoch)], now=2.0) == []
-    retry = await store.tasks.conclude(KEY, Verdict(state=TaskState.RETRYING, due=5.0), epoch=1, now=2.0)
-    for epoch in (0, claimed.epoch):
-        with pytest.raises(Fenced):
-            await store.tasks.conclude(KEY, DONE, epoch=epoch, now=3.0)
-        assert await store.tasks.heartbeat([(KEY, epoch)], now=3.0) == [KEY]
+    retry = await store.tasks.conclude(claimed, Verdict(state=TaskState.RETRYING, due=5.0), now=2.0)
+    stale = [task(), claimed, replace(claimed, epoch=retry.epoch), replace(retry, epoch=0)]
+    for known in stale:
+        if known.state is TaskState.RUNNING:
+            with pytest.raises(Fenced):
+                await store.tasks.conclude(known, DONE, now=3.0)
+            assert await store.tasks.heartbeat([(KEY, known.epoch)], now=3.0) == [KEY]
+        else:
+            with pytest.raises(Fenced):
+                await store.tasks.claim(known, instance_id="i", now=3.0)
     assert (await store.tasks.get(KEY))[0] == retry
 
 
 async def test_an_end_and_its_destination_are_one_change(store: Store) -> None:
     await store.tasks.enqueue(task(), b"")
-    await store.tasks.claim(KEY, epoch=0, instance_id="i", now=1.0)
+    claimed, _ = await store.tasks.claim(task(), instance_id="i", now=1.0)
     follow = (task(function="g", id="next"), b"event")
     with pytest.raises(Fenced):
-        await store.tasks.conclude(KEY, DONE, epoch=0, now=2.0, follow=follow)
+        await store.tasks.conclude(replace(claimed, epoch=7), DONE, now=2.0, follow=follow)
     with pytest.raises(NotFound):
         await store.tasks.get(("a", "g", "next"))
-    ended = await store.tasks.conclude(KEY, DONE, epoch=1, now=2.0, result=b"r", follow=follow)
+    ended = await store.tasks.conclude(claimed, DONE, now=2.0, result=b"r", follow=follow)
     assert (ended.state, ended.destination) == (TaskState.SUCCEEDED, "Succeeded")
     assert (await store.tasks.get(("a", "g", "next")))[1] == b"event"
     assert (await store.tasks.get(KEY))[2] == b"r"
@@ -84,8 +89,8 @@ async def test_an_end_and_its_destination_are_one_change(store: Store) -> None:
 
 async def test_a_destination_that_is_gone_does_not_undo_the_end(store: Store) -> None:
     await store.tasks.enqueue(task(), b"")
-    await store.tasks.claim(KEY, epoch=0, instance_id="i", now=1.0)
-    ended = await store.tasks.conclude(KEY, DONE, epoch=1, now=2.0, follow=(task(function="gone"), b""))
+    claimed, _ = await store.tasks.claim(task(), instance_id="i", now=1.0)
+    ended = await store.tasks.conclude(claimed, DONE, now=2.0, follow=(task(function="gone"), b""))
     assert (ended.state, ended.destination) == (TaskState.SUCCEEDED, "Failed")
     assert (await store.tasks.get(KEY))[0] == ended
 
@@ -99,7 +104,7 @@ async def test_lanes_give_their_tasks_by_due_time(store: Store) -> None:
     assert [[each.id for each in lane] for lane in found] == [["t1", "t2"], ["s"], []]
     waiting = {one.lane: (one.count, one.due) for one in await store.tasks.waiting()}
     assert waiting == {plain: (3, 10.0), session: (1, 5.0)}
-    await store.tasks.claim(("a", "f", "t1"), epoch=0, instance_id="i", now=10.0)
+    await store.tasks.claim(found[0][0], instance_id="i", now=10.0)
     assert [each.id for each in await store.tasks.held(limit=10)] == ["t1"]
     assert [each.id for each in (await store.tasks.due([plain], limit=2))[0]] == ["t2", "t0"]
 
@@ -108,7 +113,8 @@ async def test_a_list_has_filters_and_pages_in_both_directions(store: Store) -> 
     for number in range(7):
         made = task(id=f"{'a' if number % 2 else 'b'}{number}", enqueued=float(number // 2), qualifier=f"{number % 3}")
         await store.tasks.enqueue(made, b"p%d" % number)
-    await store.tasks.claim(("a", "f", "a3"), epoch=0, instance_id="i", now=50.0)
+    (third, _, _) = await store.tasks.get(("a", "f", "a3"))
+    await store.tasks.claim(third, instance_id="i", now=50.0)
 
     async def ids(**wanted: object) -> list[str]:
         found, token = [], ""
@@ -138,14 +144,14 @@ async def test_finished_tasks_age_out_by_count_and_time_and_no_others(store: Sto
     async def finish(number: int) -> None:
         key = ("a", "f", f"t{number}")
         await store.tasks.enqueue(task(id=key[2]), b"")
-        await store.tasks.claim(key, epoch=0, instance_id="i", now=1.0)
-        await store.tasks.conclude(key, DONE, epoch=1, now=float(number))
+        claimed, _ = await store.tasks.claim(task(id=key[2]), instance_id="i", now=1.0)
+        await store.tasks.conclude(claimed, DONE, now=float(number))
 
     for number in range(1, 11):
         await finish(number)
     await store.tasks.enqueue(task(id="waits"), b"")
     await store.tasks.enqueue(task(id="runs"), b"")
-    await store.tasks.claim(("a", "f", "runs"), epoch=0, instance_id="i", now=1.0)
+    await store.tasks.claim(task(id="runs"), instance_id="i", now=1.0)
 
     async def left() -> set[str]:
         return {each.id for each, _ in (await store.tasks.page("a", "f", TaskFilter(limit=100)))[0]}
@@ -162,14 +168,16 @@ async def test_stop_retry_and_the_end_of_a_function(store: Store) -> None:
     await store.tasks.enqueue(task(), b"")
     assert (await store.tasks.stop(KEY, now=2.0)).state is TaskState.STOPPED
     with pytest.raises(Fenced):
-        await store.tasks.claim(KEY, epoch=0, instance_id="i", now=3.0)
+        await store.tasks.claim(task(), instance_id="i", now=3.0)
     again = await store.tasks.redrive(KEY, now=4.0)
     assert again.state is TaskState.ENQUEUED
-    claimed, _ = await store.tasks.claim(KEY, epoch=again.epoch, instance_id="i", now=5.0)
-    assert (await store.tasks.stop(KEY, now=6.0)).state is TaskState.STOPPING
-    with pytest.raises(Fenced):
-        await store.tasks.conclude(KEY, Verdict(state=TaskState.RETRYING), epoch=claimed.epoch, now=7.0)
-    await store.tasks.conclude(KEY, Verdict(state=TaskState.STOPPED), epoch=claimed.epoch, now=7.0)
+    claimed, _ = await store.tasks.claim(again, instance_id="i", now=5.0)
+    stopping = await store.tasks.stop(KEY, now=6.0)
+    assert stopping.state is TaskState.STOPPING
+    for verdict in (Verdict(state=TaskState.RETRYING), DONE):
+        with pytest.raises(Fenced):
+            await store.tasks.conclude(claimed, verdict, now=7.0)
+    await store.tasks.conclude(stopping, Verdict(state=TaskState.STOPPED), now=7.0)
     await store.functions.delete("a", "f")
     with pytest.raises(NotFound):
         await store.tasks.get(KEY)

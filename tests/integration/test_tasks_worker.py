@@ -174,21 +174,24 @@ async def test_a_stop_while_it_runs_and_one_that_comes_too_late(start: Start) ->
     assert (await world.until("block", TaskState.SUCCEEDED)).events[0].state is TaskState.ENQUEUED
 
 
-@pytest.mark.parametrize("payload", ["fault", "trouble"])
-async def test_a_stop_between_the_run_and_its_record_wins_over_a_retry(
-    start: Start, monkeypatch: pytest.MonkeyPatch, payload: str
+@pytest.mark.parametrize(
+    ("payload", "state"),
+    [("fault", TaskState.STOPPED), ("trouble", TaskState.STOPPED), ("ok", TaskState.SUCCEEDED)],
+)
+async def test_a_stop_between_the_run_and_its_record_wins_over_all_but_success(
+    start: Start, monkeypatch: pytest.MonkeyPatch, payload: str, state: TaskState
 ) -> None:
     world = await start()
     conclude = Tasks.conclude
 
-    async def late(self: Tasks, key: Any, verdict: Verdict, **fields: Any) -> Task:
-        if verdict.state is TaskState.RETRYING:
-            await self.stop(key, now=time.time())
-        return await conclude(self, key, verdict, **fields)
+    async def late(self: Tasks, task: Task, verdict: Verdict, **fields: Any) -> Task:
+        if task.state is TaskState.RUNNING:
+            await self.stop(task.key, now=time.time())
+        return await conclude(self, task, verdict, **fields)
 
     monkeypatch.setattr(Tasks, "conclude", late)
     await world.submit(payload, "t")
-    assert (await world.until("t")).state is TaskState.STOPPED
+    assert (await world.until("t")).state is state
     assert world.runner.ran["t"] == 1
 
 
@@ -201,7 +204,7 @@ async def test_who_has_lost_its_task_breaks_off_and_writes_nothing(
     running = await world.until("t", TaskState.RUNNING)
     # As another server would that thinks this one dead.
     taken = Verdict(state=TaskState.FAILED, error="taken over")
-    await world.store.tasks.conclude(running.key, taken, epoch=running.epoch, now=time.time())
+    await world.store.tasks.conclude(running, taken, now=time.time())
     async with asyncio.timeout(10):
         while world.runner.under_way:
             await asyncio.sleep(0.01)
@@ -235,10 +238,10 @@ async def test_a_full_disk_refuses_new_tasks_and_keeps_the_outcome_of_those_that
     await world.submit("ok", "later", x_fc_async_delay="1")
     run = world.store._database.run
 
-    async def full(work: Any, *, synced: bool = True) -> Any:
+    async def full(work: Any, *, synced: bool = True, **how: bool) -> Any:
         if synced:
             raise StorageFull("No room left.")
-        return await run(work, synced=False)
+        return await run(work, synced=False, **how)
 
     monkeypatch.setattr(world.store._database, "run", full)
     with pytest.raises(StorageFull):

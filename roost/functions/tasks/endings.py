@@ -9,7 +9,7 @@ from collections.abc import Callable
 from roost.functions.tasks import policy
 from roost.functions.tasks.backlog import Backlog
 from roost.functions.tasks.destinations import follow_up
-from roost.functions.tasks.policy import Kind, Run, TaskSettings
+from roost.functions.tasks.policy import Run, TaskSettings
 from roost.model.errors import NotFound, StorageFull, Throttled, Unavailable
 from roost.model.task import FINISHED, PENDING, Fenced, Task, TaskState, Verdict
 from roost.store.tasks import Lane, Tasks
@@ -48,12 +48,11 @@ class Endings:
                 return  # it went with its function
             except Fenced:
                 again = await self._stopping_now(task)
-                if again is None or verdict.state is TaskState.STOPPED:
+                if again is None:
                     log.warning("task %s/%s went on without its worker", task.function, task.id)
                     return
-                verdict = policy.after(
-                    again, Run(kind=Kind.STOPPED), settings, now=self._clock(), chance=0.0, stopping=True
-                )
+                task = again
+                verdict = policy.after(task, run, settings, now=self._clock(), chance=0.0, stopping=True)
             except (StorageFull, Throttled, Unavailable) as error:
                 log.warning("task %s/%s: its end can't be stored yet: %s", task.function, task.id, error.message)
                 await asyncio.sleep(_PAUSE_S)
@@ -70,14 +69,14 @@ class Endings:
         if to:
             _, payload, _ = await self._store.get(task.key)
             follow = follow_up(task, payload, run, verdict, to=to, arn=self._arn(task), now=now)
-        after = await self._store.conclude(
-            task.key, verdict, epoch=task.epoch, now=now, result=run.result, follow=follow
-        )
+        after = await self._store.conclude(task, verdict, now=now, result=run.result, follow=follow)
         taken = follow is not None and after.destination == "Succeeded"
         return after, follow[0] if follow is not None and taken else None
 
     async def _stopping_now(self, task: Task) -> Task | None:
-        """The record, if what has happened to it is that somebody asked to stop it."""
+        """The record, if what has happened to it since is that somebody asked to stop it."""
+        if task.state is not TaskState.RUNNING:
+            return None
         try:
             present, _, _ = await self._store.get(task.key)
         except NotFound:

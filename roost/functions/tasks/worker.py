@@ -173,9 +173,7 @@ class TaskWorker:
 
     async def _begin(self, lane: LaneKey, order: Order, instance_id: str) -> bytes:
         task = order.task
-        claim = asyncio.ensure_future(
-            self._store.claim(task.key, epoch=task.epoch, instance_id=instance_id, now=self._clock())
-        )
+        claim = asyncio.ensure_future(self._store.claim(task, instance_id=instance_id, now=self._clock()))
         try:
             await asyncio.wait({claim})
         finally:
