@@ -117,3 +117,17 @@ def test_every_refusal_is_one_clear_sentence(run: Run, server: Server) -> None:
         assert said in ended.err, (words, ended)
         assert ended.err.count("\n") == 1, (words, ended)
     assert "has no such tasks" in run("tasks", "worker", "--status", "expired").err
+
+
+def test_a_folder_says_how_its_tasks_are_treated(run: Run, server: Server, tmp_path: Path) -> None:
+    (tmp_path / "index.py").write_text(CODE)
+    manifest = tmp_path / "roost.toml"
+    manifest.write_text('name = "onfile"\n[async]\nretries = 0\ndelivery = "at-most-once"\non_failure = "worker"\n')
+    assert run("deploy", str(tmp_path)).code == 0
+    with server.client() as client:
+        kept = client.get("/2023-03-30/functions/onfile/async-invoke-config").json()
+    assert (kept["maxAsyncRetryAttempts"], kept["roost"]) == (0, {"delivery": "atMostOnce"})
+    assert kept["destinationConfig"] == {"onFailure": {"destination": "worker"}}
+    manifest.write_text('name = "onfile"\n[async]\nretries = 99\n')
+    ended = run("deploy", str(tmp_path))
+    assert (ended.code, "`async.retries`" in ended.err) == (1, True), ended.err

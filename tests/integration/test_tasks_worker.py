@@ -143,6 +143,14 @@ async def test_no_instance_costs_no_attempt_and_leaves_no_trace_but_the_wait(sta
     assert [event.state for event in done.events] == [TaskState.ENQUEUED, TaskState.RUNNING, TaskState.SUCCEEDED]
 
 
+async def test_a_bug_on_the_way_loses_no_task(start: Start) -> None:
+    world = await start()
+    world.runner.broken = 1
+    await world.submit("ok", "t")
+    assert (await world.until("t")).state is TaskState.SUCCEEDED
+    assert world.runner.ran == {"t": 1}
+
+
 async def test_a_function_that_is_switched_off_keeps_its_tasks(start: Start) -> None:
     world = await start()
     world.catalog.error = AccessDenied("off", code="InvocationDisabled")

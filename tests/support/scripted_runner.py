@@ -22,8 +22,12 @@ class ScriptedRunner:
         self.under_way = 0
         self.most = 0
         self.busy = 0  # so many tries find no instance
+        self.broken = 0  # so many tries raise what no runner should
 
     async def run(self, order: Order) -> Run:
+        if self.broken > 0:
+            self.broken -= 1
+            raise ZeroDivisionError
         if self.busy > 0:
             self.busy -= 1
             return Run(kind=Kind.TROUBLE, begun=False, error_type="ResourceThrottled", error="full")

@@ -79,6 +79,7 @@ class Backlog:
         self._limits = limits
         self._stations: dict[tuple[str, str], Station] = {}
         self._turns: deque[Station] = deque()
+        self._hungry: dict[Station, None] = {}  # a set that keeps its order
         self._alarms: list[tuple[float, int, Lane]] = []
         self._numbers = itertools.count()
         self._running = 0
@@ -125,6 +126,7 @@ class Backlog:
             lane.due = _NEVER
         station.runnable.clear()
         station.hungry.clear()
+        self._hungry.pop(station, None)
 
     # -- what to read from the store
 
@@ -138,11 +140,14 @@ class Backlog:
             if lane.due <= now and not lane.hungry:
                 lane.hungry = True
                 lane.station.hungry.append(lane)
-        for station in self._stations.values():
+                self._hungry[lane.station] = None
+        for station in self._hungry:
             room = BUFFER - station.buffered
-            if station.hungry and not station.fetching and room >= BUFFER // 2:
+            if not station.fetching and room >= BUFFER // 2:
                 lanes = [station.hungry.popleft() for _ in range(min(_LANES_AT_ONCE, len(station.hungry)))]
                 station.fetching = True
+                if not station.hungry:
+                    del self._hungry[station]
                 for lane in lanes:
                     lane.hungry, lane.fetching, lane.due = False, True, _NEVER
                 # Those that are known come first in the store, until they have started.

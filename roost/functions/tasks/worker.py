@@ -160,8 +160,7 @@ class TaskWorker:
             del self._orders[task.key]
 
     async def _carry_out(self, lane: LaneKey, order: Order, settings: TaskSettings) -> None:
-        assert self._runner is not None
-        run = await self._runner.run(order)
+        run = await self._result(order)
         if order.lost or (run.kind is Kind.STOPPED and not run.begun):
             return  # it went on without us, or was stopped before it began: the store knows
         now, chance = self._clock(), self._chance()
@@ -170,6 +169,17 @@ class TaskWorker:
         else:
             verdict = policy.after(order.task, run, settings, now=now, chance=chance, stopping=order.stopped)
         await self._endings.conclude(lane, order.task, run, verdict, settings)
+
+    async def _result(self, order: Order) -> Run:
+        assert self._runner is not None
+        try:
+            return await self._runner.run(order)
+        except Exception:
+            # A bug of ours must not leave the task without anybody who looks after it.
+            log.exception("the run of task %s/%s failed", order.task.function, order.task.id)
+            return Run(
+                kind=Kind.TROUBLE, begun=order.begun, error_type="InternalServerError", error="It failed in Roost."
+            )
 
     async def _begin(self, lane: LaneKey, order: Order, instance_id: str) -> bytes:
         task = order.task
