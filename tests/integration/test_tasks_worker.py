@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from roost.functions.tasks import endings, worker
-from roost.functions.tasks.backlog import BacklogLimits
+from roost.functions.tasks.backlog import Backlog, BacklogLimits
 from roost.functions.tasks.destinations import MAX_EVENT
 from roost.functions.tasks.service import Retention
 from roost.functions.tasks.tasks import AsyncTasks
@@ -141,6 +141,28 @@ async def test_no_instance_costs_no_attempt_and_leaves_no_trace_but_the_wait(sta
     done = await world.until("t", TaskState.SUCCEEDED)
     assert (done.attempts, done.spared) == (1, 0)
     assert [event.state for event in done.events] == [TaskState.ENQUEUED, TaskState.RUNNING, TaskState.SUCCEEDED]
+
+
+async def test_what_comes_due_while_the_alarm_is_set_is_not_forgotten(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wake_at = Backlog.wake_at
+
+    def slow(self: Backlog) -> float | None:
+        at = wake_at(self)
+        while at is not None and 0 <= at - time.time() < 0.5:
+            time.sleep(0.001)
+        return at
+
+    world = await start()
+    monkeypatch.setattr(Backlog, "wake_at", slow)
+    await world.submit("ok", "other")  # sets the alarm anew, late
+    await world.submit("ok", "t", x_fc_async_delay="1")
+    async with asyncio.timeout(5):
+        while time.time() < (await world.store.tasks.get(("a", "f", "t")))[0].due - 0.3:
+            await asyncio.sleep(0.01)
+    world.tasks._worker.wake()
+    assert (await world.until("t")).state is TaskState.SUCCEEDED
 
 
 async def test_a_bug_on_the_way_loses_no_task(start: Start) -> None:

@@ -23,6 +23,7 @@ log = logging.getLogger(__name__)
 
 HEARTBEAT_S = 5.0
 _STOP_S = 5.0
+_SOON_S, _LOOK_S = 0.001, 60.0
 
 
 class TaskWorker:
@@ -104,9 +105,9 @@ class TaskWorker:
             self._timer.cancel()
             self._timer = None
         if (at := self._backlog.wake_at()) is not None:
-            delay = max(0.0, at - self._clock())
-            if delay > 0:  # what is due already waits for room, and whoever makes room wakes us
-                self._timer = asyncio.get_running_loop().call_later(min(delay, 60.0), self.wake)
+            # It may have come due since the loop above looked; then soon.
+            delay = min(max(at - self._clock(), _SOON_S), _LOOK_S)
+            self._timer = asyncio.get_running_loop().call_later(delay, self.wake)
 
     async def _fetch(self, lanes: list[Lane], limit: int) -> None:
         found: list[list[Task]] | None = None
