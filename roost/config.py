@@ -204,6 +204,10 @@ def validate(config: Config) -> Config:
     for name in ("start_timeout", "stop_grace", "queue_timeout", "orphan_grace"):
         if not 0 < getattr(config, name) <= 3600:
             raise ConfigError(f"'{name}' must be more than 0 and at most 3600 seconds.")
+    _check_retention(config)
+    return replace(config, data_dir=config.data_dir.absolute())
+
+
+def _check_retention(config: Config) -> None:
     if not 0 < config.keep_tasks_days <= 3650:
         raise ConfigError("'keep_tasks_days' must be more than 0 and at most 3650 days.")
-    return replace(config, data_dir=config.data_dir.absolute())

@@ -15,8 +15,8 @@ from roost.store.secrets import Secrets
 from roost.store.sessions import Sessions
 from roost.store.settings import Settings
 from roost.store.tags import Tags
-from roost.store.template_tags import TemplateTags
 from roost.store.tasks import Tasks
+from roost.store.template_tags import TemplateTags
 from roost.store.triggers import Triggers
 from roost.store.versions import Versions
 from roost.store.volumes import Volumes
