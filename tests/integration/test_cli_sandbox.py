@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from tests.support.server import NOTHING, Remains, Server, running
 from tests.support.terminal import Terminal
 
 ROOST = [sys.executable, "-m", "roost.sdk.cli"]
+DOCS = Path(__file__).resolve().parents[2] / "docs"
 
 
 @pytest.fixture(scope="module")
@@ -414,3 +416,53 @@ def test_code_without_an_interpreter_or_without_code(cli: Cli, box: str, tmp_pat
     assert "has no code interpreter" in said
     assert cli.failed("run", box, str(tmp_path / "missing.py"))[0] == 2
     assert cli.failed("run", box, "-", "-c", "1")[0] == 2
+
+
+# --- the tutorial, and a server with keys ----------------------------------------------------------------------------
+
+
+def test_the_tutorial_works_pasted(cli: Cli, tmp_path: Path) -> None:
+    """But for what makes an environment and installs the SDK: that is here already."""
+    tutorial, terminal = re.findall(
+        r"^```sh\n(.*?)^```", (DOCS / "tutorial" / "first-sandbox.md").read_text(), re.MULTILINE | re.DOTALL
+    )
+    assert len([line for line in tutorial.splitlines() if line]) <= 11
+    install, _, script = tutorial.partition("\n")
+    assert "pip install" in install
+    script = script.replace("http://127.0.0.1:8700", cli.environment["ROOST_URL"])
+    script = script.replace("sandboxes/bin/python", sys.executable)
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    terminal = terminal.partition("\n")[2]  # the path is set
+    done = subprocess.run(
+        ["bash", "-e"], input=script + terminal, env={**cli.environment, "PATH": path}, cwd=tmp_path,
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("30.0\n")
+    assert "ages.csv" in done.stdout
+    assert "42\nLinux x86_64\nKilled i" in done.stdout
+
+
+def test_the_example_of_the_mcp_page(cli: Cli, tmp_path: Path) -> None:
+    [code] = re.findall(r"^```python\n(.*?)^```", (DOCS / "how-to" / "mcp.md").read_text(), re.MULTILINE | re.DOTALL)
+    code = code.replace("http://127.0.0.1:8700", cli.environment["ROOST_URL"])
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stdout) == (0, "Linux x86_64\n"), done.stderr
+
+
+def test_with_keys_the_secret_is_the_api_key(tmp_path: Path) -> None:
+    config = 'sandbox_domain = "sandbox.test"\n[keys]\nid = "the-secret"\n'
+    with running(tmp_path / "data", config=config) as server:
+        open_to = {key: value for key, value in os.environ.items() if not key.startswith("ROOST_")}
+        nobody = Cli(open_to | {"ROOST_URL": server.url})
+        code, said = nobody.failed("ls")
+        assert code == 1
+        assert "Set ROOST_ACCESS_KEY_ID and ROOST_ACCESS_KEY_SECRET" in said
+        wrong = Cli(nobody.environment | {"ROOST_ACCESS_KEY_ID": "id", "ROOST_ACCESS_KEY_SECRET": "wrong"})
+        assert "not known here" in wrong.failed("ls")[1]
+        cli = Cli(nobody.environment | {"ROOST_ACCESS_KEY_ID": "id", "ROOST_ACCESS_KEY_SECRET": "the-secret"})
+        id = cli("create").strip()
+        assert cli("exec", id, "echo", "hi") == "hi\n"
+        cli("cp", __file__, f"{id}:file")
+        assert cli("exec", id, "cat", "file") == Path(__file__).read_text()
+        cli("kill", id)
