@@ -16,8 +16,9 @@ from rich.progress import Progress as ProgressBar
 
 from roost.sdk import cells, copies, screen
 from roost.sdk.commands_sandbox import Env, Id, api, pairs
-from roost.sdk.envd import Ended, Envd, Output, Program
+from roost.sdk.envd import Envd
 from roost.sdk.errors import Failed, FunctionFault, Unreachable, UsageError
+from roost.sdk.programs import Ended, Output, Program
 from roost.sdk.running import Feed, Input, Wake, interruptible, run
 from roost.sdk.sandbox_api import Sandbox, SandboxApi
 from roost.sdk.terminal import clean

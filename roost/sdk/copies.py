@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from roost.sdk.envd import Ended, Envd, Event, Output, Program, Started
+from roost.sdk.envd import Envd
 from roost.sdk.errors import CliError, Failed, UsageError
+from roost.sdk.programs import Ended, Event, Output, Program, Started
 from roost.sdk.running import CHUNK, Input, Wake, run
 from roost.sdk.trees import Unpacker, pack
 

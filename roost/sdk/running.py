@@ -10,8 +10,9 @@ import threading
 from collections.abc import Callable, Iterator
 from types import FrameType, TracebackType
 
-from roost.sdk.envd import Ended, Envd, Output, Program, Size, Started
+from roost.sdk.envd import Envd
 from roost.sdk.errors import CliError, Failed, Unreachable
+from roost.sdk.programs import Ended, Output, Program, Size, Started
 
 CHUNK = 64 << 10
 _JOIN_S = 5.0

@@ -11,8 +11,9 @@ import tty
 from collections.abc import Iterator
 from types import FrameType
 
-from roost.sdk.envd import Ended, Envd, Output, Program, Size
+from roost.sdk.envd import Envd
 from roost.sdk.errors import UsageError
+from roost.sdk.programs import Ended, Output, Program, Size
 from roost.sdk.running import Input, Wake, run
 
 #: What a program that was cut off may have left on: other screen, hidden cursor, mouse, bracketed paste, colours.

@@ -9,19 +9,21 @@ import asyncio
 import base64
 import contextlib
 import json
+from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from typing import Any, Protocol, TypeVar
 
 import httpx
 
-from roost.model.errors import InvalidArgument, NotFound, RoostError, Unavailable
+from roost.api.mcp.streams import CODE, check, ending, envelope, lines, messages, output_of, paced, parsed, whole
+from roost.model.errors import RoostError, Throttled, Unavailable
 from roost.sandboxes.entry import SandboxLease
 from roost.sandboxes.fleet import Gone
 
-ENVD, CODE = "49983", "49999"
-_HEADER, _END = 5, 2
-_MOST_MESSAGE = 16 << 20
-_MOST_LINE = 32 << 20
+ENVD = "49983"
+#: One sandbox's agents must not take all connections of the control plane.
+MOST_AT_ONCE = 64
+_MOST_REPLY = 8 << 20
 #: A call that has nothing to wait for; a stream says something at least every half minute.
 _UNARY_S, _SILENCE_S, _KEEPALIVE_S = 60.0, 90.0, "30"
 _KILL_S = 2.0
@@ -46,19 +48,39 @@ class Rooms:
 
     def __init__(self, traffic: Traffic) -> None:
         self._traffic = traffic
+        self._users: Counter[str] = Counter()
 
     async def use(self, id: str, work: Callable[[Room], Awaitable[T]]) -> T:
         """Raises Gone when the sandbox is paused or ends, also in the middle; RoostError otherwise."""
+        if self._users[id] >= MOST_AT_ONCE:
+            raise Throttled(f"Sandbox {id} serves {MOST_AT_ONCE} tools already.", retry_after=1)
+        self._users[id] += 1
+        try:
+            return await self._leased(id, work)
+        finally:
+            self._users[id] -= 1
+            if not self._users[id]:
+                del self._users[id]
+
+    async def _leased(self, id: str, work: Callable[[Room], Awaitable[T]]) -> T:
         lease = await self._traffic.lease(id)
         try:
             transport = httpx.AsyncHTTPTransport(uds=lease.app_socket, verify=False)
-            async with httpx.AsyncClient(transport=transport, base_url="http://sandbox", trust_env=False) as http:
+            async with httpx.AsyncClient(
+                transport=transport,
+                base_url="http://sandbox",
+                headers={"accept-encoding": "identity"},
+                trust_env=False,
+            ) as http:
                 return await self._under(lease, asyncio.ensure_future(work(Room(http))))
         finally:
             lease.release()
 
     async def _under(self, lease: SandboxLease, task: asyncio.Future[T]) -> T:
-        lease.on_revoked = task.cancel  # type: ignore[assignment]
+        def revoked() -> None:
+            task.cancel()
+
+        lease.on_revoked = revoked
         try:
             return await task
         except asyncio.CancelledError:
@@ -98,17 +120,17 @@ class Room:
         ended = False
         try:
             async with asyncio.timeout(timeout_s):
-                async with self._stream("/process.Process/Start", _envelope(message), headers) as chunks:
-                    async for said in _messages(chunks):
+                async with self._stream("/process.Process/Start", envelope(message), headers) as chunks:
+                    async for said in messages(chunks):
                         match said.get("event"):
                             case {"start": {"pid": int(number)}}:
                                 pid = number
                             case {"data": {**streams}}:
                                 for name, text in streams.items():
-                                    output(str(name), _bytes(text))
+                                    output(str(name), output_of(text))
                             case {"end": dict(end)}:
                                 ended = True
-                                return _ending(end)
+                                return ending(end)
         except TimeoutError:
             return f"stopped after {timeout_s:g} s"
         finally:
@@ -121,8 +143,8 @@ class Room:
         body = json.dumps({"code": code, "language": language}).encode()
         headers = {"x-roost-port": CODE, "content-type": "application/json"}
         async with self._stream("/execute", body, headers) as chunks:
-            async for line in _lines(chunks):
-                message = _object(line)
+            async for line in lines(chunks):
+                message = parsed(line)
                 if message.get("type") in ("end_of_execution", "unexpected_end_of_execution"):
                     if message["type"] != "end_of_execution":
                         raise Unavailable("The code's process has ended before the code has.")
@@ -131,14 +153,13 @@ class Room:
 
     async def read(self, path: str, offset: int, most: int) -> tuple[bytes, int]:
         """At most `most` bytes of a file from `offset` on, and how many the file has (or are known of)."""
-        headers = {**_daemon("user"), "accept-encoding": "identity", "range": f"bytes={offset}-{offset + most - 1}"}
+        headers = {**_daemon("user"), "range": f"bytes={offset}-{offset + most - 1}"}
         query = {"path": path, "username": "user"}
         async with self._http.stream("GET", "/files", params=query, headers=headers, timeout=_UNARY_S) as response:
             if response.status_code == 416:  # nothing is there any more
-                await response.aread()
                 size = response.headers.get("content-range", "").rpartition("/")[2]
                 return b"", int(size) if size.isdigit() else 0
-            await _check(response)
+            await check(response)
             data = bytearray()
             async for chunk in response.aiter_raw():
                 data += chunk
@@ -151,10 +172,9 @@ class Room:
         """Where it is now."""
         headers = {**_daemon("user"), "content-type": "application/octet-stream"}
         query = {"path": path, "username": "user"}
-        response = await self._http.post("/files", params=query, headers=headers, content=data, timeout=_UNARY_S)
-        await _check(response)
+        taken = await self._post("/files", data, headers, query)
         try:
-            return str(response.json()[0]["path"])
+            return str(json.loads(taken)[0]["path"])[:4096]
         except (ValueError, LookupError, TypeError):
             return path
 
@@ -170,97 +190,23 @@ class Room:
                 await self._unary("process.Process/SendSignal", message, user)
 
     async def _unary(self, method: str, message: dict[str, Any], user: str) -> dict[str, Any]:
-        response = await self._http.post(f"/{method}", json=message, headers=_daemon(user), timeout=_UNARY_S)
-        await _check(response)
-        return _object(response.content)
+        headers = {**_daemon(user), "content-type": "application/json"}
+        return parsed(await self._post(f"/{method}", json.dumps(message).encode(), headers, {}))
+
+    async def _post(self, path: str, body: bytes, headers: dict[str, str], query: dict[str, str]) -> bytes:
+        async with self._http.stream(
+            "POST", path, params=query, content=body, headers=headers, timeout=_UNARY_S
+        ) as response:
+            await check(response)
+            return await whole(response, _MOST_REPLY)
 
     @contextlib.asynccontextmanager
     async def _stream(self, path: str, body: bytes, headers: dict[str, str]) -> AsyncIterator[AsyncIterator[bytes]]:
         async with self._http.stream("POST", path, content=body, headers=headers, timeout=_SILENCE_S) as response:
-            await _check(response)
-            yield response.aiter_raw()
+            await check(response)
+            yield paced(response.aiter_raw())
 
 
 def _daemon(user: str) -> dict[str, str]:
     named = "Basic " + base64.b64encode(f"{user}:".encode()).decode()
     return {"x-roost-port": ENVD, "authorization": named}
-
-
-async def _check(response: httpx.Response) -> None:
-    """Raise what a reply says went wrong."""
-    if response.is_success:
-        return
-    text = (await response.aread())[:65536].decode("utf-8", "replace")
-    with contextlib.suppress(ValueError, AttributeError):
-        said = json.loads(text)
-        if str(said.get("port")) == CODE:
-            raise InvalidArgument("This sandbox has no code interpreter; the template code-interpreter-v1 has one.")
-        text = str(said.get("message") or text)
-    message = f"{text.strip()[:1000].rstrip('.') or f'status {response.status_code}'}."
-    if response.status_code == 404:
-        raise NotFound(message)
-    raise InvalidArgument(message) if response.status_code < 500 else Unavailable(message)
-
-
-def _envelope(message: bytes) -> bytes:
-    return b"\0" + len(message).to_bytes(4, "big") + message
-
-
-async def _messages(chunks: AsyncIterator[bytes]) -> AsyncIterator[dict[str, Any]]:
-    """Of a Connect stream, to its end. Raises what that says."""
-    buffer = bytearray()
-    async for chunk in chunks:
-        buffer += chunk
-        while len(buffer) >= _HEADER:
-            length = int.from_bytes(buffer[1:_HEADER], "big")
-            if length > _MOST_MESSAGE:
-                raise Unavailable("The sandbox sent a message that is too large.")
-            if len(buffer) < _HEADER + length:
-                break
-            flags, message = buffer[0], _object(bytes(buffer[_HEADER : _HEADER + length]))
-            del buffer[: _HEADER + length]
-            if flags & _END:
-                error = message.get("error")
-                if isinstance(error, dict):
-                    raise InvalidArgument(f"{str(error.get('message') or error.get('code'))[:1000]}.")
-                return
-            yield message
-
-
-async def _lines(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    held: list[bytes] = []
-    size = 0
-    async for chunk in chunks:
-        for index, part in enumerate(chunk.split(b"\n")):
-            if index:
-                if line := b"".join(held).strip():
-                    yield line
-                held, size = [], 0
-            held.append(part)
-            size += len(part)
-        if size > _MOST_LINE:
-            raise Unavailable("The sandbox sent a result that is too large.")
-
-
-def _object(data: bytes) -> dict[str, Any]:
-    try:
-        value = json.loads(data or b"{}")
-    except (ValueError, RecursionError):
-        value = None
-    if not isinstance(value, dict):
-        raise Unavailable("The sandbox answered with something that makes no sense.")
-    return value
-
-
-def _bytes(text: object) -> bytes:
-    try:
-        return base64.b64decode(text, validate=True) if isinstance(text, str) else b""
-    except ValueError:
-        return b""
-
-
-def _ending(end: dict[str, Any]) -> str:
-    code = end.get("exitCode", 0)
-    if end.get("exited", True) and isinstance(code, int):
-        return f"exit code {code}" if code else ""
-    return str(end.get("status") or "ended by a signal")[:100]

@@ -8,8 +8,8 @@ import pytest
 
 from roost.sdk.cells import lines
 from roost.sdk.copies import Place, place
-from roost.sdk.envd import Ended, Event, Output, Started, envelope, events, messages
 from roost.sdk.errors import Failed, Unreachable
+from roost.sdk.programs import Ended, Event, Output, Started, envelope, events, messages
 from roost.sdk.sandbox_api import Sandbox
 
 END = b"\x02\0\0\0\x02{}"
