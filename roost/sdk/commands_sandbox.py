@@ -25,7 +25,6 @@ Env = Annotated[
 Lifetime = Annotated[
     int | None, typer.Option("--timeout", min=0, metavar="SECONDS", help="How long it lives from now on.")
 ]
-_UNSTATED_S = 300
 
 
 @contextlib.contextmanager
@@ -167,6 +166,7 @@ def snapshot(
     body: dict[str, Any] = {} if name is None else {"name": name}
     with api() as sandboxes:
         said = _mapping(sandboxes.post(sandboxes.find(id), "snapshots", body))
+    _tell_left_behind(said.get("leftBehind"))
     if as_json:
         typer.echo(json.dumps(said, indent=2))
     else:
@@ -194,28 +194,35 @@ def snapshots(
 def fork(
     id: Id,
     count: Annotated[int, typer.Option("--count", "-n", min=1, help="How many.")] = 1,
-    timeout: Annotated[
-        int, typer.Option("--timeout", min=0, metavar="SECONDS", help="How long each of them lives.")
-    ] = _UNSTATED_S,
+    timeout: Lifetime = None,
     as_json: AsJson = False,
 ) -> None:
     """Make new sandboxes with the files of this one, and print their ids."""
+    body = {"count": count} if timeout is None else {"count": count, "timeout": timeout}
     with api() as sandboxes:
-        results = sandboxes.post(sandboxes.find(id), "fork", {"count": count, "timeout": timeout})
+        results = sandboxes.post(sandboxes.find(id), "fork", body)
     if not isinstance(results, list):
         raise Failed("The server answered with JSON of another shape; is it Roost?")
     if as_json:
         typer.echo(json.dumps({"results": results}, indent=2))
-    failed = 0
+    failed, left_behind = 0, None
     for result in map(_mapping, results):
         if made := _mapping(result.get("sandbox")):
+            left_behind = made.get("leftBehind")
             if not as_json:
                 typer.echo(clean(str(made.get("sandboxID", ""))))
         else:
             failed += 1
             typer.echo(f"Error: {clean(str(_mapping(result.get('error')).get('message', 'no reason')))}", err=True)
+    _tell_left_behind(left_behind)
     if failed:
         raise Failed(f"{failed} of {count} sandboxes could not be made.")
+
+
+def _tell_left_behind(what: object) -> None:
+    """Of what a copy of a sandbox has not, as the server names it."""
+    if isinstance(what, list) and what:
+        typer.echo(f"Not copied: {clean(', '.join(str(one) for one in what))}.", err=True)
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:

@@ -31,9 +31,13 @@ def run(*arguments: str) -> int:
 
 def test_a_snapshot_is_made_and_named(server: FakeRoost, capsys: pytest.CaptureFixture[str]) -> None:
     path = f"/sandboxes/{BOX}/snapshots"
-    server.replies[f"POST {path}"] = (201, {"snapshotID": "abc:default", "names": ["abc:default"]})
+    server.replies[f"POST {path}"] = (
+        201,
+        {"snapshotID": "abc:default", "names": ["abc:default"], "leftBehind": ["memory"]},
+    )
     assert run("snapshot", BOX[:12]) == 0
-    assert capsys.readouterr().out == "abc:default\n"
+    printed = capsys.readouterr()
+    assert (printed.out, printed.err) == ("abc:default\n", "Not copied: memory.\n")
     assert server.last("POST", path).json() == {}
     assert run("snapshot", BOX, "--name", "mine", "--json") == 0
     assert '"snapshotID": "abc:default"' in capsys.readouterr().out
@@ -54,14 +58,16 @@ def test_snapshots_are_listed(server: FakeRoost, capsys: pytest.CaptureFixture[s
 
 def test_forks_are_printed_and_failures_counted(server: FakeRoost, capsys: pytest.CaptureFixture[str]) -> None:
     path = f"/sandboxes/{BOX}/fork"
-    made = [{"sandbox": {"sandboxID": OTHER}}, {"sandbox": {"sandboxID": BOX}}]
+    made = [{"sandbox": {"sandboxID": OTHER, "leftBehind": ["memory", "processes"]}}, {"sandbox": {"sandboxID": BOX}}]
     server.replies[f"POST {path}"] = (201, made)
     assert run("fork", BOX, "--count", "2", "--timeout", "60") == 0
     assert capsys.readouterr().out == f"{OTHER}\n{BOX}\n"
     assert server.last("POST", path).json() == {"count": 2, "timeout": 60}
     server.replies[f"POST {path}"] = (201, [made[0], {"error": {"code": 503, "message": "no room left"}}])
     assert run("fork", BOX, "-n", "2") == 1
+    assert server.last("POST", path).json() == {"count": 2}
     printed = capsys.readouterr()
+    assert "Not copied: memory, processes." in printed.err
     assert printed.out == f"{OTHER}\n"
     assert "no room left" in printed.err
     assert "1 of 2 sandboxes could not be made" in printed.err
