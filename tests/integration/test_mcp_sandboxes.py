@@ -34,6 +34,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     subprocess.run(["cp", "-al", str(data_packages().parent), str(data_dir / "packages")], check=True)
     with running(data_dir) as server:
         yield server
+        assert "Traceback" not in server.log()
     assert Remains.of(data_dir) == NOTHING
 
 
@@ -185,6 +186,27 @@ async def test_a_client_that_goes_away_stops_the_command(server: Server, box: di
                 while await call(one, "run_command", command="pgrep -x -f 'sleep 302' || true") == "(no output)":
                     await asyncio.sleep(0.05)
             assert await gone(one, "sleep 302"), tool
+
+
+async def test_a_request_that_is_cancelled(server: Server, box: dict[str, Any], one: Client) -> None:
+    def post(body: bytes, session: str = "") -> httpx.Response:
+        headers = {**JSON, "mcp-session-id": session} if session else JSON
+        return httpx.post(at(server, box), content=body, headers=headers, timeout=60, trust_env=False)
+
+    hello = {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": {"name": "t", "version": "1"}}
+    mine, other = (post(rpc("initialize", **hello)).headers["mcp-session-id"] for _ in range(2))
+    slow = rpc("tools/call", name="run_command", arguments={"command": "sleep 303", "timeout": 600})
+    cancel = json.dumps({"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": 1}}).encode()
+    async with one:
+        waiting = asyncio.create_task(asyncio.to_thread(post, slow, mine))
+        while await call(one, "run_command", command="pgrep -x -f 'sleep 303' || true") == "(no output)":
+            await asyncio.sleep(0.05)
+        for session in (other, ""):  # whose request it is not
+            assert (await asyncio.to_thread(post, cancel, session)).status_code == 202
+        assert await call(one, "run_command", command="pgrep -x -f 'sleep 303' || true") != "(no output)"
+        assert (await asyncio.to_thread(post, cancel, mine)).status_code == 202
+        assert "cancelled" in (await waiting).text
+        assert await gone(one, "sleep 303")
 
 
 async def test_a_sandbox_that_is_paused_or_ends_in_the_middle(server: Server) -> None:

@@ -103,6 +103,7 @@ def test_versions_that_nobody_speaks() -> None:
         (b'{"jsonrpc":"1.0","id":1,"method":"x"}', protocol.INVALID_REQUEST),
         (b'{"jsonrpc":"2.0","id":null,"method":"x"}', protocol.INVALID_REQUEST),
         (b'{"jsonrpc":"2.0","id":true,"method":"x"}', protocol.INVALID_REQUEST),
+        (b'{"jsonrpc":"2.0","id":NaN,"method":"x"}', protocol.INVALID_REQUEST),
         (b'{"jsonrpc":"2.0","id":1,"result":{}}', protocol.INVALID_REQUEST),
         (b'{"jsonrpc":"2.0","id":1,"method":"x","params":[]}', protocol.INVALID_PARAMS),
     ],
@@ -200,6 +201,10 @@ def test_a_run_of_code_in_one_reply() -> None:
         {"type": "image", "data": "aGk=", "mimeType": "image/png"},
     ]
     assert CodeRun().reply() == Reply(content=[{"type": "text", "text": "(no output)"}])
+
+
+def test_half_a_character_is_replaced() -> None:
+    assert Reply.of("a\ud800b").content[0]["text"] == "a?b"
 
 
 def test_images_are_bounded() -> None:

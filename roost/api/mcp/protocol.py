@@ -11,6 +11,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -32,6 +33,7 @@ INVALID_REQUEST = -32600
 METHOD_NOT_FOUND = -32601
 INVALID_PARAMS = -32602
 INTERNAL_ERROR = -32603
+CANCELLED = -32000
 HEADER_MISMATCH = -32020
 UNSUPPORTED_VERSION = -32022
 
@@ -116,7 +118,7 @@ def _message(body: bytes) -> dict[str, Any]:
 def _is_id(value: object) -> bool:
     if isinstance(value, str):
         return len(value) <= _MOST_ID
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _check_envelope(method: str, params: Mapping[str, Any], headers: Mapping[str, str]) -> None:

@@ -54,6 +54,7 @@ class Reply:
     def of(cls, *parts: str, error: bool = False) -> Reply:
         """Texts, each on lines of its own."""
         text = "\n".join(part.rstrip("\n") for part in parts if part)
+        text = text.encode("utf-8", "replace").decode()  # a room may send halves of surrogate pairs
         return cls(content=[{"type": "text", "text": text or "(no output)"}], error=error)
 
     def to_json(self) -> dict[str, Any]:
