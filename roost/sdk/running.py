@@ -12,7 +12,7 @@ from types import FrameType, TracebackType
 
 from roost.sdk.envd import Envd
 from roost.sdk.errors import CliError, Failed, Unreachable
-from roost.sdk.programs import Ended, Output, Program, Size, Started
+from roost.sdk.programs import Ended, Event, Output, Program, Size, Started
 
 CHUNK = 64 << 10
 _JOIN_S = 5.0
@@ -119,16 +119,20 @@ def run(envd: Envd, program: Program, feed: Feed | None, show: Show, wake: Wake)
         if not isinstance(first, Started):
             raise Failed("The sandbox did not say that the command has started.")
         feeder = _Feeder(envd, first.pid, program, feed, wake) if feed is not None else contextlib.nullcontext()
-        try:
-            with feeder:
-                for event in events:
-                    if isinstance(event, Output):
-                        show(event)
-                    elif isinstance(event, Ended):
-                        return event
-        except BaseException:
-            _kill(envd, first.pid)
-            raise
+        with feeder:
+            try:
+                return _to_the_end(events, show)
+            except BaseException:
+                _kill(envd, first.pid)  # before the feeder is waited for: it may be stuck in a pipe that nobody reads
+                raise
+
+
+def _to_the_end(events: Iterator[Event], show: Show) -> Ended:
+    for event in events:
+        if isinstance(event, Output):
+            show(event)
+        elif isinstance(event, Ended):
+            return event
     raise Unreachable("The connection to the sandbox broke.")
 
 
