@@ -25,9 +25,11 @@ from starlette.applications import Starlette
 
 from roost.api.console import Console, console_routes
 from roost.api.e2b.app import build_e2b_api
+from roost.api.e2b.call import Endpoints
 from roost.api.e2b.sandboxes import Terms
 from roost.api.fc.app import build_fc_api
 from roost.api.identity import Identity
+from roost.api.mcp.app import build_mcp_api
 from roost.config import Config, load
 from roost.functions.catalog import FunctionCatalog
 from roost.functions.packages import PackageStore
@@ -247,22 +249,29 @@ class Server:
             tasks=self.tasks.service,
             link_secret=secrets.token_bytes(32),
         )
+        terms = Terms(
+            timeout_s=config.sandbox_timeout,
+            max_timeout_s=config.sandbox_max_timeout,
+            public=config.sandbox_public_traffic,
+        )
         e2b = build_e2b_api(
             fleet=self.sandboxes,
             shelf=self.shelf,
             secrets=self.store.secrets,
             volumes=self.volume_shelf,
-            terms=Terms(
-                timeout_s=config.sandbox_timeout,
-                max_timeout_s=config.sandbox_max_timeout,
-                public=config.sandbox_public_traffic,
-            ),
+            terms=terms,
             domain=lambda: self.sandbox_domain,
             keys=self.keys,
             clock=self.clock,
         )
+        mcp = build_mcp_api(
+            fleet=self.sandboxes,
+            traffic=SandboxTraffic(self.lives),
+            identify=Endpoints(self.keys).identify,
+            terms=terms,
+        )
         self.sandbox_domain = config.sandbox_domain
-        self.control = Starlette(routes=[*console_routes(console), *fc, *e2b])
+        self.control = Starlette(routes=[*console_routes(console), *fc, *mcp, *e2b])
 
     # --- life --------------------------------------------------------------------------------------------------
 

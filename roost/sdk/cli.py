@@ -8,11 +8,21 @@ from importlib.metadata import version as package_version
 
 import typer
 
-from roost.sdk import commands_functions, commands_server, commands_tasks, commands_watch
+from roost.sdk import (
+    commands_functions,
+    commands_sandbox,
+    commands_sandbox_use,
+    commands_server,
+    commands_tasks,
+    commands_watch,
+)
 from roost.sdk.errors import CliError, FunctionFault
+from roost.sdk.running import Interrupted
 from roost.sdk.terminal import clean
 
 _PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
+#: What comes behind the first argument is the command's, `--` or not.
+_COMMAND = {"allow_interspersed_args": False}
 
 
 def _version(asked: bool) -> None:
@@ -55,11 +65,41 @@ def build() -> typer.Typer:
     # What follows is read by the programs themselves, `--help` too.
     app.command(context_settings=_PASSED_ON, add_help_option=False)(commands_server.doctor)
     app.command(context_settings=_PASSED_ON, add_help_option=False)(commands_server.template)
+    app.add_typer(_sandbox(), name="sandbox")
+    return app
+
+
+def _sandbox() -> typer.Typer:
+    app = typer.Typer(
+        help="Computers for as long as somebody wants them: `roost sandbox create`, then exec, run, shell, cp.",
+        no_args_is_help=True,
+        rich_markup_mode=None,
+    )
+    for command in (
+        commands_sandbox.create,
+        commands_sandbox.ls,
+        commands_sandbox.info,
+        commands_sandbox_use.cp,
+        commands_sandbox.logs,
+        commands_sandbox.kill,
+        commands_sandbox.pause,
+        commands_sandbox.resume,
+        commands_sandbox.timeout,
+        commands_sandbox.snapshot,
+        commands_sandbox.snapshots,
+        commands_sandbox.fork,
+    ):
+        app.command()(command)
+    app.command("connect")(commands_sandbox.resume)
+    app.command("run")(commands_sandbox_use.run_code)
+    app.command("exec", context_settings=_COMMAND)(commands_sandbox_use.execute)
+    app.command("shell", context_settings=_COMMAND)(commands_sandbox_use.shell)
     return app
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run one command; ends with SystemExit: 0, 1 failed, 2 usage, 3 no server, 4 the function's fault."""
+    """Run one command; ends with SystemExit: 0, 1 failed, 2 usage, 3 no server, 4 the function's fault;
+    that of the command for `sandbox exec` and `shell`, 128 and the signal's number for what a signal ended."""
     try:
         build()(args=list(sys.argv[1:] if arguments is None else arguments))
     except CliError as error:
@@ -67,6 +107,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if isinstance(error, FunctionFault):
             for line in error.stack:
                 typer.echo(clean(line).rstrip("\n"), err=True)
+        sys.exit(error.exit_code)
+    except Interrupted as error:
         sys.exit(error.exit_code)
     except BrokenPipeError:
         # The reader went away, as `head` does; closing here keeps the interpreter from complaining at its end.

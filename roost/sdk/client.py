@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import secrets
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -102,6 +102,37 @@ class Client:
         """One request; with `streaming`, the reply's body is the caller's to read. Raises as `send` does."""
         request = self._http.build_request(method, path, params=query, content=body, headers=headers)
         request.headers.update(self._signature(request, query or {}, body))
+        with self._exchange(request, streaming, check) as response:
+            yield response
+
+    @contextmanager
+    def unsigned(
+        self,
+        method: str,
+        path: str,
+        *,
+        query: Mapping[str, str] | None = None,
+        content: bytes | Iterable[bytes] = b"",
+        headers: Mapping[str, str] | None = None,
+        streaming: bool = False,
+        silence_s: float | None = None,
+        judge: Callable[[httpx.Response], None],
+    ) -> Iterator[httpx.Response]:
+        """A request of another protocol: `judge` raises what its replies say went wrong, `headers` say who asks.
+
+        With `silence_s` a reply that stands still for longer is broken off. Raises as `send` does.
+        """
+        timeout = httpx.Timeout(silence_s, connect=5.0, write=60.0)
+        request = self._http.build_request(
+            method, path, params=query, content=content, headers=headers, timeout=timeout
+        )
+        with self._exchange(request, streaming, judge) as response:
+            yield response
+
+    @contextmanager
+    def _exchange(
+        self, request: httpx.Request, streaming: bool, judge: Callable[[httpx.Response], None]
+    ) -> Iterator[httpx.Response]:
         try:
             response = self._http.send(request, stream=True)
         except httpx.ConnectError as error:
@@ -113,7 +144,7 @@ class Client:
         try:
             if not streaming or response.is_error or FAULT_HEADER in response.headers:
                 response.read()
-                check(response)
+                judge(response)
             yield response
         except httpx.HTTPError as error:
             raise Unreachable(f"The connection to {self.server.url} broke: {error}.") from error
@@ -185,7 +216,7 @@ def function_path(name: str, rest: str = "") -> str:
 
 def check(response: httpx.Response) -> None:
     """Raise what a reply says went wrong: FunctionFault for the function's own, Failed for the server's."""
-    said = _json_object(response)
+    said = json_object(response)
     if FAULT_HEADER in response.headers:
         raise FunctionFault(
             str(said.get("errorType") or response.headers[FAULT_HEADER]),
@@ -202,7 +233,8 @@ def check(response: httpx.Response) -> None:
         raise Failed(f"The answer was status {response.status_code}: {text}", status=response.status_code)
 
 
-def _json_object(response: httpx.Response) -> dict[str, Any]:
+def json_object(response: httpx.Response) -> dict[str, Any]:
+    """What a reply says, {} when it is no JSON object."""
     try:
         value = response.json()
     except ValueError:

@@ -8,12 +8,32 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from roost.sdk.terminal import age, clean, duration, size
+from roost.sdk.terminal import age, clean, clock, duration, seconds, size
 
 Row = Mapping[str, Any]
-_SHORT = {"STATE", "STATUS", "LEASES", "MEMORY", "CPU", "AGE", "CHANGED", "TRIES", "TOOK", "TTL", "IDLE TIMEOUT"}
+_SHORT = {
+    "STATE",
+    "STATUS",
+    "LEASES",
+    "MEMORY",
+    "CPU",
+    "AGE",
+    "CHANGED",
+    "TRIES",
+    "TOOK",
+    "TTL",
+    "IDLE TIMEOUT",
+    "ENDS IN",
+}
 _TASK_STYLES = {"Succeeded": "green", "Failed": "red", "Expired": "red", "Running": "cyan", "Retrying": "yellow"}
-_STATE_STYLES = {"ready": "green", "frozen": "cyan", "starting": "yellow", "resuming": "yellow", "paused": "blue"}
+_STATE_STYLES = {
+    "ready": "green",
+    "frozen": "cyan",
+    "starting": "yellow",
+    "resuming": "yellow",
+    "paused": "blue",
+    "running": "green",
+}
 
 
 def _table(*columns: str) -> Table:
@@ -84,3 +104,65 @@ def tasks(rows: Iterable[Row], now: float) -> Table:
             _text(str(row.get("taskErrorMessage") or "")[:200]),
         )
     return table
+
+
+def sandboxes(rows: Iterable[Row], now: float) -> Table:
+    """Sandboxes, running and paused. `now` is Unix seconds."""
+    table = _table("SANDBOX", "TEMPLATE", "STATE", "AGE", "ENDS IN", "METADATA")
+    for row in rows:
+        state = clean(str(row.get("state", "")))
+        table.add_row(
+            _text(row.get("sandboxID", "")),
+            _text(row.get("templateID", "")),
+            Text(state, style=_STATE_STYLES.get(state, "")),
+            age(row.get("startedAt"), now),
+            _left(row.get("endAt"), now) if state == "running" else "",
+            _labels(row.get("metadata")),
+        )
+    return table
+
+
+def sandbox(row: Row, now: float) -> Table:
+    """One sandbox. Its tokens are not shown."""
+    running = row.get("state") == "running"
+    lifecycle = row.get("lifecycle") or {}
+    at_end = "paused" if lifecycle.get("onTimeout") == "pause" else "killed"
+    shown = {
+        "id": _text(row.get("sandboxID", "")),
+        "template": _text(row.get("templateID", "")),
+        "state": _text(row.get("state", "")),
+        "paused because": _text(row.get("pauseReason") or ""),
+        "kept": _text(row.get("pauseMode") or ""),
+        "started": Text(clock(row.get("startedAt"))),
+        "ends in": Text(f"{_left(row.get('endAt'), now)}, and is {at_end} then" if running else ""),
+        "wakes by traffic": Text("yes" if lifecycle.get("autoResume") else ""),
+        "cpus": _text(row.get("cpuCount", "")),
+        "memory": Text(size(float(row.get("memoryMB") or 0) * (1 << 20))),
+        "disk": Text(size(float(row.get("diskSizeMB") or 0) * (1 << 20))),
+        "metadata": _labels(row.get("metadata")),
+        "volumes": _text(", ".join(f"{v.get('name')} at {v.get('path')}" for v in row.get("volumeMounts") or ())),
+    }
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in shown.items():
+        if value.plain:
+            table.add_row(name, value)
+    return table
+
+
+def snapshots(rows: Iterable[Row]) -> Table:
+    """Snapshots of sandboxes."""
+    table = _table("SNAPSHOT", "NAMES")
+    for row in rows:
+        table.add_row(_text(row.get("snapshotID", "")), _text(", ".join(str(name) for name in row.get("names") or ())))
+    return table
+
+
+def _left(at: object, now: float) -> str:
+    moment = seconds(at)
+    return "" if moment is None else duration(moment - now)
+
+
+def _labels(value: object) -> Text:
+    return _text(", ".join(f"{key}={label}" for key, label in value.items()) if isinstance(value, dict) else "")

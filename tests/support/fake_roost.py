@@ -41,6 +41,7 @@ class FakeRoost:
     chat_hangs: bool = False  # the first chat sends its events and then nothing, until the client leaves
     chat_left: threading.Event = field(default_factory=threading.Event)  # a client has left a chat that hung
     python: str = "3.11.2"
+    replies: dict[str, tuple[int, Any]] = field(default_factory=dict)  # "METHOD path" -> status, JSON of E2B's API
     requests: list[Seen] = field(default_factory=list)
     page_size: int = 100
 
@@ -88,7 +89,10 @@ class _Handler(BaseHTTPRequestHandler):
         )
         self.fake.requests.append(seen)
         refusal = self.fake.refusals.get(f"{seen.method} {seen.path}")
-        if refusal:
+        reply = self.fake.replies.get(f"{seen.method} {seen.path}")
+        if reply:
+            self._json(reply[1], reply[0])
+        elif refusal:
             status, code, message = refusal
             self._json({"Code": code, "Message": message, "RequestId": "r-1"}, status)
         elif seen.path.startswith(API):

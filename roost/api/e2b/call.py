@@ -112,7 +112,7 @@ class Endpoints:
             ignored: list[str] = []
 
             async def answered() -> Response:
-                account = self._identify(request)
+                account = self.identify(request)
                 call = Call(request=request, account=account, body=await body.read(body_limit), ignored=ignored)
                 return _respond(await handler(call))
 
@@ -124,7 +124,8 @@ class Endpoints:
 
         return Route(path, endpoint, methods=[method])
 
-    def _identify(self, request: Request) -> str:
+    def identify(self, request: Request) -> str:
+        """The account of the request's API key. Raises Unauthenticated."""
         if not self._keys:
             return self._keys.default_account
         given = request.headers.get(API_KEY, "")

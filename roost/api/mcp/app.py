@@ -1,0 +1,68 @@
+"""Both kinds of addresses, wired.
+
+/sandboxes/{id}/mcp     one sandbox's tools, for an API key or that sandbox's access token
+/roost/mcp              those of all sandboxes of an account, for an API key
+"""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Callable
+
+from starlette.requests import Request
+from starlette.routing import Route
+
+from roost.api.e2b.sandboxes import Terms
+from roost.api.mcp.endpoint import Caller, Endpoint
+from roost.api.mcp.rooms import Rooms
+from roost.api.mcp.sandbox_tools import SandboxTools
+from roost.api.mcp.server_tools import ServerTools
+from roost.api.mcp.toolbox import Toolbox
+from roost.model.sandbox import Sandbox
+from roost.sandboxes.fleet import SandboxFleet
+from roost.sandboxes.traffic import SandboxTraffic
+
+ACCESS_TOKEN = "x-access-token"  # noqa: S105
+_OF_ONE = (
+    "One sandbox: a Linux computer of your own, with files that stay. It has no network but what its owner opened. "
+    "Code runs with run_code and remembers; commands run with run_command."
+)
+_OF_ALL = (
+    "Sandboxes: small Linux computers, made with create_sandbox and named by their ids in all other tools. They have "
+    "no network but what their owner opened, and end when their time is over; kill_sandbox ends one before."
+)
+
+
+def build_mcp_api(
+    *,
+    fleet: SandboxFleet,
+    traffic: SandboxTraffic,
+    identify: Callable[[Request], str],
+    terms: Terms,
+) -> list[Route]:
+    """`identify` tells whose API key a request has."""
+    of_sandbox = SandboxTools(Rooms(traffic), fleet).tools()
+    of_server = ServerTools(fleet, terms).tools()
+
+    def admit_to_one(request: Request) -> Caller:
+        id = request.path_params["id"]
+        owner = _owner(request, traffic.find(id))
+        account = identify(request) if owner is None else owner
+        return Caller(account=account, sandbox=fleet.get(account, id).id)
+
+    def admit_to_all(request: Request) -> Caller:
+        return Caller(account=identify(request), sandbox="")
+
+    one = Endpoint("/sandboxes/{id}/mcp", Toolbox(of_sandbox, whole=False), admit_to_one, _OF_ONE)
+    every = Endpoint("/roost/mcp", Toolbox([*of_server, *of_sandbox], whole=True), admit_to_all, _OF_ALL)
+    return [one.route(), every.route()]
+
+
+def _owner(request: Request, sandbox: Sandbox | None) -> str | None:
+    """The account of the sandbox whose access token came, as X-Access-Token or as a bearer; else None."""
+    if sandbox is None:
+        return None
+    scheme, _, bearer = request.headers.get("authorization", "").partition(" ")
+    given = [request.headers.get(ACCESS_TOKEN, ""), bearer.strip() if scheme.lower() == "bearer" else ""]
+    right = [hmac.compare_digest(one.encode("utf-8", "replace"), sandbox.envd_token.encode()) for one in given]
+    return sandbox.account if any(right) else None
