@@ -14,7 +14,7 @@ from roost.instances.instance import Prepared
 from roost.isolation.driver import ROOT_CAPABILITIES, Mount, RoomSpec, Template
 from roost.model.errors import Unavailable
 from roost.model.function import FunctionSpec, Idle, Runtime
-from roost.model.sandbox import Sandbox
+from roost.model.sandbox import SANDBOX_ID, Sandbox
 from roost.model.session import Session
 from roost.sandboxes.templates import ENVD_VERSION, SandboxTemplate
 from roost.sandboxes.volumes import VolumeShelf
@@ -127,7 +127,8 @@ class SandboxAssembly:
 
     def strays(self, known: frozenset[str]) -> list[str]:
         """Ids of files whose sandbox is none of `known`: a server was killed before it had made or ended it."""
-        return [path.stem for path in self._places.layers.glob("*.img") if path.stem not in known]
+        found = [path.stem for path in self._places.layers.glob("*.img") if SANDBOX_ID.fullmatch(path.stem)]
+        return [id for id in found if id not in known]
 
     async def prepare(self, spec: FunctionSpec, sandbox: Sandbox, template: SandboxTemplate) -> Prepared:
         """All that one start needs. Raises RoostError; nothing is held then."""

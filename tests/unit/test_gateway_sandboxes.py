@@ -5,8 +5,11 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+from dataclasses import replace
 
 import pytest
+from hypothesis import given as given_
+from hypothesis import strategies as st
 
 from roost.gateway.browsers import check_function_caller, check_host, check_sandbox_caller
 from roost.gateway.faults import Answer
@@ -80,6 +83,20 @@ def test_fields_count_only_where_the_host_can_not_tell() -> None:
 def test_fields_that_name_none_are_refused(fields: dict[str, str]) -> None:
     with pytest.raises(InvalidArgument):
         target_of(head(**fields))
+
+
+@given_(st.binary(max_size=400), st.binary(max_size=80), st.binary(max_size=20), st.binary(min_size=1, max_size=80))
+def test_no_field_breaks_the_routing(host: bytes, id: bytes, port: bytes, target: bytes) -> None:
+    given = replace(head(), target=b"/" + target)
+    given.values = {b"host": host, b"e2b-sandbox-id": id, b"e2b-sandbox-port": port}
+    try:
+        found = target_of(given)
+    except InvalidArgument:
+        return
+    if found is not None:
+        assert 1 <= found.port <= 65535
+    signer([BOX], given)
+    refusal(BOX, 49983, given, NOW)
 
 
 def refused(target: str, port: int = 49983, method: str = "GET", box: object = BOX, **fields: str) -> tuple[int, str]:
