@@ -21,7 +21,7 @@ from roost.model.errors import RoostError
 
 _AT_LEAST_1 = (
     "max_instances", "max_waiting", "log_file_mb", "package_cache_mb", "max_sandboxes", "sandbox_timeout",
-    "sandbox_max_timeout",
+    "sandbox_max_timeout", "max_snapshots",
 )  # fmt: skip
 _DOMAIN = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?(:[0-9]{1,5})?")
 
@@ -68,6 +68,8 @@ class Config:
     sandbox_memory_mb: int = 1024
     sandbox_disk_mb: int = 4096
     sandbox_cpu: float = 2.0
+    max_snapshots: int = 1000  # of an account, forks aside
+    snapshots_disk_mb: int = 102400  # of snapshots, forks and built templates together, on the host's disk
     volume_disk_mb: int = 10240  # of each volume that sandboxes mount
     log_file_mb: int = 8
     package_cache_mb: int = 2048
@@ -188,7 +190,7 @@ def validate(config: Config) -> Config:
             raise ConfigError(f"'{name}' must be at least 1.")
     if config.sandbox_timeout > config.sandbox_max_timeout:
         raise ConfigError("'sandbox_timeout' can't be more than 'sandbox_max_timeout'.")
-    for name in ("sandbox_memory_mb", "sandbox_disk_mb", "volume_disk_mb"):
+    for name in ("sandbox_memory_mb", "sandbox_disk_mb", "snapshots_disk_mb", "volume_disk_mb"):
         if not 64 <= getattr(config, name) <= 1 << 24:
             raise ConfigError(f"'{name}' must be between 64 and {1 << 24}.")
     if not 0.01 <= config.sandbox_cpu <= 1024:

@@ -25,7 +25,7 @@ from starlette.applications import Starlette
 
 from roost.api.console import Console, console_routes
 from roost.api.e2b.app import build_e2b_api
-from roost.api.e2b.sandboxes import Terms
+from roost.api.e2b.terms import Terms
 from roost.api.fc.app import build_fc_api
 from roost.api.identity import Identity
 from roost.config import Config, load
@@ -64,8 +64,13 @@ from roost.sandboxes.assembly import SandboxAssembly
 from roost.sandboxes.book import SandboxBook
 from roost.sandboxes.care import SandboxCare
 from roost.sandboxes.fleet import SandboxFleet
+from roost.sandboxes.image_shelf import ImageShelf
+from roost.sandboxes.launcher import Launcher
 from roost.sandboxes.lives import Lives
 from roost.sandboxes.packages import ContextPackages
+from roost.sandboxes.registry import TemplateRegistry
+from roost.sandboxes.snapshots import Snapshots
+from roost.sandboxes.template_book import TemplateBook
 from roost.sandboxes.templates import TemplateShelf
 from roost.sandboxes.traffic import SandboxTraffic
 from roost.sandboxes.volumes import VolumeShelf
@@ -165,8 +170,7 @@ class Server:
             self.templates,
             self.packages_of_contexts,
             _sandbox_limits(config),
-            self.store.template_tags,
-            clock=self.clock,
+            TemplateBook(self.store.templates, self.store.template_tags, clock=self.clock),
         )
         self.volume_shelf = VolumeShelf(
             store=self.store.volumes,
@@ -182,6 +186,7 @@ class Server:
                 places=SandboxPlaces(layers=data / "sandboxes", run=config.run_dir),
                 roots=self.shelf,
                 layers=self.driver.disks,
+                images=ImageShelf(data / "snapshots", self.driver.disks, most_bytes=config.snapshots_disk_mb << 20),
                 volumes=self.volume_shelf,
                 egress=self.egress,
                 region=config.region,
@@ -190,7 +195,9 @@ class Server:
             around=around,
             max_running=config.max_sandboxes,
         )
-        self.sandboxes = SandboxFleet(self.lives)
+        launcher = Launcher(self.lives)
+        self.sandboxes = SandboxFleet(self.lives, launcher)
+        registry = TemplateRegistry(self.lives, self.shelf)
         self.sandbox_care = SandboxCare(self.lives)
         self.adoption = Adoption(specs=self.catalog, book=self.book, roster=self.roster, sandboxes=self.sandbox_care)
         self.history = InstanceHistory(self.roster)
@@ -232,7 +239,16 @@ class Server:
         )
         e2b = build_e2b_api(
             fleet=self.sandboxes,
+            snapshots=Snapshots(
+                lives=self.lives,
+                fleet=self.sandboxes,
+                launcher=launcher,
+                shelf=self.shelf,
+                registry=registry,
+                most=config.max_snapshots,
+            ),
             shelf=self.shelf,
+            registry=registry,
             secrets=self.store.secrets,
             volumes=self.volume_shelf,
             terms=Terms(
@@ -285,7 +301,7 @@ class Server:
         stack.push_async_callback(orphans.close)
         await self.egress.start()
         stack.push_async_callback(self.egress.close)
-        await self.shelf.load()
+        await self.shelf.book.load()
         await self.volume_shelf.load()
         await self.sandbox_care.load()
         adopted = await self.adoption.run()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,15 +14,14 @@ from roost.instances.instance import Prepared
 from roost.isolation.driver import ROOT_CAPABILITIES, Mount, RoomSpec, Template
 from roost.model.errors import Unavailable
 from roost.model.function import FunctionSpec, Idle, Runtime
-from roost.model.sandbox import SANDBOX_ID, Sandbox
+from roost.model.sandbox import SANDBOX_ID, Foundation, Sandbox
 from roost.model.session import Session
-from roost.sandboxes.templates import ENVD_VERSION, SandboxTemplate
+from roost.sandboxes.image_shelf import ImageShelf, below
+from roost.sandboxes.templates import ENVD_VERSION
 from roost.sandboxes.volumes import VolumeShelf
 
 log = logging.getLogger(__name__)
 
-USER = "user"
-WORKDIR = "/home/user"
 #: Requests that one sandbox takes at once: streams of processes and watches hold theirs for long.
 SLOTS = 1000
 _NEVER = float("inf")
@@ -39,13 +38,15 @@ class Egress(Protocol):
 class Layers(Protocol):
     """Disk images."""
 
-    async def create(self, path: Path, size_mb: int) -> None: ...
+    async def layer_over(self, snapshots: Sequence[Path], layer: Path, size_mb: int) -> tuple[Path, ...]: ...
+
+    async def snapshot(self, layer: Path, target: Path) -> None: ...
 
 
 class RootSource(Protocol):
-    """The root file system of a template. Raises NotFound."""
+    """The root file system that a sandbox stands on. Raises NotFound."""
 
-    async def root(self, template: SandboxTemplate) -> Template: ...
+    async def root(self, foundation: Foundation) -> Template: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +65,7 @@ def spec_of(sandbox: Sandbox) -> FunctionSpec:
         version="LATEST",
         revision=sandbox.template,
         runtime=Runtime.SANDBOX,
-        environment=sandbox.environment,
+        environment=sandbox.variables,
         limits=sandbox.limits,
         timeout_s=_NEVER,
         concurrency=SLOTS,
@@ -83,6 +84,7 @@ class SandboxAssembly:
         places: Places,
         roots: RootSource,
         layers: Layers,
+        images: ImageShelf,
         volumes: VolumeShelf,
         egress: Egress,
         region: str,
@@ -91,15 +93,16 @@ class SandboxAssembly:
         self._places = places
         self._roots = roots
         self._layers = layers
+        self.images = images
         self._volumes = volumes
         self._egress = egress
         self._region = region
         self._time_zone = time_zone
         places.layers.mkdir(parents=True, exist_ok=True, mode=0o700)
 
-    def of(self, sandbox: Sandbox, template: SandboxTemplate) -> SandboxPreparer:
+    def of(self, sandbox: Sandbox) -> SandboxPreparer:
         """Its `instance.Preparer`."""
-        return SandboxPreparer(self, sandbox, template)
+        return SandboxPreparer(self, sandbox)
 
     def layer(self, id: str) -> Path:
         """The image with a sandbox's files."""
@@ -130,9 +133,14 @@ class SandboxAssembly:
         found = [path.stem for path in self._places.layers.glob("*.img") if SANDBOX_ID.fullmatch(path.stem)]
         return [id for id in found if id not in known]
 
-    async def prepare(self, spec: FunctionSpec, sandbox: Sandbox, template: SandboxTemplate) -> Prepared:
+    async def copy(self, id: str, target: Path) -> None:
+        """Copy the files of a sandbox that has no room, to an image that others can stand on."""
+        await self._layers.snapshot(self.layer(id), target)
+
+    async def prepare(self, spec: FunctionSpec, sandbox: Sandbox) -> Prepared:
         """All that one start needs. Raises RoostError; nothing is held then."""
-        root = await self._roots.root(template)
+        foundation = sandbox.foundation
+        root = await self._roots.root(foundation)
         run_dir = self.run_dir(sandbox.id)
         with contextlib.ExitStack() as stack:
             mounts = [
@@ -141,7 +149,7 @@ class SandboxAssembly:
             ]
             layer = self.layer(sandbox.id)
             if not layer.exists():
-                await self._layers.create(layer, sandbox.limits.disk_mb)
+                await self._layers.layer_over(self.images.paths(foundation.layers), layer, sandbox.limits.disk_mb)
             try:
                 run_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
             except OSError as error:
@@ -154,15 +162,18 @@ class SandboxAssembly:
                 limits=sandbox.limits,
                 run_dir=run_dir,
                 layer=layer,
+                lower=self.images.paths(below(foundation.layers)),
                 mounts=tuple(mounts),
                 egress_dir=egress_dir,
                 capabilities=ROOT_CAPABILITIES,
             )
-            start = self._start(sandbox, template, {**dict(root.environment), **sandbox.environment, **doors})
+            environment = {**dict(root.environment), **sandbox.variables, **doors}
+            start = self._start(sandbox, environment)
             start["egress"] = egress_dir is not None
             return Prepared(room=room, start=start, release=stack.pop_all().close)
 
-    def _start(self, sandbox: Sandbox, template: SandboxTemplate, environment: Mapping[str, str]) -> dict[str, Any]:
+    def _start(self, sandbox: Sandbox, environment: Mapping[str, str]) -> dict[str, Any]:
+        foundation = sandbox.foundation
         of_itself = {"E2B_SANDBOX": "true", "E2B_SANDBOX_ID": sandbox.id, "E2B_TEMPLATE_ID": sandbox.template}
         return {
             "instance": sandbox.id,
@@ -177,12 +188,12 @@ class SandboxAssembly:
             "entropy": secrets.token_hex(64),
             "time_zone": self._time_zone,
             "sandbox": {
-                "user": USER,
-                "workdir": WORKDIR,
-                "interpreter": template.interpreter,
+                "user": foundation.user,
+                "workdir": foundation.workdir,
+                "interpreter": foundation.interpreter,
                 "version": ENVD_VERSION,
-                "start_command": template.start_command,
-                "ready_command": template.ready_command,
+                "start_command": foundation.start_command,
+                "ready_command": foundation.ready_command,
             },
         }
 
@@ -190,10 +201,9 @@ class SandboxAssembly:
 class SandboxPreparer:
     """One sandbox's `instance.Preparer`."""
 
-    def __init__(self, assembly: SandboxAssembly, sandbox: Sandbox, template: SandboxTemplate) -> None:
+    def __init__(self, assembly: SandboxAssembly, sandbox: Sandbox) -> None:
         self._assembly = assembly
         self._sandbox = sandbox
-        self._template = template
 
     async def prepare(self, spec: FunctionSpec, instance_id: str, session: Session | None) -> Prepared:
-        return await self._assembly.prepare(spec, self._sandbox, self._template)
+        return await self._assembly.prepare(spec, self._sandbox)

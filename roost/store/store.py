@@ -16,6 +16,7 @@ from roost.store.sessions import Sessions
 from roost.store.settings import Settings
 from roost.store.tags import Tags
 from roost.store.template_tags import TemplateTags
+from roost.store.templates import Templates
 from roost.store.triggers import Triggers
 from roost.store.versions import Versions
 from roost.store.volumes import Volumes
@@ -43,6 +44,7 @@ class Store:
         self.secrets = Secrets(self._database)
         self.volumes = Volumes(self._database)
         self.template_tags = TemplateTags(self._database)
+        self.templates = Templates(self._database)
         self.settings = Settings(self._database)
 
     async def open(self) -> None:

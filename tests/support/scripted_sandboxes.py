@@ -10,7 +10,6 @@ from typing import Any
 from roost import server
 from roost.model.sandbox import Sandbox
 from roost.sandboxes.assembly import SandboxAssembly
-from roost.sandboxes.templates import SandboxTemplate
 
 DAEMON = """
 import http.server, json, os, subprocess, threading, time, urllib.parse
@@ -65,10 +64,8 @@ http.server.ThreadingHTTPServer(("127.0.0.1", 49983), Handler).serve_forever()
 _start = SandboxAssembly._start
 
 
-def _scripted(
-    self: SandboxAssembly, sandbox: Sandbox, template: SandboxTemplate, environment: Mapping[str, str]
-) -> dict[str, Any]:
-    message = _start(self, sandbox, template, environment)
+def _scripted(self: SandboxAssembly, sandbox: Sandbox, environment: Mapping[str, str]) -> dict[str, Any]:
+    message = _start(self, sandbox, environment)
     command = ["/usr/bin/python3", "-c", DAEMON]
     return {**message, "runtime": "custom", "command": command, "port": 49983, "timeout": 60}
 

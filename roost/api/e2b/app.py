@@ -7,13 +7,17 @@ from collections.abc import Callable
 from starlette.routing import Route
 
 from roost.api.e2b.call import Answer, Call, Endpoints
-from roost.api.e2b.sandboxes import Sandboxes, Terms
+from roost.api.e2b.sandboxes import Sandboxes
 from roost.api.e2b.secrets import Secrets
+from roost.api.e2b.snapshots import SnapshotRoutes
 from roost.api.e2b.templates import Templates
+from roost.api.e2b.terms import Terms
 from roost.api.e2b.volumes import VolumeContent, Volumes
 from roost.model.errors import NotFound
 from roost.model.signature import Keys
 from roost.sandboxes.fleet import SandboxFleet
+from roost.sandboxes.registry import TemplateRegistry
+from roost.sandboxes.snapshots import Snapshots
 from roost.sandboxes.templates import TemplateShelf
 from roost.sandboxes.volumes import VolumeShelf
 from roost.store.secrets import Secrets as SecretStore
@@ -26,7 +30,9 @@ _METHODS = ("GET", "POST", "PUT", "DELETE", "PATCH", "OPTIONS")
 def build_e2b_api(
     *,
     fleet: SandboxFleet,
+    snapshots: Snapshots,
     shelf: TemplateShelf,
+    registry: TemplateRegistry,
     secrets: SecretStore,
     volumes: VolumeShelf,
     terms: Terms,
@@ -36,7 +42,13 @@ def build_e2b_api(
 ) -> list[Route]:
     """`domain` is what sandboxes are below, known once the server listens; `keys`: empty takes any API key."""
     endpoints = Endpoints(keys)
-    resources = (Sandboxes(fleet, terms, domain), Templates(shelf), Secrets(secrets, clock), Volumes(volumes, fleet))
+    resources = (
+        Sandboxes(fleet, terms, domain),
+        SnapshotRoutes(snapshots, terms, domain),
+        Templates(shelf, registry),
+        Secrets(secrets, clock),
+        Volumes(volumes, fleet),
+    )
     routes = [route for resource in resources for route in resource.routes(endpoints)]
     unknown = [
         endpoints.route(method, path, _unknown)

@@ -157,13 +157,19 @@ async def guarded(request: Request, answered: Callable[[], Awaitable[Response]])
 
 
 def error_response(error: RoostError) -> Response:
-    """`{"code","message"}` with the error's status; the reason too, when a sandbox is gone."""
+    """Its body, with the error's status."""
+    body = error_body(error)
+    headers = {} if error.retry_after is None else {"retry-after": str(max(1, round(error.retry_after)))}
+    return JSONResponse(body, status_code=body["code"], headers=headers)
+
+
+def error_body(error: RoostError) -> dict[str, Any]:
+    """`{"code","message"}`; the reason too, when a sandbox is gone."""
     status = next((status for kind, status in _STATUS.items() if isinstance(error, kind)), error.status)
     body: dict[str, Any] = {"code": status, "message": error.message}
     if isinstance(error, Gone) and error.reason:
         body["reason"] = error.reason
-    headers = {} if error.retry_after is None else {"retry-after": str(max(1, round(error.retry_after)))}
-    return JSONResponse(body, status_code=status, headers=headers)
+    return body
 
 
 def _respond(answer: Answer) -> Response:
