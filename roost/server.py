@@ -62,7 +62,12 @@ from roost.model.usage import TransitionRecord
 from roost.sandboxes.assembly import Places as SandboxPlaces
 from roost.sandboxes.assembly import SandboxAssembly
 from roost.sandboxes.book import SandboxBook
+from roost.sandboxes.build_cache import BuildCache
+from roost.sandboxes.build_queue import BuildQueue
+from roost.sandboxes.build_rooms import BuildRooms
+from roost.sandboxes.builder import Builder
 from roost.sandboxes.care import SandboxCare
+from roost.sandboxes.daemon import DaemonRunner
 from roost.sandboxes.fleet import SandboxFleet
 from roost.sandboxes.image_shelf import ImageShelf
 from roost.sandboxes.launcher import Launcher
@@ -74,6 +79,7 @@ from roost.sandboxes.template_book import TemplateBook
 from roost.sandboxes.templates import TemplateShelf
 from roost.sandboxes.traffic import SandboxTraffic
 from roost.sandboxes.volumes import VolumeShelf
+from roost.sandboxes.workshop import Workshop
 from roost.store.store import Store
 from roost.telemetry.logs import FunctionLogs
 from roost.telemetry.metering import Meter
@@ -179,25 +185,47 @@ class Server:
             size_mb=config.volume_disk_mb,
             clock=self.clock,
         )
+        images = ImageShelf(data / "snapshots", self.driver.disks, most_bytes=config.snapshots_disk_mb << 20)
+        sandbox_assembly = SandboxAssembly(
+            places=SandboxPlaces(layers=data / "sandboxes", run=config.run_dir),
+            roots=self.shelf,
+            layers=self.driver.disks,
+            images=images,
+            volumes=self.volume_shelf,
+            egress=self.egress,
+            region=config.region,
+            time_zone=os.environ.get("TZ", "UTC"),
+        )
         self.lives = Lives(
             book=SandboxBook(self.store.sandboxes, clock=self.clock),
             templates=self.shelf,
-            assembly=SandboxAssembly(
-                places=SandboxPlaces(layers=data / "sandboxes", run=config.run_dir),
-                roots=self.shelf,
-                layers=self.driver.disks,
-                images=ImageShelf(data / "snapshots", self.driver.disks, most_bytes=config.snapshots_disk_mb << 20),
-                volumes=self.volume_shelf,
-                egress=self.egress,
-                region=config.region,
-                time_zone=os.environ.get("TZ", "UTC"),
-            ),
+            assembly=sandbox_assembly,
             around=around,
             max_running=config.max_sandboxes,
         )
         launcher = Launcher(self.lives)
         self.sandboxes = SandboxFleet(self.lives, launcher)
         registry = TemplateRegistry(self.lives, self.shelf)
+        self.build_cache = BuildCache(data / "builds", most_bytes=config.build_cache_mb << 20)
+        self.build_rooms = BuildRooms(around=around, assembly=sandbox_assembly, roots=self.shelf)
+        self.builds = BuildQueue(clock=self.clock)
+        workshop = Workshop(
+            shelf=self.shelf,
+            registry=registry,
+            images=images,
+            builder=Builder(
+                rooms=self.build_rooms,
+                runner=DaemonRunner(),
+                images=self.driver.disks,
+                cache=self.build_cache,
+                clock=self.clock,
+            ),
+            cache=self.build_cache,
+            queue=self.builds,
+            limits=_sandbox_limits(config),
+            stand_ins=config.images,
+            clock=self.clock,
+        )
         self.sandbox_care = SandboxCare(self.lives)
         self.adoption = Adoption(specs=self.catalog, book=self.book, roster=self.roster, sandboxes=self.sandbox_care)
         self.history = InstanceHistory(self.roster)
@@ -249,6 +277,7 @@ class Server:
             ),
             shelf=self.shelf,
             registry=registry,
+            workshop=workshop,
             secrets=self.store.secrets,
             volumes=self.volume_shelf,
             terms=Terms(
@@ -258,6 +287,7 @@ class Server:
             ),
             domain=lambda: self.sandbox_domain,
             keys=self.keys,
+            link_secret=secrets.token_bytes(32),
             clock=self.clock,
         )
         self.sandbox_domain = config.sandbox_domain
@@ -306,9 +336,12 @@ class Server:
         await self.sandbox_care.load()
         adopted = await self.adoption.run()
         await self.sandbox_care.reconcile()
+        self.build_cache.prepare()  # rooms of builds were swept
         stack.push_async_callback(self.background.close)
         stack.push_async_callback(self.roster.close)
         stack.push_async_callback(self.sandbox_care.close)
+        stack.push_async_callback(self.build_rooms.close)
+        stack.push_async_callback(self.builds.close)
         if adopted:
             log.info("adopted %d instances of the server before", adopted)
         await stack.enter_async_context(self._control_plane())

@@ -6,7 +6,7 @@ import contextlib
 import logging
 import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -139,52 +139,56 @@ class SandboxAssembly:
 
     async def prepare(self, spec: FunctionSpec, sandbox: Sandbox) -> Prepared:
         """All that one start needs. Raises RoostError; nothing is held then."""
-        foundation = sandbox.foundation
+        foundation, layer = sandbox.foundation, self.layer(sandbox.id)
         root = await self._roots.root(foundation)
-        run_dir = self.run_dir(sandbox.id)
-        with contextlib.ExitStack() as stack:
-            mounts = [
-                Mount(source=self._volumes.image(self._volumes.named(sandbox.account, volume.name)), target=volume.path)
-                for volume in sandbox.volumes
-            ]
-            layer = self.layer(sandbox.id)
-            if not layer.exists():
-                await self._layers.layer_over(self.images.paths(foundation.layers), layer, sandbox.limits.disk_mb)
-            try:
-                run_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-            except OSError as error:
-                raise Unavailable(f"{run_dir} can't be made: {error.strerror}.") from error
-            stack.callback(self._egress.detach, run_dir)
-            egress_dir, doors = await self._egress.attach(spec, run_dir)
-            room = RoomSpec(
-                id=sandbox.id,
-                template=root,
-                limits=sandbox.limits,
-                run_dir=run_dir,
-                layer=layer,
-                lower=self.images.paths(below(foundation.layers)),
-                mounts=tuple(mounts),
-                egress_dir=egress_dir,
-                capabilities=ROOT_CAPABILITIES,
-            )
-            environment = {**dict(root.environment), **sandbox.variables, **doors}
-            start = self._start(sandbox, environment)
-            start["egress"] = egress_dir is not None
-            return Prepared(room=room, start=start, release=stack.pop_all().close)
+        mounts = [
+            Mount(source=self._volumes.image(self._volumes.named(sandbox.account, volume.name)), target=volume.path)
+            for volume in sandbox.volumes
+        ]
+        if not layer.exists():
+            await self._layers.layer_over(self.images.paths(foundation.layers), layer, sandbox.limits.disk_mb)
+        room = RoomSpec(
+            id=sandbox.id,
+            template=root,
+            limits=sandbox.limits,
+            run_dir=self.run_dir(sandbox.id),
+            layer=layer,
+            lower=self.images.paths(below(foundation.layers)),
+            mounts=tuple(mounts),
+            capabilities=ROOT_CAPABILITIES,
+        )
+        start = self.start_message(spec, sandbox.id, sandbox.template, foundation)
+        return await self.furnish(spec, room, start)
 
-    def _start(self, sandbox: Sandbox, environment: Mapping[str, str]) -> dict[str, Any]:
-        foundation = sandbox.foundation
-        of_itself = {"E2B_SANDBOX": "true", "E2B_SANDBOX_ID": sandbox.id, "E2B_TEMPLATE_ID": sandbox.template}
+    async def furnish(self, spec: FunctionSpec, room: RoomSpec, start: Mapping[str, Any]) -> Prepared:
+        """What a room with the sandboxes' daemon needs beside its files: a place for its sockets, the host's doors."""
+        try:
+            room.run_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        except OSError as error:
+            raise Unavailable(f"{room.run_dir} can't be made: {error.strerror}.") from error
+        with contextlib.ExitStack() as stack:
+            stack.callback(self._egress.detach, room.run_dir)
+            egress_dir, doors = await self._egress.attach(spec, room.run_dir)
+            environment = {**dict(room.template.environment), **start["env"], **doors}
+            return Prepared(
+                room=replace(room, egress_dir=egress_dir),
+                start={**start, "env": environment, "egress": egress_dir is not None},
+                release=stack.pop_all().close,
+            )
+
+    def start_message(self, spec: FunctionSpec, id: str, template: str, foundation: Foundation) -> dict[str, Any]:
+        """What the daemon is told, but for what the room's surroundings add."""
+        of_itself = {"E2B_SANDBOX": "true", "E2B_SANDBOX_ID": id, "E2B_TEMPLATE_ID": template}
         return {
-            "instance": sandbox.id,
+            "instance": id,
             "runtime": Runtime.SANDBOX.value,
             "concurrency": SLOTS,
             "timeout": 0,
-            "env": {**of_itself, **environment},
-            "function": {"name": sandbox.template, "memory": sandbox.limits.memory_mb},
+            "env": {**of_itself, **spec.environment},
+            "function": {"name": template, "memory": spec.limits.memory_mb},
             "region": self._region,
-            "account": sandbox.account,
-            "output_bytes_per_s": sandbox.limits.output_bytes_per_s,
+            "account": spec.account,
+            "output_bytes_per_s": spec.limits.output_bytes_per_s,
             "entropy": secrets.token_hex(64),
             "time_zone": self._time_zone,
             "sandbox": {

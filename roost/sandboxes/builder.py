@@ -21,6 +21,7 @@ from roost.model.function import Limits
 from roost.sandboxes.build_cache import BuildCache
 from roost.sandboxes.build_log import BuildLog
 from roost.sandboxes.builds import ARCHIVE_FOLDER, Command, Context, Plan, Stage
+from roost.sandboxes.image_shelf import below
 
 R = TypeVar("R")
 R_contra = TypeVar("R_contra", contravariant=True)
@@ -49,6 +50,8 @@ class RoomNeeds:
 
     id: str
     root: str
+    interpreter: bool
+    account: str
     limits: Limits
     layer: Path
     lower: tuple[Path, ...]
@@ -81,7 +84,7 @@ class Runner(Protocol[R_contra]):
 
 
 class Images(Protocol):
-    async def create(self, path: Path, size_mb: int) -> None: ...
+    async def layer_over(self, snapshots: Sequence[Path], layer: Path, size_mb: int) -> tuple[Path, ...]: ...
 
     async def snapshot(self, layer: Path, target: Path) -> None: ...
 
@@ -102,7 +105,7 @@ class Order:
     """One build. `target`: where its layer is kept; nothing is there, nor is it made if no step changes a file."""
 
     id: str  # names its rooms; [a-z0-9-]{1,30}
-    scope: str  # whose uploads are used
+    scope: str  # the account: whose uploads are used
     plan: Plan
     limits: Limits
     target: Path
@@ -127,7 +130,7 @@ class Builder(Generic[R]):
         try:
             with self._cache.work_file() as layer:
                 await self._stages(order, layer, log)
-            layers = (*((order.target,) if plan.stages else ()), *plan.base.layers)
+            layers = (order.target, *below(plan.base.layers)) if plan.stages else plan.base.layers
             await self._finalize(order, layers, log)
         except BaseException:
             order.target.unlink(missing_ok=True)
@@ -157,7 +160,7 @@ class Builder(Generic[R]):
         if cached is not None:
             await self._images.snapshot(cached, layer)
         elif stages:
-            await self._images.create(layer, order.limits.disk_mb)
+            await self._images.layer_over(order.plan.base.layers, layer, order.limits.disk_mb)
         for stage in stages[done:]:
             self._say(log, stage, stage.title)
             await self._in_room(order, layer, stage, log)
@@ -185,9 +188,11 @@ class Builder(Generic[R]):
         needs = RoomNeeds(
             id=f"{order.id}-{step}",
             root=order.plan.base.root,
+            interpreter=order.plan.base.interpreter,
+            account=order.scope,
             limits=order.limits,
             layer=layer,
-            lower=order.plan.base.layers,
+            lower=below(order.plan.base.layers),
             mounts=tuple(mounts),
         )
         try:
@@ -215,9 +220,15 @@ class Builder(Generic[R]):
         if not plan.start_command and not plan.ready_command:
             return
         with self._cache.work_file() as layer:
-            await self._images.create(layer, order.limits.disk_mb)
+            await self._images.layer_over(layers, layer, order.limits.disk_mb)
             needs = RoomNeeds(
-                id=f"{order.id}-{FINALIZE}", root=plan.base.root, limits=order.limits, layer=layer, lower=layers
+                id=f"{order.id}-{FINALIZE}",
+                root=plan.base.root,
+                interpreter=plan.base.interpreter,
+                account=order.scope,
+                limits=order.limits,
+                layer=layer,
+                lower=below(layers),
             )
             async with self._rooms.open(needs) as room:
                 log.add(self._clock(), "info", f"[{FINALIZE}] {plan.start_command or plan.ready_command}", FINALIZE)

@@ -15,12 +15,14 @@ import secrets
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from roost.isolation.driver import MOST_LOWER
 from roost.model.errors import StorageFull
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 class Attached(Protocol):
@@ -29,7 +31,7 @@ class Attached(Protocol):
     def forget(self, path: Path) -> None: ...
 
 
-def below(layers: Sequence[str]) -> tuple[str, ...]:
+def below(layers: Sequence[T]) -> tuple[T, ...]:
     """What lies below the own layer of a sandbox that stands on `layers`, newest first: of one more than a room can
     stand on, the newest is the beginning of its own layer instead (`Disks.layer_over`)."""
     return tuple(layers) if len(layers) <= MOST_LOWER else tuple(layers[1:])

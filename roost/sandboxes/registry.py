@@ -79,5 +79,9 @@ class TemplateRegistry:
             else:
                 self._release(await self._shelf.book.remove(record))
 
+    def release(self, images: Sequence[str]) -> None:
+        """Remove those that nobody needs."""
+        self._lives.release(images)
+
     def _release(self, gone: Sequence[TemplateBuild]) -> None:
         self._lives.release(name for build in gone for name in build.foundation.layers)

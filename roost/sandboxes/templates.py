@@ -153,7 +153,12 @@ class TemplateShelf:
         )
 
 
-_BUILTIN = {"base": Foundation(root=HOST), "code-interpreter-v1": Foundation(root=HOST, interpreter=True)}
+_HTTPBIN = "/.roost/bin/python3 -I -m roost.guest.httpbin"
+_BUILTIN = {
+    "base": Foundation(root=HOST),
+    "code-interpreter-v1": Foundation(root=HOST, interpreter=True),
+    "httpbin": Foundation(root=HOST, start_command=_HTTPBIN, ready_command=f"{_HTTPBIN} --ready"),
+}
 
 
 def _built(record: TemplateRecord, build: TemplateBuild) -> SandboxTemplate:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from starlette.routing import Route
 
+from roost.api.e2b.builds import Builds
 from roost.api.e2b.call import Answer, Call, Endpoints
 from roost.api.e2b.sandboxes import Sandboxes
 from roost.api.e2b.secrets import Secrets
@@ -20,6 +21,7 @@ from roost.sandboxes.registry import TemplateRegistry
 from roost.sandboxes.snapshots import Snapshots
 from roost.sandboxes.templates import TemplateShelf
 from roost.sandboxes.volumes import VolumeShelf
+from roost.sandboxes.workshop import Workshop
 from roost.store.secrets import Secrets as SecretStore
 
 #: First segments of the API; what is below them and no operation is answered in its shape too.
@@ -33,18 +35,24 @@ def build_e2b_api(
     snapshots: Snapshots,
     shelf: TemplateShelf,
     registry: TemplateRegistry,
+    workshop: Workshop,
     secrets: SecretStore,
     volumes: VolumeShelf,
     terms: Terms,
     domain: Callable[[], str],
     keys: Keys,
+    link_secret: bytes,
     clock: Callable[[], float],
 ) -> list[Route]:
-    """`domain` is what sandboxes are below, known once the server listens; `keys`: empty takes any API key."""
+    """`domain` is what sandboxes are below, known once the server listens; `keys`: empty takes any API key.
+
+    `link_secret` signs links for uploads.
+    """
     endpoints = Endpoints(keys)
     resources = (
         Sandboxes(fleet, terms, domain),
         SnapshotRoutes(snapshots, terms, domain),
+        Builds(workshop, link_secret, clock),
         Templates(shelf, registry),
         Secrets(secrets, clock),
         Volumes(volumes, fleet),
