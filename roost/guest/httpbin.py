@@ -252,7 +252,7 @@ def _index(self: Handler, rest: str) -> None:
 def _base64(self: Handler, rest: str) -> None:
     action, _, text = rest.rpartition("/")
     data = text.encode()
-    done = base64.urlsafe_b64encode(data) if action == "encode" else base64.urlsafe_b64decode(data + b"==")
+    done = base64.urlsafe_b64encode(data) if action == "encode" else base64.b64decode(data, b"-_", validate=True)
     self.send_bytes(done, "text/plain")
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import binascii
 import contextlib
 import json
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -90,7 +89,7 @@ class DaemonRunner:
         except _Refused as error:
             shown = command if len(command) <= 200 else f"{command[:200]}..."
             raise CommandRefused(f"failed to run command '{shown}': command failed: {error}") from error
-        except (httpx.HTTPError, ValueError, TypeError, AttributeError, binascii.Error) as error:
+        except (httpx.HTTPError, ValueError, TypeError, AttributeError, RecursionError) as error:
             raise Unavailable(f"The room's daemon does not answer as it should: {error}.") from error
         raise Unavailable("The room's daemon ended a command without its exit code.")
 
