@@ -313,6 +313,8 @@ class AsyncServer:
     async def serve(self) -> asyncio.AbstractServer:
         self._listener.setblocking(False)
         loop = asyncio.get_running_loop()
+        if self._listener.family != socket.AF_UNIX:
+            return await loop.create_server(lambda: AsyncConnection(self), sock=self._listener)
         return await loop.create_unix_server(lambda: AsyncConnection(self), sock=self._listener)
 
     def begin(self, connection: AsyncConnection, exchange: Exchange) -> None:

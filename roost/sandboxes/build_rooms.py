@@ -74,9 +74,10 @@ class _BuildPreparer:
 
     async def prepare(self, spec: FunctionSpec, instance_id: str, session: Session | None) -> Prepared:
         needs = self._needs
+        foundation = Foundation(root=needs.root, interpreter=needs.interpreter)
         room = RoomSpec(
             id=needs.id,
-            template=await self._roots.root(Foundation(root=needs.root, interpreter=needs.interpreter)),
+            template=await self._roots.root(foundation),
             limits=needs.limits,
             run_dir=self._assembly.run_dir(needs.id),
             layer=needs.layer,
@@ -84,7 +85,7 @@ class _BuildPreparer:
             mounts=needs.mounts,
             capabilities=ROOT_CAPABILITIES,
         )
-        start = self._assembly.start_message(spec, needs.id, spec.name, Foundation())
+        start = self._assembly.start_message(spec, needs.id, spec.name, foundation)
         return await self._assembly.furnish(spec, room, start)
 
 

@@ -12,7 +12,9 @@ import pytest
 from e2b import Sandbox, Template, wait_for_file, wait_for_port
 from e2b.exceptions import BuildException, SandboxException, TemplateException
 from e2b.template.types import TemplateBuildStatus
+from e2b_code_interpreter import Sandbox as CodeSandbox
 
+from tests.support.interpreter import data_packages
 from tests.support.server import NOTHING, Remains, Server, running
 
 SETTINGS = 'sandbox_memory_mb = 512\nsandbox_disk_mb = 256\n[images]\n"python:3.11" = "base"\n'
@@ -21,6 +23,8 @@ SETTINGS = 'sandbox_memory_mb = 512\nsandbox_disk_mb = 256\n[images]\n"python:3.
 @pytest.fixture(scope="module")
 def roost(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     data_dir: Path = tmp_path_factory.mktemp("roost") / "data"
+    data_dir.mkdir()
+    (data_dir / "packages").symlink_to(data_packages().parent)
     with running(data_dir, config=SETTINGS) as server:
         yield server
     assert Remains.of(data_dir) == NOTHING
@@ -202,6 +206,19 @@ def test_uploads_need_their_link(name: str, roost: Server) -> None:
         for body in ({"name": "base"}, {"name": "no name"}, {"name": ""}, {"name": name, "tags": ["a b"]}):
             assert client.post("/v3/templates", json=body).status_code in (400, 409)
         assert client.delete("/templates/base").status_code == 403
+
+
+def test_code_contexts_in_a_built_template(name: str) -> None:
+    template = (
+        Template().from_template("code-interpreter-v1").run_cmd("python3 -c 'import numpy; print(6 * 7)' > answer")
+    )
+    Template.build(template, name)
+    with CodeSandbox.create(name, timeout=60) as box:
+        assert box.run_code("import pandas; open('/home/user/answer').read()").text == "'42\\n'"
+        (fork,) = (made for made in box.fork(timeout=60) if isinstance(made, CodeSandbox))
+        assert fork.run_code("1 + 1").text == "2"
+        assert fork.commands.run("curl -s -w '%{http_code}' http://localhost:49999/health -o /dev/null").stdout == "200"
+        fork.kill()
 
 
 def test_httpbin() -> None:
