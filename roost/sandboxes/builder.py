@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, Protocol, TypeVar
 
+from roost.instances.egress import MODEL_VARIABLES
 from roost.isolation.driver import Mount
 from roost.isolation.images import storage
 from roost.model.errors import InvalidArgument, RoostError
@@ -210,9 +211,9 @@ class Builder(Generic[R]):
         def on_line(stream: str, text: str) -> None:
             log.add(self._clock(), "warn" if stream == "stderr" else "info", f"[{step}] [{stream}]: {text}", step)
 
-        return await self._runner.run(
-            room, command.text, user=command.user, cwd=command.cwd, env=command.env, on_line=on_line
-        )
+        # A template may set these; its sandboxes get the host's door instead, and a build has no door to a model.
+        env = {name: value for name, value in command.env.items() if name not in MODEL_VARIABLES}
+        return await self._runner.run(room, command.text, user=command.user, cwd=command.cwd, env=env, on_line=on_line)
 
     async def _finalize(self, order: Order, layers: tuple[Path, ...], log: BuildLog) -> None:
         """The start command is tried once, and has to become ready; what it does to files is not kept."""

@@ -110,6 +110,11 @@ class TemplateShelf:
         found = [self._of(info) for info in self._roots.list() if info.name != HOST]
         return [*self._builtin.values(), *built, *found]
 
+    def builds(self, account: str, template: SandboxTemplate) -> Sequence[SandboxTemplate]:
+        """Each build of the same template, the newest first."""
+        record = self.book.find(account, template.id)
+        return [template] if record is None else [_built(record, build) for build in self.book.builds(record)[::-1]]
+
     def record_for(self, account: str, name: str, kind: TemplateKind, id: str, now: float) -> TemplateRecord:
         """The template of this name to add a build to, a new one with this id if there is none. Raises InvalidArgument
         for what is no name, Conflict if it means something else."""

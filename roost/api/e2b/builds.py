@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import hmac
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Annotated, Any
 from urllib.parse import urlencode
 
@@ -16,6 +16,7 @@ from starlette.routing import Route
 
 from roost.api.e2b.call import Answer, Call, Endpoints, Shape, guarded
 from roost.api.e2b.render import moment
+from roost.api.fc.body import STALL_S
 from roost.model.errors import AccessDenied, InvalidArgument
 from roost.sandboxes.build_log import LEVELS, PAGE, BuildLine
 from roost.sandboxes.build_queue import Build, BuildStatus
@@ -83,7 +84,8 @@ class Builds:
         async def answered() -> Response:
             account, files_hash = self._opened(request)
             async with self._workshop.upload(account, files_hash) as file:
-                async for piece in request.stream():
+                pieces = aiter(request.stream())
+                while piece := await _next(pieces):
                     await asyncio.to_thread(file.write, piece)
             return Response(status_code=200)
 
@@ -112,6 +114,15 @@ class Builds:
 
     def _sign(self, account: str, files_hash: str, expires: int) -> str:
         return hmac.new(self._secret, f"{account}:{files_hash}:{expires}".encode(), hashlib.sha256).hexdigest()
+
+
+async def _next(pieces: AsyncIterator[bytes]) -> bytes:
+    """What comes next of a body, b"" at its end. Raises InvalidArgument when nothing comes, as others wait."""
+    try:
+        async with asyncio.timeout(STALL_S):
+            return await anext(pieces, b"")
+    except TimeoutError:
+        raise InvalidArgument(f"The archive stopped for more than {STALL_S:g} seconds.") from None
 
 
 def _shown(build: Build, lines: list[dict[str, Any]]) -> dict[str, Any]:

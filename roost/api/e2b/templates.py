@@ -65,18 +65,8 @@ class Templates:
 
     async def get(self, call: Call) -> Answer:
         template = self._template(call)
-        build = {
-            "buildID": template.build,
-            "status": "ready",
-            "createdAt": moment(template.created),
-            "updatedAt": moment(template.created),
-            "finishedAt": moment(template.created),
-            "cpuCount": cpu_count(template.limits),
-            "memoryMB": template.limits.memory_mb,
-            "diskSizeMB": template.limits.disk_mb,
-            "envdVersion": ENVD_VERSION,
-        }
-        return {**shown(template), "builds": [build]}
+        builds = [_build(build) for build in self._shelf.builds(call.account, template)]
+        return {**shown(template), "buildCount": len(builds), "builds": builds}
 
     async def tags(self, call: Call) -> Answer:
         return [
@@ -111,6 +101,20 @@ class Templates:
 
     def _template(self, call: Call) -> SandboxTemplate:
         return self._shelf.get(call.path["template"], call.account)
+
+
+def _build(build: SandboxTemplate) -> dict[str, Any]:
+    return {
+        "buildID": build.build,
+        "status": "ready",
+        "createdAt": moment(build.created),
+        "updatedAt": moment(build.created),
+        "finishedAt": moment(build.created),
+        "cpuCount": cpu_count(build.limits),
+        "memoryMB": build.limits.memory_mb,
+        "diskSizeMB": build.limits.disk_mb,
+        "envdVersion": ENVD_VERSION,
+    }
 
 
 def shown(template: SandboxTemplate) -> dict[str, Any]:

@@ -167,7 +167,7 @@ def test_builds_that_fail_say_why(name: str, template: Template, reason: str) ->
 
 
 def test_from_a_dockerfile_whose_image_has_a_stand_in(name: str, files: Path) -> None:
-    dockerfile = 'FROM python:3.11\nWORKDIR /app\nCOPY app/main.py .\nENV A=1\nRUN echo $A > env\nCMD ["sleep", "30"]\n'
+    dockerfile = "FROM python:3.11\nWORKDIR /app\nCOPY app/main.py .\nENV A=1\nRUN echo $A > env\n"
     Template.build(Template(file_context_path=files).from_dockerfile(dockerfile), name)
     with Sandbox.create(name, timeout=60) as box:
         assert box.commands.run("cat /app/env; ls /app").stdout == "1\nenv\nmain.py\n"
@@ -206,6 +206,7 @@ def test_uploads_need_their_link(name: str, roost: Server) -> None:
         for body in ({"name": "base"}, {"name": "no name"}, {"name": ""}, {"name": name, "tags": ["a b"]}):
             assert client.post("/v3/templates", json=body).status_code in (400, 409)
         assert client.delete("/templates/base").status_code == 403
+        assert client.get("/templates/base").json()["buildCount"] == 1
 
 
 def test_code_contexts_in_a_built_template(name: str) -> None:
@@ -214,11 +215,21 @@ def test_code_contexts_in_a_built_template(name: str) -> None:
     )
     Template.build(template, name)
     with CodeSandbox.create(name, timeout=60) as box:
-        assert box.run_code("import pandas; open('/home/user/answer').read()").text == "'42\\n'"
+        assert box.run_code("import pandas; open('/home/user/answer').read()").text == r"42\n"
         (fork,) = (made for made in box.fork(timeout=60) if isinstance(made, CodeSandbox))
         assert fork.run_code("1 + 1").text == "2"
         assert fork.commands.run("curl -s -w '%{http_code}' http://localhost:49999/health -o /dev/null").stdout == "200"
         fork.kill()
+
+
+def test_the_model_s_key_is_not_shown_to_a_build(name: str) -> None:
+    template = Template().from_base_image().set_envs({"OPENAI_API_KEY": "sk-secret", "MINE": "1"}).run_cmd("env > seen")
+    Template.build(template, name)
+    with Sandbox.create(name, timeout=60) as box:
+        seen = box.files.read("/home/user/seen")
+        assert "MINE=1" in seen and "sk-secret" not in seen
+        now = box.commands.run("env").stdout
+        assert "OPENAI_BASE_URL=http://127.0.0.1" in now and "sk-secret" not in now
 
 
 def test_httpbin() -> None:
