@@ -71,7 +71,7 @@ class Config:
     sandbox_memory_mb: int = 1024
     sandbox_disk_mb: int = 4096
     sandbox_cpu: float = 2.0
-    max_snapshots: int = 1000  # of an account, forks aside
+    max_snapshots: int = 1000  # of an account, forks aside; and as many built templates
     snapshots_disk_mb: int = 102400  # of snapshots, forks and built templates together, on the host's disk
     build_cache_mb: int = 20480  # of uploads, and as much of steps that later builds may take over
     images: Mapping[str, str] = field(default_factory=dict)  # image in FROM -> the template that stands for it

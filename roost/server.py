@@ -223,6 +223,7 @@ class Server:
             cache=self.build_cache,
             queue=self.builds,
             limits=_sandbox_limits(config),
+            most=config.max_snapshots,
             stand_ins=config.images,
             clock=self.clock,
         )

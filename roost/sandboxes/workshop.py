@@ -46,7 +46,8 @@ class Requested:
 class Workshop:
     """What was asked for and not built is forgotten with the server, or when too much of that is there.
 
-    `limits` is what a template gets, and the most it may ask for. `images` says which template stands for an image.
+    `limits` is what a template gets, and the most it may ask for; `most`: templates of one account. `stand_ins` says
+    which template stands for an image.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class Workshop:
         cache: BuildCache,
         queue: BuildQueue,
         limits: Limits,
+        most: int,
         stand_ins: Mapping[str, str],
         clock: Callable[[], float],
     ) -> None:
@@ -69,6 +71,7 @@ class Workshop:
         self._cache = cache
         self._queue = queue
         self._limits = limits
+        self._most = most
         self._stand_ins = stand_ins
         self._clock = clock
         self._requested: OrderedDict[str, Requested] = OrderedDict()
@@ -87,6 +90,9 @@ class Workshop:
         if ":" in name or not wanted:
             wanted.insert(0, tag)
         record = self._shelf.record_for(account, plain, TemplateKind.BUILT, new_id(), self._clock())
+        built = self._shelf.book.of_kind(account, TemplateKind.BUILT)
+        if len(built) >= self._most and record not in built:
+            raise Throttled(f"This account has {self._most} templates already (max_snapshots); delete some.")
         for earlier in self._requested.values():
             if (earlier.record.account, earlier.record.name) == (account, record.name):
                 record = replace(record, id=earlier.record.id)

@@ -64,6 +64,7 @@ class World:
             cache=self.cache,
             queue=self.queue,
             limits=Limits(memory_mb=1024, cpu=2.0),
+            most=3,
             stand_ins={"debian:13": "base"},
             clock=self.copies.bench.clock,
         )
@@ -129,6 +130,15 @@ async def test_two_that_are_asked_for_at_once_are_one_template(world: World) -> 
     assert first.record.id == second.record.id
     await asyncio.gather(*(world.ended(world.start(requested)) for requested in (first, second)))
     assert {tag for tag, _, _ in world.copies.shelf.tags("acme", world.copies.shelf.get("app", "acme"))} == {"a", "b"}
+
+
+async def test_an_account_has_so_many_templates_at_most(world: World) -> None:
+    for name in ("one", "two", "three", "three"):
+        await world.built(name)
+    with pytest.raises(Throttled, match="max_snapshots"):
+        world.workshop.request("acme", "four", ())
+    await world.copies.registry.remove("acme", "one")
+    world.workshop.request("acme", "four", ())
 
 
 async def test_less_is_given_than_was_asked_for_and_told(world: World) -> None:
