@@ -10,7 +10,7 @@ import sys
 
 from bench import _servers
 
-ALL = ("cold_start", "warm", "burst", "frozen", "fork_files")
+ALL = ("cold_start", "warm", "burst", "frozen", "fork_files", "tasks")
 
 
 def install_peers() -> None:

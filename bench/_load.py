@@ -1,6 +1,6 @@
 """A load generator: raw HTTP/1.1 over kept-alive connections on uvloop, in a process of its own.
 
-    python bench/_load.py PORT PATH --connections 16 --seconds 2 [--header 'name: value']
+    python bench/_load.py PORT PATH --connections 16 --seconds 2 [--header 'name: value'] [--vary]
     python bench/_load.py PORT PATH --burst 200 --session-header x-session-id
 
 Prints one JSON object: `seconds`, `cpu` (seconds of its own), `answered`, `failed` (other statuses, broken
@@ -32,8 +32,11 @@ class Result:
 class Client(asyncio.Protocol):
     """One connection: sends the request, and again after each answer until `until` or `count` is reached."""
 
-    def __init__(self, request: bytes, result: Result, *, until: float, count: int, keep_bodies: bool = False) -> None:
+    def __init__(
+        self, request: bytes, result: Result, *, until: float, count: int, keep_bodies: bool = False, vary: bool = False
+    ) -> None:
         self._request = request
+        self._vary = vary
         self._result = result
         self._until = until
         self._left = count
@@ -50,8 +53,11 @@ class Client(asyncio.Protocol):
 
     def _send(self) -> None:
         assert self._transport is not None
+        request = self._request
+        if self._vary:
+            request = b"%b\r\nx-request: %d-%d\r\n\r\n" % (request[:-4], id(self), self._left)
         self._sent = time.perf_counter()
-        self._transport.write(self._request)
+        self._transport.write(request)
 
     def data_received(self, data: bytes) -> None:
         self._parser.feed_data(data)
@@ -113,6 +119,7 @@ async def run(options: argparse.Namespace) -> dict[str, Any]:
             until=time.perf_counter() + options.seconds,
             count=1 if burst else options.requests,
             keep_bodies=burst,
+            vary=options.vary,
         )
         clients.append(one)
         return one
@@ -146,6 +153,7 @@ def main() -> None:
     parser.add_argument("--session-header", default="")
     parser.add_argument("--session-prefix", default="s")
     parser.add_argument("--header", action="append", default=[])
+    parser.add_argument("--vary", action="store_true", help="no two requests have the same head")
     parser.add_argument("--give-up", type=float, default=120.0, help="seconds to wait for all answers")
     options = parser.parse_args()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:

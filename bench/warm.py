@@ -42,6 +42,12 @@ def throughput(port: int, path: str) -> float:
     return float(result["answered"] / result["seconds"])
 
 
+def throughput_varied(port: int, path: str) -> float:
+    """The same with no two heads alike: nothing that is remembered of a head helps."""
+    result = load(port, path, "--connections", CONCURRENCY, "--seconds", SECONDS, "--vary")
+    return float(result["answered"] / result["seconds"])
+
+
 def compare(title: str, targets: Mapping[str, tuple[int, str]], runs: int) -> tuple[dict[str, list[float]], ...]:
     for port, path in targets.values():
         load(port, path, "--connections", CONCURRENCY, "--seconds", 1)  # imports, pools, caches
@@ -49,6 +55,7 @@ def compare(title: str, targets: Mapping[str, tuple[int, str]], runs: int) -> tu
     for what, unit, measure, more in (
         ("p50 at concurrency 1", "ms", latency, False),
         (f"throughput at concurrency {CONCURRENCY}", "requests/s", throughput, True),
+        (f"throughput at concurrency {CONCURRENCY}, no two heads alike", "requests/s", throughput_varied, True),
     ):
         series = _harness.interleave(_bind(measure, targets), runs)
         _harness.table(f"{title}: {what}", unit, series, reference="uvicorn alone", more_is_better=more)
@@ -109,7 +116,7 @@ def first_phase(options: argparse.Namespace, promises: _harness.Promises) -> Non
             targets["functions-framework"] = (stack.enter_context(_servers.functions_framework()), "/")
         except _servers.Missing as missing:
             print(f"\nnot measured: {missing}")
-        latencies, throughputs = compare("Warm", targets, options.runs)
+        latencies, throughputs, _ = compare("Warm", targets, options.runs)
         budget(server)
     added = [r - b for r, b in zip(latencies["Roost"], latencies["uvicorn alone"], strict=True)]
     promises.at_most("p50 added at concurrency 1", _harness.stats(added).median, 1.0, "ms")

@@ -21,8 +21,8 @@ from roost.model.errors import RoostError
 
 _AT_LEAST_1 = (
     "max_instances", "max_waiting", "log_file_mb", "package_cache_mb", "max_sandboxes", "sandbox_timeout",
-    "sandbox_max_timeout", "max_snapshots",
-    "build_cache_mb",
+    "sandbox_max_timeout", "max_snapshots", "build_cache_mb",
+    "max_queued_tasks", "max_running_tasks", "max_running_tasks_per_function", "keep_tasks",
 )  # fmt: skip
 #: Settings that are tables: from what to what.
 _MAPS = {"keys": "access key IDs to secrets", "images": "images to templates"}
@@ -78,6 +78,11 @@ class Config:
     volume_disk_mb: int = 10240  # of each volume that sandboxes mount
     log_file_mb: int = 8
     package_cache_mb: int = 2048
+    max_queued_tasks: int = 100_000  # asynchronous tasks that wait
+    max_running_tasks: int = 64  # at once on this server
+    max_running_tasks_per_function: int = 16
+    keep_tasks: int = 100_000  # finished ones, for a look at them
+    keep_tasks_days: float = 7.0
 
     @property
     def run_dir(self) -> Path:
@@ -205,4 +210,10 @@ def validate(config: Config) -> Config:
     for name in ("start_timeout", "stop_grace", "queue_timeout", "orphan_grace"):
         if not 0 < getattr(config, name) <= 3600:
             raise ConfigError(f"'{name}' must be more than 0 and at most 3600 seconds.")
+    _check_retention(config)
     return replace(config, data_dir=config.data_dir.absolute())
+
+
+def _check_retention(config: Config) -> None:
+    if not 0 < config.keep_tasks_days <= 3650:
+        raise ConfigError("'keep_tasks_days' must be more than 0 and at most 3650 days.")

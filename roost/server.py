@@ -31,6 +31,9 @@ from roost.api.identity import Identity
 from roost.config import Config, load
 from roost.functions.catalog import FunctionCatalog
 from roost.functions.packages import PackageStore
+from roost.functions.tasks.backlog import BacklogLimits
+from roost.functions.tasks.service import Retention
+from roost.functions.tasks.tasks import AsyncTasks
 from roost.gateway.gatekeeper import Gatekeeper
 from roost.gateway.invoke import InvokeLimits
 from roost.gateway.server import Gateway
@@ -83,7 +86,7 @@ from roost.sandboxes.workshop import Workshop
 from roost.store.store import Store
 from roost.telemetry.logs import FunctionLogs
 from roost.telemetry.metering import Meter
-from roost.telemetry.metrics import Drops, FunctionGauges, Metrics
+from roost.telemetry.metrics import Drops, FunctionGauges, Metrics, TaskGauges
 from roost.telemetry.observer import Observer, Sink
 from roost.telemetry.output import Output
 from roost.telemetry.tracing import Tracing
@@ -113,7 +116,7 @@ class Server:
         # What is observed.
         self.logs = FunctionLogs(data / "logs", max_bytes_per_file=config.log_file_mb << 20)
         self.meter = Meter()
-        self.metrics = Metrics(gauges=self._gauges, drops=self._drops)
+        self.metrics = Metrics(gauges=self._gauges, drops=self._drops, tasks=self._task_gauges)
         self.output = Output(self.logs)
         self.tracing = Tracing(config.otlp_endpoint) if config.otlp_endpoint else None
         sinks: list[Sink] = [self.meter, self.metrics, self.output]
@@ -206,30 +209,21 @@ class Server:
         launcher = Launcher(self.lives)
         self.sandboxes = SandboxFleet(self.lives, launcher)
         registry = TemplateRegistry(self.lives, self.shelf)
-        self.build_cache = BuildCache(data / "builds", most_bytes=config.build_cache_mb << 20)
-        self.build_rooms = BuildRooms(around=around, assembly=sandbox_assembly, roots=self.shelf)
-        self.builds = BuildQueue(clock=self.clock)
-        workshop = Workshop(
-            shelf=self.shelf,
-            registry=registry,
-            images=images,
-            builder=Builder(
-                rooms=self.build_rooms,
-                runner=DaemonRunner(),
-                images=self.driver.disks,
-                cache=self.build_cache,
-                clock=self.clock,
-            ),
-            cache=self.build_cache,
-            queue=self.builds,
-            limits=_sandbox_limits(config),
-            most=config.max_snapshots,
-            stand_ins=config.images,
-            clock=self.clock,
-        )
         self.sandbox_care = SandboxCare(self.lives)
         self.adoption = Adoption(specs=self.catalog, book=self.book, roster=self.roster, sandboxes=self.sandbox_care)
         self.history = InstanceHistory(self.roster)
+        self.tasks = AsyncTasks(
+            store=self.store.tasks,
+            catalog=self.catalog,
+            limits=BacklogLimits(
+                queued=config.max_queued_tasks,
+                running=config.max_running_tasks,
+                running_per_function=config.max_running_tasks_per_function,
+            ),
+            retention=Retention(count=config.keep_tasks, days=config.keep_tasks_days),
+            clock=self.clock,
+            ended=lambda task: self.metrics.task_ended(task.account, task.function, task.state.value),
+        )
         # What is reached.
         self.gateway = Gateway(
             account=config.account,
@@ -241,6 +235,7 @@ class Server:
             observer=self.observer,
             directory=self.fleet,
             logs=self.logs,
+            tasks=self.tasks.queue,
             invoke_limits=InvokeLimits(lease_timeout_s=config.queue_timeout),
             keyless=not self.keys,
             sandboxes=SandboxTraffic(self.lives),
@@ -264,6 +259,7 @@ class Server:
             keys=self.keys,
             sessions=SessionService(self.book, self.pauses),
             instances=self.history,
+            tasks=self.tasks.service,
             link_secret=secrets.token_bytes(32),
         )
         e2b = build_e2b_api(
@@ -278,7 +274,7 @@ class Server:
             ),
             shelf=self.shelf,
             registry=registry,
-            workshop=workshop,
+            workshop=self._workshop(around, sandbox_assembly, registry),
             secrets=self.store.secrets,
             volumes=self.volume_shelf,
             terms=Terms(
@@ -294,6 +290,30 @@ class Server:
         self.sandbox_domain = config.sandbox_domain
         self.control = Starlette(routes=[*console_routes(console), *fc, *e2b])
 
+    def _workshop(self, around: Surroundings, assembly: SandboxAssembly, registry: TemplateRegistry) -> Workshop:
+        """What builds templates."""
+        self.build_cache = BuildCache(self.config.data_dir / "builds", most_bytes=self.config.build_cache_mb << 20)
+        self.build_rooms = BuildRooms(around=around, assembly=assembly, roots=self.shelf)
+        self.builds = BuildQueue(clock=self.clock)
+        return Workshop(
+            shelf=self.shelf,
+            registry=registry,
+            images=assembly.images,
+            builder=Builder(
+                rooms=self.build_rooms,
+                runner=DaemonRunner(),
+                images=self.driver.disks,
+                cache=self.build_cache,
+                clock=self.clock,
+            ),
+            cache=self.build_cache,
+            queue=self.builds,
+            limits=_sandbox_limits(self.config),
+            most=self.config.max_snapshots,
+            stand_ins=self.config.images,
+            clock=self.clock,
+        )
+
     # --- life --------------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
@@ -306,6 +326,8 @@ class Server:
             host, port = await self.gateway.start(self.config.host, self.config.port)
             stack.push_async_callback(self.gateway.close, drain_s=self.config.stop_grace)
             self.sandbox_domain = self.sandbox_domain or f"localhost:{port}"
+            self.tasks.start(self.gateway.tasks)
+            stack.push_async_callback(self.tasks.close, drain_s=self.config.stop_grace)
             print(self._ready_line(host, port), flush=True)
             await stop.wait()
             log.info("stopping")
@@ -343,10 +365,12 @@ class Server:
         stack.push_async_callback(self.sandbox_care.close)
         stack.push_async_callback(self.build_rooms.close)
         stack.push_async_callback(self.builds.close)
+        self.volumes.forget_pending({instance.id for instance in self.roster.instances()})
         if adopted:
             log.info("adopted %d instances of the server before", adopted)
         await stack.enter_async_context(self._control_plane())
         await self.driver.warm(self.templates.get("host"))
+        await self.tasks.open()
         self.catalog.subscribe(self._function_changed)
         for account, name in self.catalog.names():
             for spec in self.catalog.specs(account, name):
@@ -422,6 +446,9 @@ class Server:
 
     def _gauges(self) -> Iterable[FunctionGauges]:
         return [*self.roster.gauges(), *self.sandboxes.gauges()]  # both are made after the metrics
+
+    def _task_gauges(self) -> Iterable[TaskGauges]:
+        return self.tasks.service.gauges()
 
     def _drops(self) -> Drops:
         return Drops(log_lines=self.logs.dropped, records=self.observer.dropped)

@@ -72,7 +72,7 @@ def to_spec(
         isolation_mode=mode,
         sessions=_sessions(policy, mode, concurrency),
         mounts=volume_mounts(
-            config.nas_config, config.oss_mount_config, extension.volume_quota_mb if extension else None
+            config.nas_config, config.oss_mount_config, extension.volume_quota_mb if extension else None, mode=mode
         ),
         packages=tuple(sorted(set((extension and extension.packages) or ()))),
         idle=_idle(config),

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from roost.functions.definition import NasConfig, OssMountConfig
 from roost.model.errors import InvalidArgument
-from roost.model.function import SESSION_TARGET, SHARED_SESSIONS_TARGET, VolumeMount
+from roost.model.function import SESSION_TARGET, SHARED_SESSIONS_TARGET, IsolationMode, VolumeMount
 
 _VOLUME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 #: Where a mount would hide what the room itself needs; /mnt/session(s) hold the sessions' own files.
@@ -31,9 +31,13 @@ _TAKEN = (
 
 
 def volume_mounts(
-    nas: NasConfig | None, oss: OssMountConfig | None, quota_mb: int | None = None
+    nas: NasConfig | None,
+    oss: OssMountConfig | None,
+    quota_mb: int | None = None,
+    *,
+    mode: IsolationMode = IsolationMode.SHARE,
 ) -> tuple[VolumeMount, ...]:
-    """All mounts, in order. Raises InvalidArgument naming the field."""
+    """All mounts, in order. Raises InvalidArgument naming the field. `mode` decides whether `{task}` may be used."""
     mounts: list[VolumeMount] = []
     for index, nas_point in enumerate((nas and nas.mount_points) or ()):
         where = f"nasConfig.mountPoints[{index}]"
@@ -57,8 +61,30 @@ def volume_mounts(
                 quota_mb=quota_mb,
             )
         )
+    for mount in mounts:
+        _check_task_step(mount, mode)
     check_apart(mounts)
     return tuple(mounts)
+
+
+def _check_task_step(mount: VolumeMount, mode: IsolationMode) -> None:
+    """Raise InvalidArgument for a `{task}` that can't be honoured."""
+    if "{task}" not in mount.path:
+        return
+    where = f"The path {mount.path} of volume {mount.volume}"
+    if not mount.per_task or "{task}" in mount.base:
+        raise InvalidArgument(f"{where}: {{task}} has to be its last step.")
+    if mode is IsolationMode.SHARE:
+        raise InvalidArgument(
+            f"{where}: {{task}} needs a function whose instances are not shared "
+            "(instanceIsolationMode SESSION_EXCLUSIVE or REQUEST_EXCLUSIVE)."
+        )
+    if mount.read_only:
+        raise InvalidArgument(f"{where}: a folder for each {{task}} can't be read-only.")
+    if mode is IsolationMode.REQUEST_EXCLUSIVE and mount.quota_mb is not None:
+        raise InvalidArgument(
+            f"{where}: {{task}} has no quota where each request has its instance; leave volumeQuotaMB out."
+        )
 
 
 def _volume(field: str, name: str) -> str:

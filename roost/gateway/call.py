@@ -34,6 +34,8 @@ class Call:
     outcome: Outcome = Outcome.OK
     status: int = 0
     session_id: str = ""
+    task_id: str = ""  # of an asynchronous task
+    extra: bytes = b""  # whole field lines that the function gets beside the others
 
     def header(self, name: bytes) -> str:
         """A field of the request, "" without it."""

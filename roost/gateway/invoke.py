@@ -20,7 +20,7 @@ from roost.gateway.connection import ClientGone, Request
 from roost.gateway.events import CLAIM, EventBody, check_bodiless, collect, too_large
 from roost.gateway.faults import Answer, NotOffered, render, timed_out, wrap
 from roost.gateway.fields import FunctionFields, guest_head, line
-from roost.gateway.head import TextFields
+from roost.gateway.head import RequestHead, TextFields
 from roost.gateway.ports import Access, AsyncSink, Catalog, Logs, Observer, SessionDirectory
 from roost.gateway.proxy import COMPLETE, End, Exchange, conclude, settle, transfer
 from roost.gateway.reply import FunctionReply
@@ -132,10 +132,9 @@ class Invoker:
             authorization = call.header(b"authorization")
             call.keyed = self._access.check_http(self._account, spec, route.qualifier, authorization, head.method)
             target = route.target
-        if not call.deferred:
-            plan = call.session = sessions.plan(spec.sessions, head, target=target)
-            if plan.ref is not None:
-                spec = call.spec = self._same_version(call, spec, plan.ref)
+        plan = call.session = sessions.plan(spec.sessions, head, target=target)
+        if plan.ref is not None and not call.deferred:
+            spec = call.spec = self._same_version(call, spec, plan.ref)
         return spec
 
     def _same_version(self, call: Call, drawn: FunctionSpec, ref: SessionRef) -> FunctionSpec:
@@ -160,21 +159,50 @@ class Invoker:
         limit = self._limits.async_event_bytes
         payload = await collect(call.request, limit=limit, claimed_sha256=call.header(CLAIM))
         headers = dict(TextFields(call.request.head.values))
-        await self._tasks.submit(
-            spec, qualifier=call.route.qualifier, request_id=call.id, payload=payload, headers=headers
+        ref = call.session.ref
+        task = await self._tasks.submit(
+            spec,
+            qualifier=call.route.qualifier,
+            request_id=call.id,
+            session_id=ref.id if ref is not None else "",
+            payload=payload,
+            headers=headers,
         )
-        call.request.reply(Answer(status=202, fields=line("x-fc-request-id", call.id), body=b""))
+        fields = line("x-fc-request-id", task.request_id) + line("x-fc-async-task-id", task.task_id)
+        fields += sessions.reply_lines(call.session, task.session_id, path="/")
+        call.request.reply(Answer(status=202, fields=fields, body=b""))
+
+    def plan(self, spec: FunctionSpec, head: RequestHead) -> sessions.SessionPlan:
+        """What an event means by its session. Raises InvalidArgument."""
+        return sessions.plan(spec.sessions, head, target=None)
+
+    async def run_task(self, call: Call, spec: FunctionSpec, begin: Callable[[str], Awaitable[None]]) -> None:
+        """Run an event that no client waits for; `begin(instance id)` is awaited before anything of it is sent. The
+        request learns of every end; raises nothing but CancelledError."""
+
+        async def work() -> None:
+            ref = call.session.ref
+            chosen = call.spec = spec if ref is None else self._same_version(call, spec, ref)
+            lease = self._fleet.try_lease(chosen, ref) or await self._lease(call, chosen)
+            try:
+                await begin(lease.instance_id)
+            except BaseException:
+                lease.release()
+                raise
+            await self._run(call, chosen, lease)
+
+        await self._guarded(call, work)
 
     async def _lease(self, call: Call, spec: FunctionSpec) -> Lease:
-        plan = call.session
+        plan, task = call.session, call.task_id or call.id
         try:
-            return await self._fleet.lease(spec, plan.ref, timeout_s=self._limits.lease_timeout_s)
+            return await self._fleet.lease(spec, plan.ref, task=task, timeout_s=self._limits.lease_timeout_s)
         except NotFound:
             if not plan.replace_unknown or plan.ref is None or not plan.ref.id:
                 raise
         fresh = replace(plan.ref, id="")
         call.session = replace(plan, ref=fresh)
-        return await self._fleet.lease(spec, fresh, timeout_s=self._limits.lease_timeout_s)
+        return await self._fleet.lease(spec, fresh, task=task, timeout_s=self._limits.lease_timeout_s)
 
     # -- with the lease: on the spot
 
@@ -298,7 +326,6 @@ class Invoker:
         """Everything ready to be sent."""
         call.lease = lease
         call.leased_at = time.perf_counter()
-        tail = call.header(b"x-fc-log-type").lower() == "tail"
         reply = FunctionReply(
             request_id=call.id,
             plan=call.session,
@@ -306,7 +333,7 @@ class Invoker:
             lease=lease,
             prefix=call.route.prefix if isinstance(call.route, Http) else "",
             directory=self._directory,
-            logs=self._logs if tail else None,
+            logs=self._logs if _wants_tail(call) else None,
             began=call.leased_at,
         )
         exchange = Exchange(call.request, head=self._guest_head(call, spec, lease), reply=reply)
@@ -324,6 +351,9 @@ class Invoker:
         extra = self._fields.lines(spec, qualifier=route.qualifier, request_id=call.id)
         for name, value in lease.request_headers.items():
             extra += line(name, value)
+        if _wants_tail(call):
+            extra += b"x-fc-log-type: Tail\r\n"
+        extra += call.extra
         event = isinstance(route, Event)
         return guest_head(
             request.head,
@@ -357,3 +387,7 @@ class Invoker:
         record = call.record(time.perf_counter())
         if record is not None:
             self._observer.invocation(record)
+
+
+def _wants_tail(call: Call) -> bool:
+    return call.header(b"x-fc-log-type").lower() == "tail"

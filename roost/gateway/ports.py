@@ -66,6 +66,19 @@ class SessionDirectory(Protocol):
         ...
 
 
+class Accepted(Protocol):
+    """The task that an event became."""
+
+    @property
+    def task_id(self) -> str: ...
+
+    @property
+    def request_id(self) -> str: ...
+
+    @property
+    def session_id(self) -> str: ...
+
+
 class AsyncSink(Protocol):
     """Takes events to be run later."""
 
@@ -75,8 +88,11 @@ class AsyncSink(Protocol):
         *,
         qualifier: str,
         request_id: str,
+        session_id: str,
         payload: bytes,
         headers: Mapping[str, str],
-    ) -> None:
-        """Keep the event durably. `headers` are the request's, names in lower case. Raises RoostError."""
+    ) -> Accepted:
+        """Keep the event durably. `headers` are the request's, names in lower case; `session_id` is the one that they
+        name, "" for none. An event that was kept before, under the id that `x-fc-async-task-id` gives, is not kept
+        twice: the answer is the first's. Raises RoostError."""
         ...

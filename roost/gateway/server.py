@@ -20,6 +20,7 @@ from roost.gateway.ports import Access, AsyncSink, Catalog, Logs, Observer, Sess
 from roost.gateway.routes import Control, Http, route
 from roost.gateway.sandbox_routes import SandboxTarget
 from roost.gateway.sandboxes import SandboxPlane, Traffic
+from roost.gateway.tasks import TaskRunner
 from roost.gateway.upstream import Pool
 from roost.instances.lease import Fleet
 from roost.model.errors import RoostError
@@ -79,6 +80,8 @@ class Gateway:
             spawn=self._spawn,
         )
         self._sandboxes = None if sandboxes is None else SandboxPlane(sandboxes, self._pool, self._spawn)
+        #: Runs asynchronous tasks the way of requests.
+        self.tasks = TaskRunner(self._invoker)
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._sweeper: asyncio.TimerHandle | None = None

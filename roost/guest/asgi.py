@@ -12,8 +12,7 @@ from roost.guest.asgi_websocket import is_websocket, run_websocket
 from roost.guest.async_server import Disconnected, Exchange
 from roost.guest.context import request_id
 from roost.guest.faults import StartFailed, stack_of
-from roost.guest.framing import Fields
-from roost.guest.http1 import COMMON_LINE, Head
+from roost.guest.http1 import COMMON_LINE, Head, Shape
 from roost.guest.invocation import Output, fault_reply
 
 Message = MutableMapping[str, Any]
@@ -25,28 +24,51 @@ _ASGI = {"version": "3.0", "spec_version": "2.4"}
 
 def make_scope(head: Head, kind: str, state: dict[str, Any]) -> dict[str, Any]:
     """The scope of one request. `kind`: http or websocket."""
-    path, _, query = head.target.partition("?")
-    client = head.get("x-forwarded-for").partition(",")[0].strip()
-    scheme = head.get("x-forwarded-proto", "http")
+    common, headers = _common_scope(head.shape, kind)
+    place = head.shape.place
+    headers = headers.copy()
+    if place >= 0:
+        headers[place] = (headers[place][0], head.request_id.encode("ascii"))
+    target = head.target
+    path, raw_path, query = _common_target(target) if len(target) < COMMON_LINE else _split_target(target)
+    scope = common.copy()
+    scope["http_version"] = head.version
+    scope["method"] = head.method
+    scope["path"] = path
+    scope["raw_path"] = raw_path
+    scope["query_string"] = query
+    scope["headers"] = headers
+    scope["state"] = state.copy()
+    scope["extensions"] = {"websocket.http.response": {}} if kind == "websocket" else {}
+    return scope
+
+
+def _split_target(target: str) -> tuple[str, bytes, bytes]:
+    path, _, query = target.partition("?")
+    return unquote(path), path.encode("latin-1"), query.encode("latin-1")
+
+
+_common_target = lru_cache(256)(_split_target)
+
+
+@lru_cache(64)
+def _common_scope(shape: Shape, kind: str) -> tuple[dict[str, Any], list[tuple[bytes, bytes]]]:
+    """What the scopes of all heads of this shape have in common, and their headers; to be copied."""
+    get = shape.headers.get
+    client = get("x-forwarded-for", "").partition(",")[0].strip()
+    scheme = get("x-forwarded-proto", "http")
     if kind == "websocket":
         scheme = "wss" if scheme in ("https", "wss") else "ws"
-    host, _, port = head.get("host").partition(":")
-    return {
+    host, _, port = get("host", "").partition(":")
+    scope = {
         "type": kind,
         "asgi": _ASGI,
-        "http_version": head.version,
-        "method": head.method,
         "scheme": scheme,
-        "path": unquote(path),
-        "raw_path": path.encode("latin-1"),
-        "query_string": query.encode("latin-1"),
         "root_path": "",
-        "headers": [_common_raw(field) if len(field[1]) < COMMON_LINE else _raw(field) for field in head.fields],
         "client": (client, 0) if client else None,
         "server": (host, int(port) if port.isdigit() else None) if host else None,
-        "state": dict(state),
-        "extensions": {"websocket.http.response": {}} if kind == "websocket" else {},
     }
+    return scope, [_common_raw(field) if len(field[1]) < COMMON_LINE else _raw(field) for field in shape.fields]
 
 
 def _raw(field: tuple[str, str]) -> tuple[bytes, bytes]:
@@ -65,35 +87,40 @@ class AsgiRunner:
         self._state = state
 
     async def __call__(self, exchange: Exchange) -> None:
-        request = exchange.head.get("x-fc-request-id")
-        request_id.set(request)
-        self._output.mark(f"FC Invoke Start RequestId: {request}")
+        head = exchange.head
+        request_id.set(head.request_id)
+        self._output.begin(head)
         try:
-            if is_websocket(exchange.head):
-                scope = make_scope(exchange.head, "websocket", self._state)
+            if is_websocket(head):
+                scope = make_scope(head, "websocket", self._state)
                 await run_websocket(self._application, exchange, scope, self._output)
             else:
-                await self._run(exchange)
+                await self._run(exchange, head)
         finally:
-            self._output.mark(f"FC Invoke End RequestId: {request}")
+            self._output.end_soon(head, exchange.later)
 
-    async def _run(self, exchange: Exchange) -> None:
+    async def _run(self, exchange: Exchange, head: Head) -> None:
         cycle = _HttpCycle(exchange)
         try:
-            await self._application(make_scope(exchange.head, "http", self._state), cycle.receive, cycle.send)
+            await self._application(make_scope(head, "http", self._state), cycle.receive, cycle.send)
             if not exchange.framer.complete:
                 raise RuntimeError("The application returned without a complete response.")
         except BaseException as error:
-            if exchange.disconnected.is_set() and isinstance(error, asyncio.CancelledError | OSError):
-                raise Disconnected from error
-            self._output.fault(error)
-            if not exchange.framer.sent:
-                reply = fault_reply(exchange.head, error)
-                await exchange.whole(reply.status, reply.headers, reply.body)
+            await self._fail(exchange, error)
+
+    async def _fail(self, exchange: Exchange, error: BaseException) -> None:
+        if exchange.gone and isinstance(error, asyncio.CancelledError | OSError):
+            raise Disconnected from error
+        self._output.fault(error)
+        if not exchange.framer.sent:
+            reply = fault_reply(exchange.head, error)
+            await exchange.whole(reply.status, reply.headers, reply.body)
 
 
 class _HttpCycle:
     """`receive` and `send` of one HTTP request."""
+
+    __slots__ = ("_exchange", "_request_done", "_started")
 
     def __init__(self, exchange: Exchange) -> None:
         self._exchange = exchange
@@ -116,22 +143,19 @@ class _HttpCycle:
     async def send(self, message: Message) -> None:
         """Raises Disconnected (an OSError, as the specification asks) after the host has gone."""
         kind = message["type"]
-        if kind == "http.response.start" and not self._started:
+        exchange = self._exchange
+        if kind == "http.response.body" and self._started and not exchange.framer.complete:
+            body = message.get("body", b"")
+            if type(body) is not bytes:
+                body = bytes(body)
+            framer = exchange.framer
+            if not exchange.put(framer.write(body) if message.get("more_body") else framer.last(body)):
+                await exchange.drained()
+        elif kind == "http.response.start" and not self._started:
             self._started = True
-            self._exchange.start(int(message["status"]), decode_fields(message.get("headers", ())))
-        elif kind == "http.response.body" and self._started and not self._exchange.framer.complete:
-            body = bytes(message.get("body", b""))
-            if message.get("more_body"):
-                await self._exchange.write(body)
-            else:
-                await self._exchange.write_last(body)
+            exchange.start(int(message["status"]), message.get("headers", ()))
         else:
             raise RuntimeError(f"Unexpected message {kind!r}")
-
-
-def decode_fields(headers: Any) -> Fields:
-    """ASGI's byte pairs as text."""
-    return [(bytes(name).decode("latin-1").lower(), bytes(value).decode("latin-1")) for name, value in headers]
 
 
 class Lifespan:

@@ -29,7 +29,7 @@ MAX_WAITING = 256  # messages, that wait for the application before no more are 
 
 
 def is_websocket(head: Head) -> bool:
-    return head.get("upgrade").lower() == "websocket" and head.method == "GET"
+    return head.shape.upgrade == "websocket" and head.method == "GET"
 
 
 async def run_websocket(application: Application, exchange: Exchange, scope: dict[str, Any], output: Output) -> None:
@@ -49,7 +49,7 @@ async def run_websocket(application: Application, exchange: Exchange, scope: dic
         await application(scope, session.receive, session.send)
         await session.finish(1000)
     except BaseException as error:
-        gone = exchange.disconnected.is_set() or session.closed
+        gone = exchange.gone or session.closed
         if gone and isinstance(error, asyncio.CancelledError | OSError):
             raise Disconnected from error
         output.fault(error)

@@ -38,16 +38,16 @@ class AsyncEventRunner:
             exchange.framer.keep_alive = False
             await exchange.whole(error.status, [("content-type", "text/plain")], str(error).encode())
             return
-        context = self._contexts.make(head.headers)
-        request_id.set(context.request_id)
-        self._output.mark(f"FC Invoke Start RequestId: {context.request_id}")
+        context = self._contexts.make(head)
+        request_id.set(head.request_id)
+        self._output.begin(head)
         try:
             outcome = await self._call(exchange, body, context)
             if not isinstance(outcome, Reply):
                 await self._stream(exchange, outcome)
                 return
         finally:
-            self._output.mark(f"FC Invoke End RequestId: {context.request_id}")
+            self._output.end_soon(head, exchange.later)
         await exchange.whole(outcome.status, outcome.headers, outcome.body)
 
     async def _call(self, exchange: Exchange, body: bytes, context: Any) -> Reply | AsyncGenerator[Any, None]:
@@ -64,7 +64,7 @@ class AsyncEventRunner:
 
     def _fault(self, exchange: Exchange, head: Head, error: BaseException) -> Reply:
         """Re-raises a cancellation that the host asked for, and what follows from its going."""
-        if exchange.disconnected.is_set() and isinstance(error, asyncio.CancelledError | Disconnected):
+        if exchange.gone and isinstance(error, asyncio.CancelledError | Disconnected):
             raise error
         self._output.fault(error)
         return fault_reply(head, error)

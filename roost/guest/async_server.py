@@ -6,11 +6,10 @@ import asyncio
 import socket
 from collections import deque
 from collections.abc import Awaitable, Callable
-from typing import Protocol
 
-from roost.guest.framing import Fields, Framer
+from roost.guest.framing import AnyFields, Framer
 from roost.guest.http1 import MAX_HEAD, BadMessage, Body, Head, parse_head, reply_head
-from roost.guest.reactor import HasFileno
+from roost.guest.streams import Stream, Streams
 
 HIGH_WATER = 256 << 10  # of request bytes not yet read by the handler
 #: After a disconnect was delivered, how long an ASGI application may take to end by itself.
@@ -24,17 +23,46 @@ class Disconnected(OSError):
 class Exchange:
     """One request and its reply, as the handler sees them."""
 
+    __slots__ = (
+        "_arrived",
+        "_body",
+        "_connection",
+        "_disconnected",
+        "_ended",
+        "_parts",
+        "_receiver",
+        "_size",
+        "framer",
+        "gone",
+        "head",
+        "holds_slot",
+        "task",
+    )
+
     def __init__(self, connection: AsyncConnection, head: Head) -> None:
         self.head = head
         self.framer = Framer(head)
-        self.disconnected = asyncio.Event()
-        self._receiver: Callable[[bytes], None] | None = None  # set by `upgrade`
+        self.gone = False  # the host is
+        self.holds_slot = False
+        self.task: asyncio.Task[None] | None = None
         self._connection = connection
-        self._body = Body(head.length)
-        self._parts: deque[bytes] = deque()
+        self._receiver: Callable[[bytes], None] | None = None  # set by `upgrade`
+        self._ended = head.length == 0
+        # The others are made when they are needed: most requests have no body, and are never waited for.
+        self._body: Body | None = None
+        self._parts: deque[bytes] | None = None
         self._size = 0
-        self._arrived = asyncio.Event()
-        self._ended = self._body.done
+        self._arrived: asyncio.Event | None = None
+        self._disconnected: asyncio.Event | None = None
+
+    @property
+    def disconnected(self) -> asyncio.Event:
+        """Set when the host has gone."""
+        if self._disconnected is None:
+            self._disconnected = asyncio.Event()
+            if self.gone:
+                self._disconnected.set()
+        return self._disconnected
 
     @property
     def body_done(self) -> bool:
@@ -46,8 +74,10 @@ class Exchange:
         while not self._parts:
             if self._ended:
                 return b""
-            if self.disconnected.is_set():
+            if self.gone:
                 raise Disconnected
+            if self._arrived is None:
+                self._arrived = asyncio.Event()
             self._arrived.clear()
             await self._arrived.wait()
         part = self._parts.popleft()
@@ -63,22 +93,22 @@ class Exchange:
             if size > limit:
                 raise BadMessage("the payload is too large", 413)
             parts.append(part)
-        return b"".join(parts)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
 
-    async def whole(self, status: int, fields: Fields, body: bytes) -> None:
+    async def whole(self, status: int, fields: AnyFields, body: bytes) -> None:
         await self._send(self.framer.whole(status, fields, body))
 
-    def start(self, status: int, fields: Fields) -> None:
+    def start(self, status: int, fields: AnyFields) -> None:
         """The head goes out with the first bytes of the body, or when the handler waits for something."""
         self.framer.start(status, fields)
-        asyncio.get_running_loop().call_soon(self._flush_head)
+        self._connection.server.later(self.flush_head)
 
     async def write(self, data: bytes) -> None:
         await self._send(self.framer.write(data))
 
     async def write_last(self, data: bytes) -> None:
         """`write` and `end`, in one packet if it fits."""
-        await self._send(self.framer.write(data) + self.framer.end())
+        await self._send(self.framer.last(data))
 
     async def end(self) -> None:
         await self._send(self.framer.end())
@@ -97,12 +127,12 @@ class Exchange:
 
     def send_now(self, data: bytes) -> None:
         """After `upgrade`: send without waiting. Dropped when the host does not take what was sent before."""
-        if self._connection.is_writable and not self.disconnected.is_set():
-            self._connection.write_now(data)
+        if self._connection.is_writable and not self.gone:
+            self._connection.write(data)
 
     def close(self) -> None:
         """After `upgrade`: send what is left and close. The handler may go on without the connection."""
-        self._connection.close()
+        self._connection.end()
 
     def allow_reading(self, allowed: bool) -> None:
         """After `upgrade`: whether `receiver` takes more."""
@@ -119,167 +149,131 @@ class Exchange:
             return b""
         if self._ended or not data:
             return data
+        if self._body is None:
+            self._body = Body(self.head.length)
+            self._parts = deque()
         part = self._body.feed(data)
-        if part:
+        if part and self._parts is not None:
             self._parts.append(part)
             self._size += len(part)
             self._connection.allow_reading(self._size < HIGH_WATER)
         self._ended = self._body.done
-        self._arrived.set()
+        if self._arrived is not None:
+            self._arrived.set()
         return self._body.rest
 
     def hang_up(self) -> None:
-        """Called by the connection: the host has gone."""
-        self.disconnected.set()
-        self._arrived.set()
+        """Called by the server: the host has gone."""
+        self.gone = True
+        if self._disconnected is not None:
+            self._disconnected.set()
+        if self._arrived is not None:
+            self._arrived.set()
+
+    def later(self, callback: Callable[[], None]) -> None:
+        """See AsyncServer."""
+        self._connection.server.later(callback)
+
+    def flush_head(self) -> None:
+        """Called by the server, when the handler did not send a body in one go with the head."""
+        if not self.gone and (data := self.framer.take_head()):
+            self._connection.write(data)
+
+    def put(self, data: bytes) -> bool:
+        """Send; False if the sender has to wait for `drained` now. Raises Disconnected."""
+        if self.gone:
+            raise Disconnected
+        connection = self._connection
+        if data:
+            connection.write(data)
+        if self.framer.complete:
+            connection.on_reply_complete(self)
+        return connection.is_writable
+
+    async def drained(self) -> None:
+        await self._connection.drained()
 
     async def _send(self, data: bytes) -> None:
-        if self.disconnected.is_set():
-            raise Disconnected
-        if data:
-            await self._connection.send(data)
-        if self.framer.complete:
-            self._connection.on_reply_complete(self)
-
-    def _flush_head(self) -> None:
-        if not self.disconnected.is_set() and (data := self.framer.take_head()):
-            self._connection.write_now(data)
+        if not self.put(data):
+            await self.drained()
 
 
-class AsyncConnection(asyncio.Protocol):
+class AsyncConnection(Stream):
     """One connection of the host: a request after the other."""
 
-    def __init__(self, server: AsyncServer) -> None:
-        self._server = server
-        self._transport: asyncio.Transport | None = None
+    __slots__ = ("_buffer", "_exchange", "server")
+
+    def __init__(self, server: AsyncServer, streams: Streams, sock: socket.socket) -> None:
+        super().__init__(streams, sock)
+        self.server = server
         self._buffer = b""
         self._exchange: Exchange | None = None
-        self._writable = asyncio.Event()
-        self._writable.set()
-        self._reading = True
-        self._gone = False
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
-        loop = asyncio.get_running_loop()
-        sock = transport.get_extra_info("socket")
-        self._server.connections.add(self)
-        self._server.watcher.add(sock, lambda: loop.call_soon_threadsafe(self._on_hangup))
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        if self._transport is not None:
-            self._server.watcher.remove(self._transport.get_extra_info("socket"))
-        self._server.connections.discard(self)
-        self._on_hangup()
-        self._writable.set()
-
-    def data_received(self, data: bytes) -> None:
-        self._buffer += data
+    def on_data(self, data: bytes) -> None:
+        self._buffer = self._buffer + data if self._buffer else data
         self._advance()
 
-    def eof_received(self) -> bool:
-        self._on_hangup()
-        return self._exchange is not None  # True keeps the connection, until the handler has ended
-
-    def pause_writing(self) -> None:
-        self._writable.clear()
-
-    def resume_writing(self) -> None:
-        self._writable.set()
+    def on_hangup(self) -> None:
+        if self._exchange is None:
+            self.abort()
+        else:
+            self.server.cancel(self._exchange)
 
     def take_buffer(self) -> bytes:
         data, self._buffer = self._buffer, b""
         return data
 
-    def allow_reading(self, allowed: bool) -> None:
-        if self._transport is None or allowed is self._reading or self._transport.is_closing():
-            return
-        self._reading = allowed
-        if allowed:
-            self._transport.resume_reading()
-        else:
-            self._transport.pause_reading()
-
-    @property
-    def is_writable(self) -> bool:
-        return self._writable.is_set()
-
-    def write_now(self, data: bytes) -> None:
-        if self._transport is not None:
-            self._transport.write(data)
-
-    async def send(self, data: bytes) -> None:
-        self.write_now(data)
-        if not self._writable.is_set():
-            await self._writable.wait()
-
     def on_reply_complete(self, exchange: Exchange) -> None:
         """The next request may come, although the handler may go on with work in the background."""
-        self._server.release(exchange)
+        self.server.release(exchange)
         if exchange is not self._exchange:
             return
-        if not exchange.framer.keep_alive or not exchange.body_done or self._gone:
-            self.close()
+        if not exchange.framer.keep_alive or not exchange.body_done or self.gone:
+            self.end()
             return
         self._exchange = None
-        self._advance()
+        self.allow_reading(True)
+        if self._buffer:
+            self._advance()
 
-    def close(self) -> None:
+    def end(self) -> None:
         """Send what is left, then close."""
         self._exchange = None
-        if self._transport is not None:
-            self._transport.close()
+        self.close()
 
-    def abort(self) -> None:
+    def break_off(self) -> None:
         self._exchange = None
-        if self._transport is not None:
-            self._transport.abort()
-
-    def _on_hangup(self) -> None:
-        if self._gone:
-            return
-        self._gone = True
-        if self._exchange is None:
-            self.close()
-        else:
-            self._server.cancel(self._exchange)
+        self.abort()
 
     def _advance(self) -> None:
         try:
             if self._exchange is not None:
                 self._buffer = self._exchange.feed(self.take_buffer())
                 # What follows the request waits for its reply. The host sends one at a time: there is little.
-                self.allow_reading(len(self._buffer) < MAX_HEAD)
+                if self._buffer:
+                    self.allow_reading(len(self._buffer) < MAX_HEAD)
                 return
-            end = self._buffer.find(b"\r\n\r\n", 0, MAX_HEAD)
+            buffer = self._buffer
+            end = buffer.find(b"\r\n\r\n", 0, MAX_HEAD)
             if end >= 0:
-                head = parse_head(self._buffer[: end + 2])
-                self._buffer = self._buffer[end + 4 :]
-                self._exchange = Exchange(self, head)
-                self._buffer = self._exchange.feed(self.take_buffer())
-                self._server.begin(self, self._exchange)
-            elif len(self._buffer) >= MAX_HEAD:
+                exchange = Exchange(self, parse_head(buffer[: end + 2]))
+                end += 4
+                self._buffer = exchange.feed(buffer[end:]) if end < len(buffer) else b""
+                self._exchange = exchange
+                self.server.begin(self, exchange)
+            elif len(buffer) >= MAX_HEAD:
                 raise BadMessage("the head is too large", 431)
         except BadMessage as error:
             self._refuse(error)
 
     def _refuse(self, error: BadMessage) -> None:
         if self._exchange is not None:  # its body is broken: nothing of it can be trusted any more
-            self._server.cancel(self._exchange)
+            self.server.cancel(self._exchange)
             return
         text = str(error).encode()
         fields = [("content-type", "text/plain"), ("content-length", str(len(text))), ("connection", "close")]
-        self.write_now(reply_head(error.status, fields) + text)
-        self.close()
-
-
-class HangupWatcher(Protocol):
-    """Notices that the host has gone, also while a connection isn't read. See `watch.Watcher`."""
-
-    def add(self, sock: HasFileno, on_hangup: Callable[[], object]) -> None: ...
-
-    def remove(self, sock: HasFileno) -> None: ...
+        self.write(reply_head(error.status, fields) + text)
+        self.end()
 
 
 AsyncHandler = Callable[[Exchange], Awaitable[None]]
@@ -298,58 +292,84 @@ class AsyncServer:
         handler: AsyncHandler,
         *,
         concurrency: int,
-        watcher: HangupWatcher,
         grace_s: float,
     ) -> None:
-        self._listener = listener
         self._handler = handler
-        self._slots = asyncio.Semaphore(concurrency)
         self._grace_s = grace_s
-        self._holders: set[Exchange] = set()
-        self._tasks: dict[Exchange, asyncio.Task[None]] = {}
-        self.watcher = watcher
-        self.connections: set[AsyncConnection] = set()
+        self._free = concurrency
+        self._waiting: deque[tuple[AsyncConnection, Exchange]] = deque()  # at most one of a connection
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._later: list[Callable[[], None]] = []
+        self._settles = False  # _settle is going to be called
+        self._streams = Streams(listener, lambda streams, sock: AsyncConnection(self, streams, sock), self._settle_soon)
 
-    async def serve(self) -> asyncio.AbstractServer:
-        self._listener.setblocking(False)
-        loop = asyncio.get_running_loop()
-        if self._listener.family != socket.AF_UNIX:
-            return await loop.create_server(lambda: AsyncConnection(self), sock=self._listener)
-        return await loop.create_unix_server(lambda: AsyncConnection(self), sock=self._listener)
+    async def serve(self) -> None:
+        """Begin to serve, on the running loop."""
+        self._loop = asyncio.get_running_loop()
+        self._streams.serve()
 
     def begin(self, connection: AsyncConnection, exchange: Exchange) -> None:
-        task = asyncio.get_running_loop().create_task(self._run(connection, exchange))
-        self._tasks[exchange] = task
+        if self._free:
+            self._start(connection, exchange)
+        else:
+            self._waiting.append((connection, exchange))
 
     def release(self, exchange: Exchange) -> None:
         """The reply is complete: another request may take its slot."""
-        if exchange in self._holders:
-            self._holders.discard(exchange)
-            self._slots.release()
+        if not exchange.holds_slot:
+            return
+        exchange.holds_slot = False
+        self._free += 1
+        while self._waiting and self._free:
+            self._start(*self._waiting.popleft())
 
     def cancel(self, exchange: Exchange) -> None:
         """Tell the handler that the host has gone; cancel it if it does not end by itself."""
         exchange.hang_up()
-        task = self._tasks.get(exchange)
-        if task is not None:
-            asyncio.get_running_loop().call_later(self._grace_s, task.cancel)
+        if exchange.task is not None:
+            self._loop.call_later(self._grace_s, exchange.task.cancel)
+            return
+        for connection, waiting in self._waiting:
+            if waiting is exchange:
+                self._waiting.remove((connection, waiting))
+                connection.break_off()
+                return
+
+    def later(self, callback: Callable[[], None]) -> None:
+        """Call it when the handlers that can run now have run: once for all of them, not once for each."""
+        self._later.append(callback)
+        self._settle_soon()
+
+    def _settle_soon(self) -> None:
+        """After requests have come, this is behind the first steps of their tasks already."""
+        if not self._settles:
+            self._settles = True
+            self._loop.call_soon(self._settle)
+
+    def _settle(self) -> None:
+        self._settles = False
+        callbacks, self._later = self._later, []
+        for callback in callbacks:
+            callback()
+
+    def _start(self, connection: AsyncConnection, exchange: Exchange) -> None:
+        self._free -= 1
+        exchange.holds_slot = True
+        task = exchange.task = self._loop.create_task(self._run(connection, exchange))
+        self._tasks.add(task)
 
     async def _run(self, connection: AsyncConnection, exchange: Exchange) -> None:
         try:
-            await self._slots.acquire()
-            self._holders.add(exchange)
             await self._handler(exchange)
         except (asyncio.CancelledError, Disconnected):
-            if not exchange.disconnected.is_set():
+            if not exchange.gone:
                 raise
         finally:
-            del self._tasks[exchange]
+            if exchange.task is not None:
+                self._tasks.discard(exchange.task)
+                exchange.task = None
             self.release(exchange)
-            if not exchange.framer.complete or exchange.disconnected.is_set():
-                self._end(connection, exchange)
-
-    def _end(self, connection: AsyncConnection, exchange: Exchange) -> None:
-        if exchange.disconnected.is_set():
-            connection.abort()
-        else:
-            connection.close()
+            if exchange.gone:
+                connection.break_off()
+            elif not exchange.framer.complete:
+                connection.end()

@@ -12,6 +12,7 @@ from roost.guest.watch import Interruptible
 
 READ_SIZE = 64 << 10
 MAX_DRAIN = 256 << 10
+_NO_BODY = Body(0)
 #: In a thread other than the main one, an exception set from outside is raised between two waits.
 WAIT_MS = 200
 
@@ -25,7 +26,7 @@ class Connection:
         self.sock = sock
         self.interrupt = interrupt
         self._buffer = b""
-        self._body = Body(0)
+        self._body = _NO_BODY
 
     def receive(self) -> bool:
         """Take in what has come; False at the end of the stream."""
@@ -45,7 +46,7 @@ class Connection:
             return None
         head = parse_head(self._buffer[: end + 2])
         self._buffer = self._buffer[end + 4 :]
-        self._body = Body(head.length)
+        self._body = _NO_BODY if head.length == 0 else Body(head.length)
         return head
 
     def read(self) -> bytes:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 import time
 from contextvars import ContextVar
+from functools import lru_cache
 from typing import Any, TextIO
 
 from roost.guest.config import StartConfig
+from roost.guest.http1 import NO_HEAD, Head, Shape
 
 #: Of the request that the running code serves; log lines carry it.
 request_id: ContextVar[str] = ContextVar("request_id", default="")
@@ -39,7 +41,7 @@ class Function:
 
 
 class Context:
-    """One invocation's. Beyond Function Compute: `session_id` and `session_dir` (empty without a session)."""
+    """One invocation's. Beyond Function Compute: the session's and the task's id and folder ("" without one)."""
 
     __slots__ = (
         "account_id",
@@ -52,6 +54,8 @@ class Context:
         "request_id",
         "session_dir",
         "session_id",
+        "task_dir",
+        "task_id",
     )
 
     def __init__(
@@ -65,6 +69,8 @@ class Context:
         logger: logging.Logger,
         session_id: str,
         session_dir: str,
+        task_id: str,
+        task_dir: str,
     ) -> None:
         self.request_id = request_id
         self.credentials = credentials
@@ -76,6 +82,8 @@ class Context:
         self.log_store = ""
         self.session_id = session_id
         self.session_dir = session_dir
+        self.task_id = task_id
+        self.task_dir = task_dir
 
     def to_json(self) -> dict[str, Any]:
         """Function Compute's field names; without credentials, since it is made for logs."""
@@ -93,30 +101,47 @@ class ContextFactory:
     def __init__(self, config: StartConfig, logger: logging.Logger) -> None:
         self._config = config
         self._logger = logger
+        self._common = lru_cache(64)(self._parts)
 
-    def make(self, headers: dict[str, str]) -> Context:
-        config, info, get = self._config, self._config.function, headers.get
+    def make(self, head: Head) -> Context:
+        credentials, function, common = self._common(head.shape)
         return Context(
-            request_id=get("x-fc-request-id", ""),
-            credentials=Credentials(
-                get("x-fc-access-key-id", ""),
-                get("x-fc-access-key-secret", ""),
-                get("x-fc-security-token", ""),
-            ),
-            function=Function(
-                name=get("x-fc-function-name") or info.name,
-                handler=get("x-fc-function-handler") or info.handler or config.handler,
-                memory=_whole(get("x-fc-function-memory"), info.memory),
-                timeout=_whole(get("x-fc-function-timeout"), int(config.timeout)),
-                version_id=get("x-fc-version-id") or info.version,
-                qualifier=get("x-fc-qualifier") or info.qualifier,
-            ),
-            region=get("x-fc-region") or config.region,
-            account_id=get("x-fc-account-id") or config.account,
+            request_id=head.request_id,
+            credentials=Credentials(*credentials),
+            function=Function(**function),
             logger=self._logger,
-            session_id=get("x-fc-session-id", ""),
-            session_dir=get("x-roost-session-dir", ""),
+            **common,
         )
+
+    def without_request(self) -> Context:
+        """Of a hook."""
+        return self.make(NO_HEAD)
+
+    def _parts(self, shape: Shape) -> tuple[tuple[str, str, str], dict[str, Any], dict[str, str]]:
+        """What the contexts of all requests of this shape have in common."""
+        config, info, get = self._config, self._config.function, shape.headers.get
+        credentials = (
+            get("x-fc-access-key-id", ""),
+            get("x-fc-access-key-secret", ""),
+            get("x-fc-security-token", ""),
+        )
+        function = {
+            "name": get("x-fc-function-name") or info.name,
+            "handler": get("x-fc-function-handler") or info.handler or config.handler,
+            "memory": _whole(get("x-fc-function-memory"), info.memory),
+            "timeout": _whole(get("x-fc-function-timeout"), int(config.timeout)),
+            "version_id": get("x-fc-version-id") or info.version,
+            "qualifier": get("x-fc-qualifier") or info.qualifier,
+        }
+        common = {
+            "region": get("x-fc-region") or config.region,
+            "account_id": get("x-fc-account-id") or config.account,
+            "session_id": get("x-fc-session-id", ""),
+            "session_dir": get("x-roost-session-dir", ""),
+            "task_id": get("x-fc-async-task-id", ""),
+            "task_dir": get("x-roost-task-dir", ""),
+        }
+        return credentials, function, common
 
 
 def _whole(text: str | None, default: int) -> int:

@@ -7,11 +7,13 @@ import json
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
+from json.encoder import encode_basestring_ascii as _quote
 from typing import Any
 from urllib.parse import parse_qsl, unquote
 
 from roost.guest.framing import FRAMING
-from roost.guest.http1 import Head
+from roost.guest.http1 import Head, Shape
 
 BINARY = "application/octet-stream"
 TEXT = "text/plain; charset=utf-8"
@@ -102,37 +104,37 @@ def http_event(head: Head, body: bytes, account: str) -> bytes:
     """The `event` of an HTTP trigger, version v1."""
     path, _, query = head.target.partition("?")
     text, encoded = _body_text(body)
-    headers = head.all()
-    host = headers.get("host", "")
+    headers, domain, client = _common_parts(head.shape)
     now = time.time()
-    event = {
-        "version": "v1",
-        "rawPath": path,
-        "headers": {_title(name): value for name, value in headers.items() if not name.startswith("x-fc-")},
-        "queryParameters": _query(query),
-        "body": text,
-        "isBase64Encoded": encoded,
-        "requestContext": {
-            "accountId": account,
-            "domainName": host,
-            "domainPrefix": host.partition(".")[0].partition(":")[0],
-            "http": {
-                "method": head.method,
-                "path": unquote(path),
-                "protocol": f"HTTP/{head.version}",
-                "sourceIp": headers.get("x-forwarded-for", "").partition(",")[0].strip(),
-                "userAgent": headers.get("user-agent", ""),
-            },
-            "requestId": headers.get("x-fc-request-id", ""),
-            "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(now)),
-            "timeEpoch": str(int(now * 1000)),
-        },
+    event = (
+        f'{{"version": "v1", "rawPath": {_quote(path)}, "headers": {headers}, '
+        f'"queryParameters": {json.dumps(_query(query)) if query else "{}"}, '
+        f'"body": {_quote(text)}, "isBase64Encoded": {"true" if encoded else "false"}, '
+        f'"requestContext": {{"accountId": {_quote(account)}, {domain}, '
+        f'"http": {{"method": {_quote(head.method)}, "path": {_quote(unquote(path))}, '
+        f'"protocol": "HTTP/{head.version}", {client}}}, "requestId": {_quote(head.request_id)}, '
+        f'"time": "{_second(int(now))}", "timeEpoch": "{int(now * 1000)}"}}}}'
+    )
+    return event.encode("ascii")
+
+
+@lru_cache(64)
+def _common_parts(shape: Shape) -> tuple[str, str, str]:
+    """What the events of all requests of this shape have in common, as JSON: the headers, and fields of the context."""
+    headers = shape.all()
+    host = headers.get("host", "")
+    domain = {"domainName": host, "domainPrefix": host.partition(".")[0].partition(":")[0]}
+    client = {
+        "sourceIp": headers.get("x-forwarded-for", "").partition(",")[0].strip(),
+        "userAgent": headers.get("user-agent", ""),
     }
-    return json.dumps(event).encode()
+    told = {name.title(): value for name, value in headers.items() if not name.startswith("x-fc-")}
+    return json.dumps(told), json.dumps(domain)[1:-1], json.dumps(client)[1:-1]
 
 
-def _title(name: str) -> str:
-    return name.title()
+@lru_cache(1)
+def _second(at: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(at))
 
 
 def _query(query: str) -> dict[str, str]:

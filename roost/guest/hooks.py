@@ -34,15 +34,15 @@ class Hooks:
         hook = self._config.initializer
         if hook is None:
             return
-        self._output.mark("FC Initialize Start")
+        self._output.line("FC Initialize Start")
         try:
-            _call(hook, self._initializer, self._contexts.make({}), run)
+            _call(hook, self._initializer, self._contexts.without_request(), run)
         except BaseException as error:
             self._output.fault(error)
             text = f"{type(error).__name__}: {describe(error)['errorMessage']}"
             raise StartFailed(type(error).__name__, f"The initializer failed: {text}", stack_of(error)) from error
         finally:
-            self._output.mark("FC Initialize End")
+            self._output.line("FC Initialize End")
 
     def pre_stop(self, run: RunCoroutine, done: Callable[[], None]) -> None:
         """Run the hook in a thread of its own, since the main one serves; then call `done`, whatever came of it."""
@@ -52,13 +52,13 @@ class Hooks:
         hook = self._config.pre_stop
         try:
             if hook is not None:
-                self._output.mark("FC PreStop Start")
-                _call(hook, self._pre_stop, self._contexts.make({}), run)
+                self._output.line("FC PreStop Start")
+                _call(hook, self._pre_stop, self._contexts.without_request(), run)
         except BaseException as error:
             self._output.fault(error)
         finally:
             if hook is not None:
-                self._output.mark("FC PreStop End")
+                self._output.line("FC PreStop End")
             done()
 
 

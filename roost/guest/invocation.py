@@ -5,7 +5,11 @@ from __future__ import annotations
 import io
 import os
 import sys
+from collections import deque
+from collections.abc import Callable
+from typing import Any
 
+from roost.guest import marks
 from roost.guest.events import Reply, head_of, http_event, http_reply, invoke_reply, reply_parts, to_bytes
 from roost.guest.faults import print_fault, to_json
 from roost.guest.http1 import Head
@@ -16,7 +20,7 @@ FAULT = "UnhandledInvocationError"
 
 def is_http(head: Head) -> bool:
     """An HTTP request, in contrast to an event from InvokeFunction."""
-    return head.headers.get("x-fc-control-path") != "/invoke"
+    return head.shape.headers.get("x-fc-control-path") != "/invoke"
 
 
 def event_of(head: Head, body: bytes, account: str) -> bytes:
@@ -59,11 +63,13 @@ def to_piece(item: object) -> bytes:
 
 
 class Output:
-    """The worker's standard output and error. Lines go out at once; `mark` adds Function Compute's log markers."""
+    """The worker's standard output and error. Lines go out at once; `begin` and `end` stand around a request's."""
 
     def __init__(self) -> None:
-        self._out = _line_buffered(1)
-        self._err = _line_buffered(2)
+        self._marks = os.dup(1)  # of its own: the user's code may close or redirect standard output
+        self._late: deque[bytes] = deque()  # marks that go out before anything else does; any thread may send them
+        self._out = _line_buffered(_Raw(1, before=self.send_late))
+        self._err = _line_buffered(_Raw(2, before=self.send_late, after=self._mark_error))
         sys.stdout = self._out
         sys.stderr = self._err
 
@@ -71,13 +77,31 @@ class Output:
     def stream(self) -> io.TextIOWrapper:
         return self._out
 
-    def mark(self, text: str) -> None:
+    def begin(self, head: Head) -> None:
+        """From here on, what is printed may be this request's."""
+        mark = marks.begins(head.request_id)
+        self._mark(mark + marks.SHOW if "x-fc-log-type" in head.shape.headers else mark)
+
+    def end(self, head: Head) -> None:
+        """After all that was printed before it."""
+        self.flush()
+        self._mark(marks.ends(head.request_id))
+
+    def end_soon(self, head: Head, later: Callable[[Callable[[], None]], None]) -> None:
+        """As `end`, with a mark that goes out in one with the next request's begin, or when `later` calls."""
+        self.flush()
+        if not self._late:
+            later(self.send_late)
+        self._late.append(marks.ends(head.request_id))
+
+    def send_late(self) -> None:
+        if self._late:
+            self._mark(b"")
+
+    def line(self, text: str) -> None:
         """Write one line after all that was printed before it."""
         self.flush()
-        try:
-            os.write(1, text.encode() + b"\n")
-        except OSError:
-            return  # the user's code closed it: its own loss
+        self._mark(text.encode() + b"\n")
 
     def fault(self, error: BaseException) -> None:
         """The traceback, to standard error."""
@@ -93,7 +117,37 @@ class Output:
             except (OSError, ValueError):
                 continue
 
+    def _mark(self, data: bytes) -> None:
+        while self._late:
+            try:
+                data = self._late.pop() + data
+            except IndexError:  # another thread was quicker
+                break
+        try:
+            os.write(self._marks, data)
+        except OSError:
+            return  # the user's code closed it: its own loss
 
-def _line_buffered(fd: int) -> io.TextIOWrapper:
-    raw = io.FileIO(fd, "w", closefd=False)
+    def _mark_error(self, count: int) -> None:
+        """Standard error was written to. Said on standard output, so that the order of the two is not lost."""
+        self._mark(marks.errors(count))
+
+
+class _Raw(io.FileIO):
+    """A standard stream that calls `before` and `after` around each write."""
+
+    def __init__(self, fd: int, *, before: Callable[[], None], after: Callable[[int], None] | None = None) -> None:
+        super().__init__(fd, "w", closefd=False)
+        self._before = before
+        self._after = after
+
+    def write(self, data: Any) -> int:
+        self._before()
+        written = super().write(data)
+        if self._after is not None:
+            self._after(written or 0)
+        return written
+
+
+def _line_buffered(raw: io.FileIO) -> io.TextIOWrapper:
     return io.TextIOWrapper(io.BufferedWriter(raw), encoding="utf-8", errors="backslashreplace", line_buffering=True)

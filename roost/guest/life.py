@@ -13,7 +13,7 @@ from roost.guest.child import Forked, Pipes, fork_worker, kill_tree
 from roost.guest.config import StartConfig
 from roost.guest.control import MAX_MESSAGE, LineReader, ProtocolError, parse_message
 from roost.guest.logs import Outbox
-from roost.guest.pump import LogPump
+from roost.guest.pump import OutputPump
 from roost.guest.reactor import READ, Reactor, Timer
 
 Message = dict[str, Any]
@@ -33,7 +33,7 @@ def failure(kind: str, message: str, stack: list[str] | None = None) -> Message:
 
 
 class Child:
-    """A forked process of the room with its output pumps and status socket. `close` drains and releases all."""
+    """A forked process of the room with its output and status socket. `close` drains and releases all."""
 
     def __init__(
         self,
@@ -50,15 +50,14 @@ class Child:
         self._status = pipes.status
         self._on_status = on_status
         self._reader = LineReader(MAX_MESSAGE)
-        self._out = LogPump(reactor, pipes.stdout, "stdout", outbox, rate)
-        self._err = LogPump(reactor, pipes.stderr, "stderr", outbox, rate)
+        self._output = OutputPump(reactor, pipes.stdout, pipes.stderr, outbox, rate)
         self._open = True
         reactor.watch(self._status, READ, self._on_ready)
 
     @property
     def tail(self) -> str:
         """The end of its output."""
-        return (self._out.tail + self._err.tail).strip()
+        return self._output.tail.strip()
 
     def send(self, message: Message) -> bool:
         """False if the worker does not take it."""
@@ -69,15 +68,13 @@ class Child:
             return False
 
     def drain(self) -> None:
-        self._out.drain()
-        self._err.drain()
+        self._output.drain()
 
     def close(self) -> None:
         if self._open:
             self._close_status()
         self.drain()
-        self._out.close()
-        self._err.close()
+        self._output.close()
 
     def hear(self) -> None:
         """Take what it has said last: its end may be noticed before that."""

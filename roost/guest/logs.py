@@ -16,6 +16,8 @@ class LineSplitter:
         self._rest = b""
 
     def feed(self, data: bytes) -> list[bytes]:
+        if not self._rest and len(data) <= MAX_LINE and data.find(b"\n") == len(data) - 1:
+            return [data] if data else []  # one line, as most prints are
         lines = (self._rest + data).split(b"\n")
         self._rest = lines.pop()
         lines = [line + b"\n" for line in lines]

@@ -38,15 +38,15 @@ class EventRunner:
             writer.framer.keep_alive = False
             writer.whole(error.status, [("content-type", "text/plain")], str(error).encode())
             return False
-        context = self._contexts.make(head.headers)
-        request_id.set(context.request_id)
-        self._output.mark(f"FC Invoke Start RequestId: {context.request_id}")
+        context = self._contexts.make(head)
+        request_id.set(head.request_id)
+        self._output.begin(head)
         try:
             outcome = self._call(head, body, context)
             if not isinstance(outcome, Reply):
                 return self._stream(writer, head, outcome)
         finally:
-            self._output.mark(f"FC Invoke End RequestId: {context.request_id}")
+            self._output.end(head)
         writer.whole(outcome.status, outcome.headers, outcome.body)
         return writer.framer.keep_alive
 

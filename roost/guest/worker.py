@@ -127,7 +127,6 @@ class Worker:
             self._app,
             runner,
             concurrency=self._config.concurrency,
-            watcher=watcher,
             grace_s=DISCONNECT_GRACE_S if kind is Kind.ASGI else 0.0,
         )
         await server.serve()

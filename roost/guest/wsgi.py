@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import sys
 from collections.abc import Callable, Iterable
+from functools import lru_cache
 from types import TracebackType
 from typing import Any
 from urllib.parse import unquote_to_bytes
@@ -12,7 +13,7 @@ from urllib.parse import unquote_to_bytes
 from roost.guest.connection import Connection, ReplyWriter
 from roost.guest.context import request_id
 from roost.guest.faults import Cancelled
-from roost.guest.http1 import BadMessage, Head
+from roost.guest.http1 import BadMessage, Head, Shape
 from roost.guest.invocation import Output, fault_reply
 
 Headers = list[tuple[str, str]]
@@ -29,14 +30,13 @@ class WsgiRunner:
         self._threads = threads
 
     def __call__(self, connection: Connection, head: Head) -> bool:
-        request = head.get("x-fc-request-id")
-        request_id.set(request)
         response = _Response(ReplyWriter(connection, head))
-        self._output.mark(f"FC Invoke Start RequestId: {request}")
+        request_id.set(head.request_id)
+        self._output.begin(head)
         try:
             keep = self._run(connection, head, response)
         finally:
-            self._output.mark(f"FC Invoke End RequestId: {request}")
+            self._output.end(head)
         try:
             return keep and connection.finish_body()
         except BadMessage:
@@ -66,36 +66,47 @@ class WsgiRunner:
 
     def _environ(self, connection: Connection, head: Head) -> dict[str, Any]:
         path, _, query = head.target.partition("?")
-        headers = head.all()
-        host, _, port = headers.get("host", "localhost").partition(":")
-        scheme = headers.get("x-forwarded-proto", "http")
-        environ: dict[str, Any] = {
+        environ = _common_environ(head.shape).copy()
+        environ |= {
             "REQUEST_METHOD": head.method,
-            "SCRIPT_NAME": "",
             "PATH_INFO": unquote_to_bytes(path).decode("latin-1"),
             "QUERY_STRING": query,
-            "SERVER_NAME": host,
-            "SERVER_PORT": port or ("443" if scheme == "https" else "80"),
             "SERVER_PROTOCOL": f"HTTP/{head.version}",
-            "REMOTE_ADDR": headers.get("x-forwarded-for", "").partition(",")[0].strip(),
-            "CONTENT_TYPE": headers.get("content-type", ""),
-            "wsgi.version": (1, 0),
-            "wsgi.url_scheme": scheme,
             "wsgi.input": io.BufferedReader(_Input(connection)),
-            "wsgi.input_terminated": True,
             "wsgi.errors": sys.stderr,
             "wsgi.multithread": self._threads,
-            "wsgi.multiprocess": False,
-            "wsgi.run_once": False,
-            "wsgi.file_wrapper": FileWrapper,
         }
-        if head.length is not None and "content-length" in headers:
-            environ["CONTENT_LENGTH"] = headers["content-length"]
-        for name, value in headers.items():
-            # A name with an underscore would be mistaken for one with a dash.
-            if name not in ("content-type", "content-length") and "_" not in name:
-                environ["HTTP_" + name.upper().replace("-", "_")] = value
+        if head.request_id:
+            environ["HTTP_X_FC_REQUEST_ID"] = head.request_id
         return environ
+
+
+@lru_cache(64)
+def _common_environ(shape: Shape) -> dict[str, Any]:
+    """What the requests of this shape have in common; to be copied."""
+    headers = shape.all()
+    host, _, port = headers.get("host", "localhost").partition(":")
+    scheme = headers.get("x-forwarded-proto", "http")
+    environ: dict[str, Any] = {
+        "SCRIPT_NAME": "",
+        "SERVER_NAME": host,
+        "SERVER_PORT": port or ("443" if scheme == "https" else "80"),
+        "REMOTE_ADDR": headers.get("x-forwarded-for", "").partition(",")[0].strip(),
+        "CONTENT_TYPE": headers.get("content-type", ""),
+        "wsgi.version": (1, 0),
+        "wsgi.url_scheme": scheme,
+        "wsgi.input_terminated": True,
+        "wsgi.multiprocess": False,
+        "wsgi.run_once": False,
+        "wsgi.file_wrapper": FileWrapper,
+    }
+    if shape.length is not None and "content-length" in headers:
+        environ["CONTENT_LENGTH"] = headers["content-length"]
+    for name, value in headers.items():
+        # A name with an underscore would be mistaken for one with a dash.
+        if name not in ("content-type", "content-length") and "_" not in name:
+            environ["HTTP_" + name.upper().replace("-", "_")] = value
+    return environ
 
 
 class _Input(io.RawIOBase):

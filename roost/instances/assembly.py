@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import errno
 import hashlib
@@ -92,8 +93,9 @@ class Assembly:
         run_dir = self._places.run / instance_id
         with contextlib.ExitStack() as stack:
             mounts = self._packages(spec)
-            for volume in _volumes(spec, session):
-                mounts.append(await self._volume(volume, spec, session, stack))
+            for number, volume in enumerate(_volumes(spec, session)):
+                pending = f"{instance_id}.{number}" if volume.per_task and spec.ends_with_request else ""
+                mounts.append(await self._volume(volume, spec, session, stack, pending))
             layer = await self._layer(spec, session)
             run_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
             stack.callback(self._egress.detach, run_dir)
@@ -129,6 +131,37 @@ class Assembly:
             if error.errno == errno.ENOSPC:
                 raise StorageFull(f"The folder that sessions of {spec.name} share is full.") from error
             raise Unavailable(f"The session's folder can't be made: {error.strerror}.") from error
+
+    async def make_task_dir(self, spec: FunctionSpec, session: Session | None, instance_id: str, task: str) -> str:
+        """Have the task's folders there before its request goes to that instance; the first, as the room sees it.
+
+        Raises RoostError; a room can make its own folders unusable.
+        """
+        found = ""
+        for number, mount in enumerate(spec.mounts):
+            if not mount.per_task:
+                continue
+            path = f"{_fill(mount.base, session).rstrip('/')}/{task}"
+            if spec.ends_with_request:
+                name = f"{instance_id}.{number}"
+                await asyncio.to_thread(self._volumes.settle, name, spec.account, mount.volume, path)
+                found = found or mount.target
+                continue
+            if mount.quota_mb is None:
+                os.close(self._volumes.open(spec.account, mount.volume, path))
+            else:
+                await self._make_in_image(mount, spec, session, task)
+            found = found or f"{mount.target}/{task}"
+        return found
+
+    async def _make_in_image(self, mount: VolumeMount, spec: FunctionSpec, session: Session | None, task: str) -> None:
+        disk = await self._images.mount(await self._image(mount, spec, _fill(mount.base, session)))
+        try:
+            os.close(descend(disk, (task,), make=True))
+        except OSError as error:
+            if error.errno == errno.ENOSPC:
+                raise StorageFull(f"The volume '{mount.volume}' is full: no room for the task's folder.") from error
+            raise Unavailable(f"The task's folder can't be made: {error.strerror}.") from error
 
     async def forget(self, session: Session, *, deleted: bool) -> None:
         """The session has ended and its room is gone: so is its writable layer, and if it was deleted its volume.
@@ -167,13 +200,19 @@ class Assembly:
         ]
 
     async def _volume(
-        self, mount: VolumeMount, spec: FunctionSpec, session: Session | None, stack: contextlib.ExitStack
+        self,
+        mount: VolumeMount,
+        spec: FunctionSpec,
+        session: Session | None,
+        stack: contextlib.ExitStack,
+        pending: str,
     ) -> Mount:
-        path = _fill(mount.path, session)
+        """`pending`: the folder belongs to the request that will come, and has this name until then."""
+        path = _fill(mount.base if mount.per_task else mount.path, session)
         if mount.quota_mb is not None:
             image = await self._image(mount, spec, path)
             return Mount(source=image, target=mount.target, read_only=mount.read_only)
-        fd = self._volumes.open(spec.account, mount.volume, path)
+        fd = self._volumes.open_pending(pending) if pending else self._volumes.open(spec.account, mount.volume, path)
         stack.callback(os.close, fd)
         return Mount(source=Path(f"/proc/self/fd/{fd}"), target=mount.target, read_only=mount.read_only)
 

@@ -37,6 +37,10 @@ class SessionFolders(Protocol):
         """Have it there before the session's first request to an instance. Raises RoostError."""
         ...
 
+    async def make_task_dir(self, spec: FunctionSpec, session: Session | None, instance_id: str, task: str) -> str:
+        """Have the task's folder there before its request; as the room sees it. Raises RoostError."""
+        ...
+
 
 class InstanceLease:
     """One slot on one instance. See `lease.Lease`."""
@@ -110,7 +114,7 @@ class InstanceFleet:
 
     def try_lease(self, spec: FunctionSpec, session: SessionRef | None = None) -> Lease | None:
         pool = self._roster.current(spec)
-        if pool is None:
+        if pool is None or spec.task_folders:
             return None
         if session is None:
             instance, known = pool.at_once(), None
@@ -134,7 +138,20 @@ class InstanceFleet:
             return None
         return instance if pool.takes_at_once(instance) else None
 
-    async def lease(self, spec: FunctionSpec, session: SessionRef | None = None, *, timeout_s: float = 60.0) -> Lease:
+    async def lease(
+        self, spec: FunctionSpec, session: SessionRef | None = None, *, task: str = "", timeout_s: float = 60.0
+    ) -> Lease:
+        lease = await self._leased(spec, session, timeout_s)
+        if task and lease.spec.task_folders:
+            try:
+                folder = await self._folders.make_task_dir(lease.spec, lease.session, lease.instance_id, task)
+            except BaseException:
+                lease.release()
+                raise
+            lease.request_headers = {**lease.request_headers, "x-roost-task-dir": folder}
+        return lease
+
+    async def _leased(self, spec: FunctionSpec, session: SessionRef | None, timeout_s: float) -> InstanceLease:
         pool = self._roster.pool(spec)
         if session is None:
             instance, cold = await pool.any_instance(timeout_s)
@@ -173,7 +190,7 @@ class InstanceFleet:
             raise
         return lease
 
-    async def _lease_session(self, spec: FunctionSpec, session: Session, deadline: float) -> Lease:
+    async def _lease_session(self, spec: FunctionSpec, session: Session, deadline: float) -> InstanceLease:
         for _ in range(_ATTEMPTS):
             await self._active(session.key)
             pool = self._roster.pool(spec)  # the function may have changed while it was waited for
@@ -181,7 +198,7 @@ class InstanceFleet:
                 return await self._lease_placed(pool, session.key, deadline)
         raise Unavailable(f"The session's instance keeps ending; see the logs of {spec.name}.", retry_after=1)
 
-    async def _lease_placed(self, pool: Pool, key: Key, deadline: float) -> Lease:
+    async def _lease_placed(self, pool: Pool, key: Key, deadline: float) -> InstanceLease:
         instance = await self._place(pool, key, deadline)
         session = self._book.get(*key)
         restored = bool(session.instance_id) and session.instance_id != instance.id

@@ -28,7 +28,7 @@ class Lease(Protocol):
     session: Session | None
     cold: bool  # this lease waited for the instance to start
     restored: bool  # the session's files are here; what its former instance, or its former worker, had in memory is not
-    request_headers: Mapping[str, str]  # session headers that go to the guest
+    request_headers: Mapping[str, str]  # of the session and the task, for the guest
 
     def release(self) -> None:
         """Give the slot back. Idempotent; must be called in `finally`."""
@@ -59,8 +59,11 @@ class Fleet(Protocol):
         """The version of the function that the session's instance runs; "" while it has none."""
         ...
 
-    async def lease(self, spec: FunctionSpec, session: SessionRef | None = None, *, timeout_s: float = 60.0) -> Lease:
-        """A slot on an instance of `spec`, from zero if need be.
+    async def lease(
+        self, spec: FunctionSpec, session: SessionRef | None = None, *, task: str = "", timeout_s: float = 60.0
+    ) -> Lease:
+        """A slot on an instance of `spec`, from zero if need be. `task` names the folder that the request gets where
+        the function has one for each task.
 
         Raises Throttled when the wait queue is full or `timeout_s` has passed, InitializerFailed, InstanceExited,
         Unavailable, NotFound or Conflict for the session. Cancelling the wait leaves nothing behind.

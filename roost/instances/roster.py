@@ -7,6 +7,7 @@ import contextlib
 import logging
 import secrets
 import shutil
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,19 +112,20 @@ class Roster:
         await asyncio.gather(*(i.stopped.wait() for pool in pools for i in list(pool.instances.values())))
 
     def gauges(self) -> Iterator[FunctionGauges]:
-        """What is true of each function now."""
+        """What is true of each function now, all its versions together."""
+        functions: dict[tuple[str, str], list[Pool]] = {}
         for (account, name, _), pool in self._pools.items():
-            states: dict[State, int] = {}
-            for instance in pool.instances.values():
-                states[instance.state] = states.get(instance.state, 0) + 1
+            functions.setdefault((account, name), []).append(pool)
+        for (account, name), pools in functions.items():
+            instances = [instance for pool in pools for instance in pool.instances.values()]
             yield FunctionGauges(
                 account=account,
                 function=name,
-                instances=states,
-                leases=sum(i.leases for i in pool.instances.values()),
-                waiting=pool.waiting,
-                memory_bytes=sum(i.memory_bytes() for i in pool.instances.values()),
-                sessions=sum(len(i.sessions) for i in pool.instances.values()),
+                instances=Counter(instance.state for instance in instances),
+                leases=sum(i.leases for i in instances),
+                waiting=sum(pool.waiting for pool in pools),
+                memory_bytes=sum(i.memory_bytes() for i in instances),
+                sessions=sum(len(i.sessions) for i in instances),
             )
 
     def provision(self, spec: FunctionSpec) -> None:

@@ -19,6 +19,8 @@ Key = tuple[str, str, str]
 
 #: How stale the stored time of last use may be: a restarted server lets a session live this much longer, no more.
 TOUCH_INTERVAL = 30.0
+#: How exact that time is in memory: a record made anew for every request would cost more than the rest of its session.
+_USE_GRAIN = 0.1
 #: How long an ended session's id is remembered, so that it can be refused when reuse is disabled.
 TOMBSTONE_SECONDS = 24 * 3600.0
 #: Ended sessions remembered at most; the one that ended first is forgotten first.
@@ -190,8 +192,8 @@ class SessionBook:
     def touch(self, key: Key) -> None:
         """The session is in use. Memory only; `sweep` stores it now and then."""
         session = self._sessions.get(key)
-        if session is not None:
-            self._sessions[key] = replace(session, last_used=self._clock())
+        if session is not None and (now := self._clock()) - session.last_used >= _USE_GRAIN:
+            self._sessions[key] = replace(session, last_used=now)
 
     async def end(self, session: Session, *, forget: bool) -> None:
         """Expire it (`forget=False`, the id is remembered for a while) or delete it."""

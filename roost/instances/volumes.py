@@ -9,11 +9,12 @@ import asyncio
 import contextlib
 import ctypes
 import errno
+import itertools
 import os
 import re
 import secrets
 import struct
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from pathlib import Path, PurePosixPath
 
 from roost.model.errors import InvalidArgument, StorageFull, Unavailable
@@ -24,6 +25,10 @@ _RESOLVE_NO_MAGICLINKS, _RESOLVE_NO_SYMLINKS, _RESOLVE_BENEATH = 0x02, 0x04, 0x0
 #: Where an account's images are, and what sets folders apart from an image there. No room sees any of it.
 _DISKS = ".disks"
 _SUBFOLDER = "d-"
+#: Folders that instances have mounted before it is known which task they are for.
+_PENDING = ".pending"
+#: What a task's former try has left is moved to its next one, up to so many files and folders.
+_MAX_MOVED = 100_000
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -44,6 +49,8 @@ class Volumes:
         self._root = root
         self._trash = root / ".trash"
         self._trash.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._pending = root / _PENDING
+        self._pending.mkdir(exist_ok=True, mode=0o700)
         root.chmod(0o700)
 
     def open(self, account: str, volume: str, path: str) -> int:
@@ -78,6 +85,36 @@ class Volumes:
             except OSError as error:
                 raise self._explain(error, volume, path) from error
         return folder / "disk.img"
+
+    def open_pending(self, name: str) -> int:
+        """A descriptor of a new folder that `settle` will give its place. Raises as `open`."""
+        try:
+            return descend(os.open(self._pending, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC), (name,), make=True)
+        except OSError as error:
+            raise self._explain(error, _PENDING, name) from error
+
+    def settle(self, name: str, account: str, volume: str, path: str) -> None:
+        """Make the pending folder `name` the folder `path` of a volume, with what was there before. Raises as `open`.
+
+        Whoever has it mounted keeps it.
+        """
+        *parents, last = PurePosixPath("/" + path).parts[1:]
+        _check(volume, [account, volume, *parents, last], path)
+        try:
+            parent = self._descend([account, volume, *parents], make=True)
+            try:
+                _take_over(self._pending / name, parent, last)
+                os.rename(self._pending / name, last, dst_dir_fd=parent)
+            finally:
+                os.close(parent)
+        except OSError as error:
+            raise self._explain(error, volume, path) from error
+
+    def forget_pending(self, alive: Container[str]) -> None:
+        """Remove the folders of instances that ended without a task; names are `<instance>.<number>`."""
+        for leftover in list(self._pending.iterdir()):
+            if leftover.name.partition(".")[0] not in alive:
+                leftover.rename(self._trash / secrets.token_hex(16))
 
     async def remove(self, account: str, volume: str, path: str) -> None:
         """Delete the folder `path` of a volume and all below it, images too, if it is there.
@@ -129,6 +166,24 @@ def descend(fd: int, parts: Sequence[str], *, make: bool) -> int:
             os.close(fd)
         fd = child
     return fd
+
+
+def _take_over(target: Path, parent: int, last: str) -> None:
+    """Move what is in the folder `last` of `parent` into `target`, and remove it; nothing if it isn't there."""
+    try:
+        former = open_beneath(parent, last, os.O_RDONLY | os.O_DIRECTORY)
+    except FileNotFoundError:
+        return
+    try:
+        with os.scandir(former) as entries:
+            names = [entry.name for entry in itertools.islice(entries, _MAX_MOVED + 1)]
+        if len(names) > _MAX_MOVED:
+            raise InvalidArgument(f"The folder '{last}' has more than {_MAX_MOVED} entries: another try can't have it.")
+        for name in names:
+            os.rename(name, target / name, src_dir_fd=former)
+    finally:
+        os.close(former)
+    os.rmdir(last, dir_fd=parent)
 
 
 async def remove_tree(path: str, *, keep_open: int | None = None) -> None:

@@ -38,7 +38,7 @@ _EXTRA_LIBRARIES = (
     "libutil.so.1",
 )
 
-_SOURCES = frozenset({".py", ".typed", ".cjs", ".java", ".sh"})
+_SOURCES = frozenset({".py", ".typed", ".R", ".cjs", ".java", ".sh"})
 _WHEELS = "share/python-wheels"
 
 _INSPECT = """

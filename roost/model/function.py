@@ -15,6 +15,8 @@ LATEST = "LATEST"
 #: Where a room has the files of its session (an instance of its own), or of all sessions that share it.
 SESSION_TARGET = "/mnt/session"
 SHARED_SESSIONS_TARGET = "/mnt/sessions"
+#: The end of a volume's path that has a folder for each task.
+TASK_STEP = "/{task}"
 
 
 class Runtime(StrEnum):
@@ -87,6 +89,16 @@ class VolumeMount:
     read_only: bool = False
     quota_mb: int | None = None
 
+    @property
+    def per_task(self) -> bool:
+        """Whether each task has a folder of its own there, below the one that `base` names."""
+        return self.path.endswith(TASK_STEP)
+
+    @property
+    def base(self) -> str:
+        """`path` without the step that stands for the task."""
+        return self.path.removesuffix(TASK_STEP) or "/"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Scaling:
@@ -140,6 +152,11 @@ class FunctionSpec:
     def key(self) -> tuple[str, str, str]:
         """Names the pool this spec's instances belong to."""
         return (self.account, self.name, self.version)
+
+    @cached_property
+    def task_folders(self) -> bool:
+        """Whether a request has to be preceded by making a folder for it."""
+        return any(mount.per_task for mount in self.mounts)
 
     @cached_property
     def exclusive(self) -> bool:

@@ -8,7 +8,7 @@ from importlib.metadata import version as package_version
 
 import typer
 
-from roost.sdk import commands_functions, commands_server, commands_watch
+from roost.sdk import commands_functions, commands_server, commands_tasks, commands_watch
 from roost.sdk.errors import CliError, FunctionFault
 from roost.sdk.terminal import clean
 
@@ -45,6 +45,7 @@ def build() -> typer.Typer:
         commands_functions.invoke,
         commands_functions.chat,
         commands_functions.delete,
+        commands_tasks.tasks,
         commands_watch.ps,
         commands_watch.top,
         commands_watch.sessions,

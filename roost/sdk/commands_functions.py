@@ -97,17 +97,28 @@ def invoke(
     data: Annotated[
         str | None, typer.Option("--data", "-d", help="The event; @FILE reads a file [default: standard input].")
     ] = None,
+    *,
     session: Annotated[str | None, typer.Option("--session", "-s", help="The session it belongs to.")] = None,
     qualifier: Qualifier = None,
     asynchronous: Annotated[
-        bool, typer.Option("--async", help="Queue it and print its request id instead of the reply.")
+        bool, typer.Option("--async", help="Queue it and print the task's id instead of the reply.")
     ] = False,
+    task_id: Annotated[
+        str | None, typer.Option("--task-id", help="With --async: its id; the same id again is the same task.")
+    ] = None,
+    delay: Annotated[
+        int | None, typer.Option("--delay", min=0, max=3600, help="With --async: seconds until it may begin.")
+    ] = None,
 ) -> None:
     """Call a function with an event and print its reply."""
+    if not asynchronous and (task_id is not None or delay is not None):
+        raise UsageError("--task-id and --delay go with --async.")
     event = _event(data)
     headers = {"content-type": "application/octet-stream"}
     if asynchronous:
         headers["x-fc-invocation-type"] = "Async"
+        headers |= {"x-fc-async-task-id": task_id} if task_id is not None else {}
+        headers |= {"x-fc-async-delay": str(delay)} if delay is not None else {}
     query = {"qualifier": qualifier} if qualifier else {}
     with connect() as client:
         function = client.function(name) or {}
@@ -117,7 +128,7 @@ def invoke(
         with client.stream("POST", path, query=query, body=event, headers=headers, streaming=True) as reply:
             if asynchronous:
                 reply.read()
-                typer.echo(reply.headers.get("x-fc-request-id", ""))
+                typer.echo(clean(reply.headers.get("x-fc-async-task-id", "")))
                 return
             _print_reply(reply)
             given = sessions.reply_session(function, reply.headers)

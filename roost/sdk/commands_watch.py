@@ -29,7 +29,7 @@ def _function_names(client: Client) -> list[str]:
     return [str(one.get("functionName", "")) for one in client.list_all(f"{API}/functions", "functions")]
 
 
-def _console() -> Console:
+def console() -> Console:
     """A pipe has no width: what reads it wants whole lines."""
     return Console() if sys.stdout.isatty() else Console(width=_PIPE_WIDTH)
 
@@ -44,25 +44,25 @@ def ps(as_json: AsJson = False) -> None:
     elif not rows and not names:
         typer.echo("No functions yet; `roost deploy DIR` makes one.", err=True)
     else:
-        _console().print(tables.instances(rows, names, time.time()))
+        console().print(tables.instances(rows, names, time.time()))
 
 
 def top(
     interval: Annotated[float, typer.Option("--interval", min=0.2, max=60, help="Seconds between two looks.")] = 1.0,
 ) -> None:
     """Watch instances: memory, leases, state. Ctrl-C ends; in a pipe, one look."""
-    console = _console()
+    screen = console()
     with connect() as client:
 
         def look() -> Table:
             rows = client.get_json("/roost/instances").get("instances") or []
             return tables.instances(rows, _function_names(client), time.time())
 
-        if not console.is_terminal:
-            console.print(look())
+        if not screen.is_terminal:
+            screen.print(look())
             return
         try:
-            with Live(look(), console=console, auto_refresh=False, screen=True) as live:
+            with Live(look(), console=screen, auto_refresh=False, screen=True) as live:
                 while True:
                     time.sleep(interval)
                     live.update(look(), refresh=True)
@@ -80,7 +80,7 @@ def sessions(name: Name, qualifier: Qualifier = None, as_json: AsJson = False) -
     elif not rows:
         typer.echo(f"{name} has no sessions.", err=True)
     else:
-        _console().print(tables.sessions(rows, time.time()))
+        console().print(tables.sessions(rows, time.time()))
 
 
 def logs(

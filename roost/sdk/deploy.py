@@ -70,6 +70,8 @@ class Deployer:
             reply = self._put(name, function, new=present is None)
             note.write(digest, str(reply.get("codeChecksum", "")))
             self._scale(name, parsed)
+            if (config := manifest.to_async_config(parsed)) is not None:
+                self._client.send_json("PUT", function_path(name, "/async-invoke-config"), config)
         except Failed as error:
             raise _refused(error, directory) from error
         return Deployed(

@@ -57,6 +57,7 @@ KEYS: dict[str, dict[str, Kind]] = {
     "pre_stop": {"handler": str, "command": STRINGS, "timeout": int},
     "scaling": {"min": int, "max": int},
     "idle": {"freeze_after": NUMBER, "stop_after": NUMBER},
+    "async": {"retries": int, "max_age": int, "delivery": str, "on_success": str, "on_failure": str},
     "volumes": {"name": str, "path": str, "target": str, "read_only": bool},
 }
 
@@ -68,6 +69,7 @@ AFFINITIES = {
     "mcp-sse": "MCP_SSE",
     "mcp-http": "MCP_STREAMABLE_HTTP",
 }
+DELIVERIES = {"at-least-once": "atLeastOnce", "at-most-once": "atMostOnce"}
 #: Fields of a function that roost.toml is the truth of: what it does not say goes back to the server's default.
 MANAGED = (
     "description",
@@ -123,6 +125,9 @@ def validate(parsed: Mapping[str, Any]) -> None:
         elif kinds:
             _check_table(table, value)
     _check_meaning(parsed)
+    delivery = (parsed.get("async") or {}).get("delivery", "at-least-once")
+    if delivery not in DELIVERIES:
+        raise UsageError(f"`async.delivery` is {delivery!r}; it can be {', '.join(map(repr, DELIVERIES))}.")
 
 
 def _check_table(table: str, values: Mapping[str, Any]) -> None:
@@ -265,3 +270,22 @@ def _mount(volume: Mapping[str, Any]) -> dict[str, Any]:
         "mountDir": volume["target"],
         "readOnly": volume.get("read_only", False),
     }
+
+
+def to_async_config(parsed: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The async invoke config that `[async]` stands for, None without that table. `parsed` has been validated."""
+    table = parsed.get("async")
+    if table is None:
+        return None
+    config: dict[str, Any] = {}
+    for key, field in (("retries", "maxAsyncRetryAttempts"), ("max_age", "maxAsyncEventAgeInSeconds")):
+        if key in table:
+            config[field] = table[key]
+    if "delivery" in table:
+        config["roost"] = {"delivery": DELIVERIES[table["delivery"]]}
+    destinations = {
+        field: {"destination": table[key]}
+        for key, field in (("on_success", "onSuccess"), ("on_failure", "onFailure"))
+        if key in table
+    }
+    return config | ({"destinationConfig": destinations} if destinations else {})

@@ -41,6 +41,10 @@ KEYS = {
     "roost.idleTimeout": "idle.stop_after",
     "roost.maxInstances": "scaling.max",
     "minInstances": "scaling.min",
+    "maxAsyncRetryAttempts": "async.retries",
+    "maxAsyncEventAgeInSeconds": "async.max_age",
+    "destinationConfig.onSuccess": "async.on_success",
+    "destinationConfig.onFailure": "async.on_failure",
 }
 _FIELD = re.compile(r"'?(?P<field>[A-Za-z][\w.\[\]]*)'?:? ")
 

@@ -11,7 +11,8 @@ from rich.text import Text
 from roost.sdk.terminal import age, clean, duration, size
 
 Row = Mapping[str, Any]
-_SHORT = {"STATE", "STATUS", "LEASES", "MEMORY", "CPU", "AGE", "CHANGED", "TTL", "IDLE TIMEOUT"}
+_SHORT = {"STATE", "STATUS", "LEASES", "MEMORY", "CPU", "AGE", "CHANGED", "TRIES", "TOOK", "TTL", "IDLE TIMEOUT"}
+_TASK_STYLES = {"Succeeded": "green", "Failed": "red", "Expired": "red", "Running": "cyan", "Retrying": "yellow"}
 _STATE_STYLES = {"ready": "green", "frozen": "cyan", "starting": "yellow", "resuming": "yellow", "paused": "blue"}
 
 
@@ -19,7 +20,7 @@ def _table(*columns: str) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
         # Names and ids are folded where the line is too short, never cut: people copy them.
-        right = column in {"LEASES", "MEMORY", "CPU"}
+        right = column in {"LEASES", "MEMORY", "CPU", "TRIES"}
         table.add_column(column, overflow="fold", no_wrap=column in _SHORT, justify="right" if right else "left")
     return table
 
@@ -53,7 +54,7 @@ def instances(rows: Iterable[Row], functions: Iterable[str], now: float) -> Tabl
 
 def sessions(rows: Iterable[Row], now: float) -> Table:
     """Sessions of one function. `now` is Unix seconds."""
-    table = _table("SESSION", "STATUS", "INSTANCE", "AGE", "CHANGED", "TTL", "IDLE TIMEOUT")
+    table = _table("SESSION", "STATUS", "INSTANCE", "AGE", "CHANGED", "TRIES", "TOOK", "TTL", "IDLE TIMEOUT")
     for row in rows:
         table.add_row(
             _text(row.get("sessionId", "")),
@@ -63,5 +64,23 @@ def sessions(rows: Iterable[Row], now: float) -> Table:
             age(row.get("lastModifiedTime"), now),
             duration(float(row.get("sessionTTLInSeconds") or 0)),
             duration(float(row.get("sessionIdleTimeoutInSeconds") or 0)),
+        )
+    return table
+
+
+def tasks(rows: Iterable[Row], now: float) -> Table:
+    """Tasks of one function. `now` is Unix seconds."""
+    table = _table("TASK", "STATUS", "TRIES", "AGE", "TOOK", "SESSION", "ERROR")
+    for row in rows:
+        more = row.get("roost") or {}
+        state = clean(str(row.get("status", "")))
+        table.add_row(
+            _text(row.get("taskId", "")),
+            Text(state, style=_TASK_STYLES.get(state, "")),
+            _text(more.get("attempts", 0)),
+            age(float(more.get("enqueuedTime") or 0) / 1000, now),
+            duration(float(row.get("durationMs") or 0) / 1000) if row.get("startedTime") else "",
+            _text(more.get("sessionId") or ""),
+            _text(str(row.get("taskErrorMessage") or "")[:200]),
         )
     return table

@@ -37,6 +37,7 @@ class _Work:
     run: Callable[[sqlite3.Connection], Any]
     done: Future[Any]
     synced: bool
+    single: bool
 
 
 class Database:
@@ -66,17 +67,18 @@ class Database:
         await asyncio.to_thread(thread.join)
         os.close(self._lock_fd)
 
-    async def run(self, work: Callable[[sqlite3.Connection], T], *, synced: bool = True) -> T:
+    async def run(self, work: Callable[[sqlite3.Connection], T], *, synced: bool = True, single: bool = False) -> T:
         """Run `work` on the writer thread inside a transaction; return when it is committed.
 
         All of `work` takes effect or none of it. `synced` waits for the disk too, so that it outlives a power cut;
-        without it a commit outlives the death of the process only.
+        without it a commit outlives the death of the process only. `single` promises that `work` changes something with
+        one statement at most, which takes effect or none by itself: it then needs no savepoint.
 
         Raises StorageFull, Throttled (the queue is full), Unavailable, or what `work` raises.
         """
         if self._thread is None:
             raise Unavailable("The store is closed.")
-        item = _Work(run=work, done=Future(), synced=synced)
+        item = _Work(run=work, done=Future(), synced=synced, single=single)
         item.done.set_running_or_notify_cancel()  # from here on nobody can cancel it; the writer thread relies on it
         try:
             self._queue.put_nowait(item)
@@ -148,18 +150,21 @@ class Database:
                 item.done.set_exception(fault)
 
     def _attempt(self, connection: sqlite3.Connection, item: _Work) -> tuple[_Work, Any, BaseException | None]:
-        connection.execute("SAVEPOINT work")
+        if not item.single:
+            connection.execute("SAVEPOINT work")
         try:
             result = item.run(connection)
         except Exception as error:
             if not connection.in_transaction:
                 # SQLite has rolled everything back by itself (a full disk does that): the whole batch fails.
                 raise
-            connection.execute("ROLLBACK TO work")
-            connection.execute("RELEASE work")
+            if not item.single:
+                connection.execute("ROLLBACK TO work")
+                connection.execute("RELEASE work")
             known = isinstance(error, sqlite3.Error | OSError)
             return item, None, _translate(error, self._path) if known else error
-        connection.execute("RELEASE work")
+        if not item.single:
+            connection.execute("RELEASE work")
         return item, result, None
 
 

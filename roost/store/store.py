@@ -15,6 +15,7 @@ from roost.store.secrets import Secrets
 from roost.store.sessions import Sessions
 from roost.store.settings import Settings
 from roost.store.tags import Tags
+from roost.store.tasks import Tasks
 from roost.store.template_tags import TemplateTags
 from roost.store.templates import Templates
 from roost.store.triggers import Triggers
@@ -46,6 +47,7 @@ class Store:
         self.template_tags = TemplateTags(self._database)
         self.templates = Templates(self._database)
         self.settings = Settings(self._database)
+        self.tasks = Tasks(self._database)
 
     async def open(self) -> None:
         """Raises Unavailable when another server uses the data directory or the file can't be used."""

@@ -1,8 +1,9 @@
 """Which request a line of an instance's output belongs to.
 
-The guest prints `FC Invoke Start RequestId: X` and `FC Invoke End RequestId: X` around every request. Between the
-markers of just one open request, every line is that request's. With several open, a line is a request's only if it
-names its id near its beginning, as `context.logger` does. The text is the guest's and may lie: it can mislead about
+The guest sends `FC Invoke Start RequestId: X` and `FC Invoke End RequestId: X` around what is printed while X is open,
+and neither for one that is soon done without it. Between the markers of just one open request, every line is that
+request's. With several open, a line is a request's only if it names its id near its beginning, as `context.logger`
+does. The text is the guest's and may lie: it can mislead about
 requests of its own function, never about another's, since whoever keeps the lines keys them by function first.
 """
 

@@ -46,6 +46,16 @@ class Drops:
     records: int = 0
 
 
+@dataclass(frozen=True, kw_only=True)
+class TaskGauges:
+    """Unfinished asynchronous tasks of one function now, and how long the oldest has been waiting, in seconds."""
+
+    account: str
+    function: str
+    tasks: Mapping[str, int]  # by state
+    oldest_s: float
+
+
 class _Histogram:
     """Counts by bucket; the last is for what is over all bounds."""
 
@@ -81,12 +91,13 @@ class _Function:
         self.start = _Histogram(_START)
         self.cpu_us = 0
         self.egress_bytes = 0
+        self.task_ends: dict[str, int] = {}
 
 
 class Metrics:
     """One server's metrics, in a registry of its own. A sink of the Observer.
 
-    `gauges` and `drops` are asked at each scrape, on the event loop; both must answer from memory.
+    `gauges`, `drops` and `tasks` are asked at each scrape, on the event loop; they must answer from memory.
     """
 
     def __init__(
@@ -94,13 +105,14 @@ class Metrics:
         *,
         gauges: Callable[[], Iterable[FunctionGauges]] = tuple,
         drops: Callable[[], Drops] = Drops,
+        tasks: Callable[[], Iterable[TaskGauges]] = tuple,
         max_functions: int = MAX_FUNCTIONS,
     ) -> None:
         self._registry = CollectorRegistry()
         self._functions: dict[tuple[str, str], _Function] = {}
         self._max_functions = max_functions
         self._registry.register(_Counts(self._functions))
-        self._registry.register(_Now(gauges, drops))
+        self._registry.register(_Now(gauges, drops, tasks))
 
     def invocation(self, record: InvocationRecord) -> None:
         counts = self._of(record.account, record.function)
@@ -126,6 +138,11 @@ class Metrics:
     def egress(self, account: str, function: str, count: int) -> None:
         """Count `count` bytes through the package proxy."""
         self._of(account, function).egress_bytes += max(count, 0)
+
+    def task_ended(self, account: str, function: str, state: str) -> None:
+        """Count an asynchronous task that ended."""
+        ends = self._of(account, function).task_ends
+        ends[state] = ends.get(state, 0) + 1
 
     def forget(self, account: str, function: str) -> None:
         """Drop a deleted function's series."""
@@ -165,7 +182,10 @@ class _Counts(Collector):
         start = _histogram("instance_start_seconds", "From the start of the room to ready.")
         cpu = _counter("cpu_seconds", "CPU time of instances.")
         egress = _counter("egress_bytes", "Bytes between rooms and package indexes.")
+        ends = _counter("task_ends", "Asynchronous tasks by how they ended.", "state")
         for labels, counts in self._functions.items():
+            for state, count in counts.task_ends.items():
+                ends.add_metric((*labels, state), count)
             for outcome, count in {**counts.outcomes, _OK: counts.good}.items():
                 invocations.add_metric((*labels, outcome.value), count)
             duration.add_metric(labels, counts.duration.buckets(), counts.duration.total)
@@ -177,7 +197,7 @@ class _Counts(Collector):
             start.add_metric(labels, counts.start.buckets(), counts.start.total)
             cpu.add_metric(labels, counts.cpu_us / 1e6)
             egress.add_metric(labels, counts.egress_bytes)
-        yield from (invocations, duration, wait, cold, transitions, start, cpu, egress)
+        yield from (invocations, duration, wait, cold, transitions, start, cpu, egress, ends)
 
 
 def _counter(name: str, text: str, *labels: str) -> CounterMetricFamily:
@@ -191,9 +211,15 @@ def _histogram(name: str, text: str, *labels: str) -> HistogramMetricFamily:
 class _Now(Collector):
     """Asks for the present at each scrape, so that no gauge can drift."""
 
-    def __init__(self, gauges: Callable[[], Iterable[FunctionGauges]], drops: Callable[[], Drops]) -> None:
+    def __init__(
+        self,
+        gauges: Callable[[], Iterable[FunctionGauges]],
+        drops: Callable[[], Drops],
+        tasks: Callable[[], Iterable[TaskGauges]],
+    ) -> None:
         self._gauges = gauges
         self._drops = drops
+        self._tasks = tasks
 
     def describe(self) -> Iterable[Metric]:
         """Nothing: registering must not ask for the present."""
@@ -214,6 +240,17 @@ class _Now(Collector):
             memory.add_metric(labels, now.memory_bytes)
             sessions.add_metric(labels, now.sessions)
         yield from (instances, leases, waiting, memory, sessions)
+        yield from self._of_tasks()
         drops = self._drops()
         yield CounterMetricFamily("roost_log_lines_dropped", "Lines of output lost.", value=drops.log_lines)
         yield CounterMetricFamily("roost_records_dropped", "Usage records lost.", value=drops.records)
+
+    def _of_tasks(self) -> Iterator[Metric]:
+        tasks = GaugeMetricFamily("roost_tasks", "Unfinished tasks by state.", labels=(*_LABELS, "state"))
+        oldest = GaugeMetricFamily("roost_tasks_oldest_seconds", "How long the oldest task waits.", labels=_LABELS)
+        for now in self._tasks():
+            labels = (now.account, now.function)
+            for state, count in now.tasks.items():
+                tasks.add_metric((*labels, state), count)
+            oldest.add_metric(labels, now.oldest_s)
+        yield from (tasks, oldest)

@@ -109,6 +109,12 @@ def test_pip_runs_as_script_and_as_module(enter):
     assert enter("/.roost/bin/python3", "-m", "pip", "--version") == shown
 
 
+def test_sudo_runs_without_what_its_callers_variables_name(enter):
+    call = "s.run(['/.roost/bin/sudo', 'ls'], capture_output=True, env={'PYTHONPATH': '/x'})"
+    code = f"import subprocess as s; print({call})"
+    assert "sudo: the sandbox does not answer: No such file or directory" in enter("/.roost/bin/python3", "-c", code)
+
+
 def test_reexecution_by_subprocess_and_spawn(enter):
     (enter.root / "tmp" / "program.py").write_text(
         "import multiprocessing, os, subprocess, sys\n"

@@ -166,7 +166,12 @@ def test_invoke(run: Run, server: FakeRoost, tmp_path: Path) -> None:
     seen = server.last("POST", path)
     assert (seen.headers["x-roost-session"], seen.query) == ("s1", {"qualifier": "prod"})
     assert "new instance" in run("invoke", "agent", "-d", "", "-s", "restored").err
-    assert run("invoke", "agent", "--async", "-d", "").out == "r-7\n"
+    assert run("invoke", "agent", "--async", "-d", "").out == "t-7\n"
+    assert run("invoke", "agent", "--async", "-d", "", "--task-id", "mine", "--delay", "5").out == "mine\n"
+    assert server.last("POST", path).headers["x-fc-async-delay"] == "5"
+    for option in (("--task-id", "x"), ("--delay", "1")):
+        ended = run("invoke", "agent", "-d", "", *option)
+        assert (ended.code, ended.err) == (2, "Error: --task-id and --delay go with --async.\n")
     assert run("invoke", "agent", "-d", "@/nonexistent").code == 2
 
 

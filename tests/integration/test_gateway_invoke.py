@@ -8,6 +8,7 @@ import contextlib
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -153,10 +154,20 @@ async def test_the_tail_of_the_log_comes_with_the_reply(tmp_path: Path) -> None:
         tail = base64.b64decode(answer.headers["x-fc-log-result"])
         assert len(tail) == 4096
         assert tail.endswith(b"acme echo " + answer.headers["x-fc-request-id"].encode())
+        assert b"x-fc-log-type: Tail\r\n" in answer.body
         assert answer.body.endswith(b"\r\n\r\n")
         writer.write(event(b""))
-        assert "x-fc-log-result" not in (await read_answer(reader)).headers
+        answer = await read_answer(reader)
+        assert "x-fc-log-result" not in answer.headers
+        assert b"x-fc-log-type" not in answer.body
         writer.close()
+
+
+@dataclass(frozen=True)
+class Taken:
+    task_id: str
+    request_id: str
+    session_id: str
 
 
 class Queue:
@@ -164,9 +175,11 @@ class Queue:
         self.seen: list[tuple[str, str, bytes, str]] = []
 
     async def submit(
-        self, spec: FunctionSpec, *, qualifier: str, request_id: str, payload: bytes, headers: Mapping[str, str]
-    ) -> None:
+        self, spec: FunctionSpec, *, qualifier: str, request_id: str, session_id: str, payload: bytes,
+        headers: Mapping[str, str],
+    ) -> Taken:  # fmt: skip
         self.seen.append((spec.name, qualifier, payload, headers.get("x-fc-async-task-id", "")))
+        return Taken(headers.get("x-fc-async-task-id", ""), request_id, session_id)
 
 
 @on_both_loops
@@ -179,6 +192,7 @@ async def test_asynchronous_events_go_to_the_queue(tmp_path: Path) -> None:
         answer = await read_answer(reader)
         assert (answer.status, answer.body) == (202, b"")
         assert answer.headers["x-fc-request-id"]
+        assert answer.headers["x-fc-async-task-id"] == "t1"
         writer.write(event(bytes(128 * 1024 + 1), line))
         assert (await read_answer(reader)).status == 413
         writer.close()

@@ -38,6 +38,29 @@ def test_printed_lines_and_log_records_stand_between_the_markers(guest: Guest) -
     assert lines[3] == "FC Invoke End RequestId: r-7"
 
 
+def test_a_silent_request_leaves_no_line_and_a_traceback_stands_where_it_happened(guest: Guest) -> None:
+    guest.ready("""
+        import os, subprocess, sys
+        def handler(event, context):
+            if event == b"fail":
+                print("about to fail")
+                raise ValueError("failed")
+            if event == b"program":
+                subprocess.run(["echo", "said"], check=True)
+            if event == b"close":
+                print("still said", file=sys.stderr)
+                os.close(1)
+    """)
+    for event in (b"", b"fail", b"", b"program", b"", b"close", b""):
+        guest.invoke(event, request=f"r-{event.decode()}")
+    lines = guest.control.wait_for_text("FC Invoke End RequestId: r-close").splitlines()
+    assert [line for line in lines if not line.startswith(("Traceback", "  "))] == [
+        "FC Invoke Start RequestId: r-fail", "about to fail", "ValueError: failed", "FC Invoke End RequestId: r-fail",
+        "FC Invoke Start RequestId: r-program", "said", "FC Invoke End RequestId: r-program",
+        "FC Invoke Start RequestId: r-close", "still said", "FC Invoke End RequestId: r-close",
+    ]  # fmt: skip
+
+
 def test_an_http_request_becomes_an_event_and_its_reply_is_mapped(guest: Guest) -> None:
     guest.ready("""
         import base64, json

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 from websockets.asyncio.client import unix_connect
 from websockets.exceptions import ConnectionClosedError, InvalidStatus
 
-from tests.support.guest import Guest, read_all
+from tests.support.guest import Guest, dial, read_all
 
 
 @pytest.fixture
@@ -112,6 +113,82 @@ def test_async_events_over_the_concurrency_wait(guest: Guest) -> None:
     for sock in waiting:
         assert sock.recv(4096).endswith(b"\r\n\r\n1")
         sock.close()
+
+
+def test_a_request_that_waits_for_its_turn_goes_with_its_connection(guest: Guest) -> None:
+    guest.ready(
+        """
+        import asyncio
+        async def handler(event, context):
+            print("began", event.decode())
+            if event == b"holds":
+                await asyncio.sleep(60)
+            return event
+        """,
+        concurrency=1,
+    )
+    holds = guest.raw(body=b"holds")
+    guest.control.wait_for_text("began holds")
+    waits = guest.raw(body=b"waits")
+    waits.shutdown(1)
+    assert read_all(waits) == b""
+    holds.shutdown(1)
+    assert read_all(holds) == b""
+    assert guest.invoke(b"next")[2] == b"next"
+    assert "began waits" not in guest.control.wait_for_text("began next")
+
+
+def test_requests_that_were_sent_ahead_are_answered_in_turn(guest: Guest) -> None:
+    guest.ready("async def handler(event, context): return event", concurrency=2)
+    head = "POST /invoke HTTP/1.1\r\nx-fc-control-path: /invoke\r\ncontent-length: {}\r\n{}\r\n"
+    bodies = ["one", "x" * 300_000, "", "last"]
+    sent = [head.format(len(body), "connection: close\r\n" * (body == "last")) + body for body in bodies]
+    with dial(guest.app_path) as sock:
+        sender = threading.Thread(target=sock.sendall, args=("".join(sent).encode(),))
+        sender.start()
+        replies = read_all(sock)
+        sender.join()
+    assert [reply.partition(b"\r\n\r\n")[2].decode() for reply in replies.split(b"HTTP/1.1 200 OK\r\n")[1:]] == bodies
+
+
+@pytest.mark.parametrize(
+    "head", ["transfer-encoding: chunked\r\n\r\nnonsense\r\n", "content-length: x\r\n\r\n", "a b\r\n\r\n"]
+)
+def test_what_is_no_request_is_refused(guest: Guest, head: str) -> None:
+    guest.ready("async def handler(event, context): return event")
+    with dial(guest.app_path) as sock:
+        sock.sendall(f"POST /invoke HTTP/1.1\r\n{head}".encode())
+        assert read_all(sock).startswith(b"HTTP/1.1 400 ")
+    assert guest.invoke(b"good")[2] == b"good"
+
+
+def test_out_of_descriptors_new_connections_wait(guest: Guest) -> None:
+    guest.ready("""
+        import os
+        held = []
+        async def handler(event, context):
+            if event == b"take":
+                try:
+                    while True:
+                        held.append(os.dup(0))
+                except OSError:
+                    return "none left"
+            while held:
+                os.close(held.pop())
+            return event
+    """)
+    first = guest.connect()
+
+    def ask(event: str) -> bytes:
+        first.request("POST", "/invoke", event, {"x-fc-control-path": "/invoke"})
+        return first.getresponse().read()
+
+    assert ask("take") == b"none left"
+    second = guest.raw(body=b"waited")
+    assert ask("free") == b"free"
+    assert second.recv(65536).endswith(b"waited")
+    first.close()
+    second.close()
 
 
 @pytest.mark.parametrize(

@@ -368,3 +368,14 @@ async def test_a_closing_fleet_refuses(bench: Bench) -> None:
     await bench.parts.close()
     with pytest.raises(Unavailable, match="shutting down"):
         await bench.lease(SPEC)
+
+
+async def test_what_is_true_of_a_function_is_told_once_for_all_its_versions(bench: Bench) -> None:
+    leases = [await bench.lease(SPEC)]
+    published = replace(SPEC, version="1", revision="of version 1")
+    bench.known["f"] = published
+    leases.append(await bench.fleet.lease(published))
+    [told] = bench.roster.gauges()
+    assert (told.function, told.leases, told.instances[State.READY]) == ("f", 2, 2)
+    for lease in leases:
+        lease.release()

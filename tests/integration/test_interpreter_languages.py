@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -161,6 +163,20 @@ def test_a_context_of_javascript_is_there_from_the_start(interpreter):
     assert interpreter.run("d", language="javascript").value == "4"
 
 
+def test_a_context_that_is_removed_while_it_starts_is_refused(interpreter):
+    before = {each["id"] for each in json.loads(interpreter.request("GET", "/contexts")[2])}
+    answers = []
+    creating = threading.Thread(
+        target=lambda: answers.append(interpreter.request("POST", "/contexts", {"language": "js"})[0])
+    )
+    creating.start()
+    while not (made := {each["id"] for each in json.loads(interpreter.request("GET", "/contexts")[2])} - before):
+        pass
+    interpreter.request("DELETE", f"/contexts/{made.pop()}")
+    creating.join()
+    assert answers[0] in (200, 500)  # it may have been ready just before
+
+
 # -- TypeScript
 
 
@@ -218,3 +234,11 @@ def test_a_shell_that_ends_is_restarted(bash):
     bash("x=1")
     assert "exit code 3" in bash("exit 3").error["value"]
     assert bash("echo [$x]").text() == "[]\n"
+
+
+@pytest.mark.parametrize(("language", "program"), [("java", "jshell"), ("r", "R")])
+def test_a_language_that_this_machine_has_not_is_refused_with_those_it_has(interpreter, language, program):
+    status, body = interpreter.request("POST", "/contexts", {"language": language})[::2]
+    assert (status == 200) is bool(shutil.which(program)), body
+    if status != 200:
+        assert f"no kernel for the language '{language}' here; there are: python" in body.decode()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -235,6 +236,10 @@ def test_errors_of_syntax_and_exits_are_errors_of_the_cell(run):
     assert run("exit()").error["name"] == "SystemExit"
     assert run("%nosuch").text("stderr").startswith("UsageError")
     assert run("1").value == "1"
+
+
+def test_a_broken_pipe_is_an_error(run):
+    assert run("import os\nr, w = os.pipe()\nos.close(r)\nos.write(w, b'x')").error["name"] == "BrokenPipeError"
 
 
 def test_an_error_whose_text_fails_is_an_error(run):
@@ -481,3 +486,28 @@ def test_without_ipython_a_python_context_says_what_is_missing(tmp_path):
         assert error["name"] == "ContextNotStarted"
         assert "IPython" in error["value"]
         assert process.request("GET", "/health")[0] == 200
+
+
+def test_a_context_starts_with_nothing_of_what_warmed_it(run):
+    assert (
+        run("[name for name in dir() if not name.startswith('_')]").value
+        == "['In', 'Out', 'exit', 'get_ipython', 'open', 'quit']"
+    )
+    assert run("import matplotlib.pyplot as plt; plt.get_fignums()").value == "[]"
+
+
+def test_megabytes_of_code_arrive_whole(run):
+    text = "ä\\x00'\"" * 500_000
+    assert run(f"x = {text!r}\nlen(x)").value == str(len(text))
+
+
+def test_a_context_that_does_not_read_its_cell_holds_up_nobody(interpreter):
+    context = interpreter.context()
+    pid = int(interpreter.run("import os; os.getpid()", context_id=context).value)
+    os.kill(pid, signal.SIGSTOP)
+    with interpreter.stream("x = '" + "x" * (4 << 20) + "'", context_id=context) as lines:
+        next(lines)
+        assert interpreter.run("'others run'").value == "others run"
+        assert interpreter.request("POST", f"/contexts/{context}/restart")[0] == 200
+        assert [line.get("name") for line in lines] == ["ContextRestarting", None]
+    assert interpreter.run("1", context_id=context).value == "1"

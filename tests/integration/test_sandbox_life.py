@@ -67,6 +67,20 @@ def test_a_new_start_ends_what_ran(guest: SandboxGuest) -> None:
     assert said(guest, "pgrep -c -x sleep || true").strip() == "0"
 
 
+def test_silent_streams_are_kept_alive(guest: SandboxGuest) -> None:
+    guest.ready_sandbox()
+    often = {"keepalive-ping-interval": "1"}
+    request = {"process": {"cmd": "sleep", "args": ["1.5"]}}
+    start, *alive, end, _ = guest.stream("process.Process/Start", request, headers=often)
+    assert "start" in start["event"]
+    assert alive == [{"event": {"keepalive": {}}}]
+    assert end["event"]["end"]["exitCode"] == 0
+    limited = often | {"connect-timeout-ms": "1500"}
+    events = guest.stream("filesystem.Filesystem/WatchDir", {"path": "/home/user"}, headers=limited)
+    assert events[:2] == [{"start": {}}, {"keepalive": {}}]
+    assert events[-1]["error"]["code"] == "deadline_exceeded"
+
+
 def test_the_daemon_itself_is_kept_from_programs(guest: SandboxGuest) -> None:
     """No descriptor of it reaches them, and its memory score is below theirs."""
     guest.ready_sandbox()

@@ -68,6 +68,7 @@ def test_descriptors_and_exit_codes_pass(sandbox: Sandbox) -> None:
         seq 3 | sudo tac | tr '\\n' ,
         sudo -- sh -c 'exit 9'; echo $?
         sudo sh -c 'echo to-err >&2' 2>&1
+        sudo ls /proc/self/fd | tr '\\n' ' '; echo
         sudo sh -c 'kill -9 $$' 2>/dev/null; echo $?
         sudo not-a-command 2>&1; echo $?
         sudo --what 2>&1 | head -1; sudo 2>&1 | head -1
@@ -76,6 +77,7 @@ def test_descriptors_and_exit_codes_pass(sandbox: Sandbox) -> None:
     assert run(sandbox, command).splitlines() == [
         "3,2,1,9",
         "to-err",
+        "0 1 2 3 ",
         "137",
         "sudo: not-a-command: command not found",
         "1",
@@ -120,8 +122,8 @@ def test_job_control_in_a_terminal(sandbox: Sandbox) -> None:
     assert "root\r\n20 70\r\n" in text.replace("\x1b[?2004l\r", "")
     assert "no job control" not in text
     sandbox.pty.resize(terminal.pid, PtySize(rows=30, cols=90))
-    send("sleep 701\n")
-    time.sleep(0.3)
+    send("sh -c 'echo slee\"\"ping; exec sleep 701'\n")
+    _read_to(output, "sleeping\r\n")
     send("\x03")
     send("stty size; echo code $?; exit 6\n")
     text = _read_to(output, "code 0\r\n")

@@ -15,6 +15,7 @@ import pytest
 
 from tests.integration.test_server_sessions import EXCLUSIVE, NOTES
 from tests.support.server import NOTHING, READY, Remains, Server, zip_base64
+from tests.support.tasks import submit
 
 SIZE_MB = 400
 #: What may be said: no room, or not now.
@@ -124,3 +125,36 @@ def test_a_server_killed_on_a_full_disk_comes_back(tmp_path: Path, disk: SmallDi
     assert volume.startswith("1;")
     assert again.stop() == 0
     assert os.listdir(disk.path / "sessions") != []
+
+
+def test_a_task_that_finds_no_room_is_refused_and_those_that_were_accepted_are_run(
+    tmp_path: Path, disk: SmallDisk
+) -> None:
+    server = SmallServer(tmp_path / "data", disk).start()
+    server.deploy(
+        "slow",
+        {"index.py": "import time\ndef handler(event, context):\n    time.sleep(1)\n    return event\n"},
+        timeout=30,
+    )
+    accepted = [f"t{number}" for number in range(3)]
+    for id in accepted:
+        assert submit(server, "slow", id, id=id).status_code == 202
+    disk.fill()
+    seen = [submit(server, "slow", "x" * 100_000) for _ in range(20)]
+    refused = [reply for reply in seen if reply.status_code != 202]
+    assert refused, "20 events of 100 kB found room on a full disk"
+    assert {reply.status_code for reply in refused} == {507}, refused[0].text
+    assert refused[0].json()["Code"] == "InsufficientStorage"
+    disk.clear()
+    again = submit(server, "slow", "later", id="later")
+    assert again.status_code == 202, again.text
+    accepted += ["later", *(reply.headers["x-fc-async-task-id"] for reply in seen if reply.status_code == 202)]
+
+    def tasks() -> dict[str, tuple[str, int]]:
+        with server.client() as client:
+            found = client.get("/2023-03-30/functions/slow/async-tasks?limit=100").json()["tasks"]
+        return {task["taskId"]: (task["status"], task["roost"]["attempts"]) for task in found}
+
+    server.until(lambda: set(tasks().values()) == {("Succeeded", 1)}, timeout=60)
+    assert set(accepted) <= set(tasks())
+    assert server.stop() == 0, server.log()[-3000:]

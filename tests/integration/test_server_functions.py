@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import threading
 import time
@@ -245,13 +246,38 @@ def test_logs_of_an_invocation(server: Server) -> None:
         "says", {"index.py": "def handler(event, context):\n    print('hello from', event)\n    return b''\n"}
     )
     reply = server.invoke("says", b"me", x_fc_log_type="Tail")
-    import base64
-
     assert "hello from" in base64.b64decode(reply.headers["x-fc-log-result"]).decode()
     with server.client() as client:
         lines = [json.loads(line) for line in client.get("/roost/functions/says/logs").text.splitlines()]
     mine = [line for line in lines if "hello from" in line["text"]]
     assert mine[0]["requestId"] == reply.headers["x-fc-request-id"]
+
+
+def test_the_tail_of_a_silent_invocation_and_of_a_fault(server: Server) -> None:
+    code = """
+        import subprocess
+        def handler(event, context):
+            if event == b"fail":
+                raise KeyError("missing")
+            if event == b"child":
+                subprocess.run(["/bin/echo", "from a child"], check=True)
+        """
+    server.deploy("quiet", {"index.py": _dedent(code)})
+
+    def tail(event: bytes) -> list[str]:
+        reply = server.invoke("quiet", event, x_fc_log_type="Tail")
+        request = reply.headers["x-fc-request-id"]
+        first, *lines, last = base64.b64decode(reply.headers["x-fc-log-result"]).decode().splitlines()
+        assert (first, last) == (f"FC Invoke Start RequestId: {request}", f"FC Invoke End RequestId: {request}")
+        return lines
+
+    assert tail(b"") == []
+    assert tail(b"child") == ["from a child"]
+    assert tail(b"fail")[-1] == "KeyError: 'missing'"
+    server.invoke("quiet")
+    with server.client() as client:
+        lines = [json.loads(line) for line in client.get("/roost/functions/quiet/logs").text.splitlines()]
+    assert sum(line["text"].startswith("FC Invoke Start") for line in lines) == 3
 
 
 @pytest.mark.parametrize("member", ["../../etc/evil", "/etc/evil", "a/../../../evil"])

@@ -257,10 +257,33 @@ async def test_a_folder_that_can_not_be_used_is_named(tmp_path: Path) -> None:
         await Store(tmp_path / "file" / "roost.db").open()
 
 
-def test_migrations_are_numbered_without_a_gap_and_run_once() -> None:
-    assert [number for number, _ in scripts()] == list(range(1, len(scripts()) + 1))
+def test_migrations_have_numbers_of_their_own_and_run_once() -> None:
+    numbers = [number for number, _ in scripts()]
+    assert len(set(numbers)) == len(numbers)
     connection = sqlite3.connect(":memory:", isolation_level=None)
-    assert migrate(connection) == migrate(connection) == len(scripts())
+    assert migrate(connection) == migrate(connection) == max(numbers)
+    assert [row[0] for row in connection.execute("SELECT number FROM migrations ORDER BY 1")] == numbers
+    connection.close()
+
+
+def test_a_migration_that_comes_later_than_a_higher_one_is_still_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = [(number, f"CREATE TABLE t{number} (x);") for number in (1, 2, 3)]
+    tables = "SELECT name FROM sqlite_master WHERE name LIKE 't_' ORDER BY 1"
+    connection = sqlite3.connect(":memory:", isolation_level=None)
+    for known in (made[:1], [made[0], made[2]], made, made):
+        monkeypatch.setattr("roost.store.migrate.scripts", lambda known=known: known)
+        assert migrate(connection) == known[-1][0]
+        assert [row[0] for row in connection.execute(tables)] == [f"t{number}" for number, _ in known]
+    monkeypatch.setattr("roost.store.migrate.scripts", lambda: made[::2])
+    with pytest.raises(Unavailable, match="newer Roost"):
+        migrate(connection)
+    connection.close()
+
+
+def test_a_store_from_before_migrations_had_a_table_goes_on_from_its_version() -> None:
+    connection = sqlite3.connect(":memory:", isolation_level=None)
+    connection.executescript(scripts()[0][1] + "PRAGMA user_version=1;")
+    assert migrate(connection) == max(number for number, _ in scripts())
     connection.close()
 
 

@@ -19,7 +19,6 @@ from dataclasses import dataclass, field
 from roost.guest.async_server import AsyncServer
 from roost.guest.config import StartConfig
 from roost.guest.sandbox.interpreter.server import Interpreter
-from roost.guest.watch import Watcher
 
 
 @dataclass
@@ -38,6 +37,7 @@ class FakeIdentities:
     default: str
     home: str = ""
     env: Mapping[str, str] = field(default_factory=dict)
+    workdir: str = ""
 
     def lookup(self, name: str) -> FakeUser:
         entry = pwd.getpwnam(name)
@@ -57,7 +57,7 @@ def serve(listener: socket.socket, identities: FakeIdentities, env: Mapping[str,
     interpreter = Interpreter(StartConfig(env=env), identities)
 
     async def run() -> None:
-        server = AsyncServer(listener, interpreter, concurrency=1000, watcher=Watcher(), grace_s=0)
+        server = AsyncServer(listener, interpreter, concurrency=1000, grace_s=0)
         await server.serve()
         await asyncio.get_running_loop().create_future()
 

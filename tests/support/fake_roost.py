@@ -134,7 +134,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _invoke(self, seen: Seen) -> None:
         headers = {"x-fc-request-id": "r-7"}
         if seen.headers.get("x-fc-invocation-type") == "Async":
-            self._send(b"", 202, headers)
+            self._send(b"", 202, {**headers, "x-fc-async-task-id": seen.headers.get("x-fc-async-task-id", "t-7")})
         elif seen.body == b"fail":
             fault = {"errorType": "ValueError", "errorMessage": "no such city", "stackTrace": ["  File 'a.py'", "x"]}
             self._json(fault, 200, {**headers, "x-fc-error-type": "UnhandledInvocationError"})

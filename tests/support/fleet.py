@@ -24,6 +24,9 @@ class NoFolders:
 
     async def make_session_dir(self, spec: FunctionSpec, session: Session) -> None: ...
 
+    async def make_task_dir(self, spec: FunctionSpec, session: Session | None, instance_id: str, task: str) -> str:
+        return "/mnt/task"
+
 
 class Parts:
     """`fleet` gives leases, `roster` has the instances, `pauses` the sleeping sessions, `adoption` the orphans."""

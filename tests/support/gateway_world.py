@@ -114,7 +114,7 @@ class PlayedFleet:
         return ""
 
     async def lease(
-        self, spec: FunctionSpec, session: SessionRef | None = None, *, timeout_s: float = 60.0
+        self, spec: FunctionSpec, session: SessionRef | None = None, *, task: str = "", timeout_s: float = 60.0
     ) -> PlayedLease:
         self.refs.append(session)
         if self.gate is not None:

@@ -117,6 +117,11 @@ class Execution:
         return next((line["execution_count"] for line in self.of("number_of_executions")), None)
 
 
+def lasting_data() -> Path:
+    """The data directory that keeps what takes long to make, beside the tests' own packages."""
+    return Path(sys.prefix) / "share" / "roost-tests"
+
+
 def data_packages() -> Path:
-    """What the template `code-interpreter-v1` brings; installed once, beside the tests' own packages."""
-    return build_data(Path(sys.prefix) / "share" / "roost-tests")
+    """What the template `code-interpreter-v1` brings; installed once."""
+    return build_data(lasting_data())

@@ -5,6 +5,7 @@ The guest is PID 1 of a process namespace of its own, and sees a user database a
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 import shutil
@@ -112,8 +113,6 @@ def _options(port: int) -> Any:
 
 
 def basic(user: str) -> str:
-    import base64
-
     return "Basic " + base64.b64encode(f"{user}:".encode()).decode()
 
 

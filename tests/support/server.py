@@ -83,6 +83,10 @@ class Server:
         self._process.kill()
         self._process.wait()
 
+    @property
+    def ended(self) -> bool:
+        return self._process is None or self._process.poll() is not None
+
     def client(self, *, timeout: float = 60) -> httpx.Client:
         return httpx.Client(base_url=self.url, timeout=timeout, trust_env=False)
 
@@ -129,6 +133,14 @@ def share_bundle(data_dir: Path) -> None:
     root = build_bundle(shared).root
     (data_dir / "guest").mkdir()
     subprocess.run(["cp", "-al", str(root), str(data_dir / "guest" / root.name)], check=True)
+
+
+def share_packages(data_dir: Path, packages: Path) -> None:
+    """Give the data directory the packages of code contexts that are installed already: hard links."""
+    shelf = data_dir / "packages"
+    if not shelf.exists():
+        shelf.mkdir()
+        subprocess.run(["cp", "-al", str(packages), str(shelf / packages.name)], check=True)
 
 
 def zip_base64(files: Mapping[str, str]) -> str:

@@ -160,3 +160,30 @@ def test_every_key_that_refusals_name_is_one_of_the_file() -> None:
     keys = {f"{table}.{key}" if table else key for table, keys in manifest.KEYS.items() for key in keys}
     assert named <= keys | tables
     assert set(manifest.KEYS[""]) <= named
+
+
+def test_how_tasks_are_treated() -> None:
+    text = """
+        [async]
+        retries = 0
+        max_age = 60
+        delivery = "at-most-once"
+        on_success = "next"
+        on_failure = "acs:fc:local:default:functions/mend"
+        """
+    parsed = tomllib.loads(text)
+    manifest.validate(parsed)
+    assert manifest.to_async_config(parsed) == {
+        "maxAsyncRetryAttempts": 0,
+        "maxAsyncEventAgeInSeconds": 60,
+        "roost": {"delivery": "atMostOnce"},
+        "destinationConfig": {
+            "onSuccess": {"destination": "next"},
+            "onFailure": {"destination": "acs:fc:local:default:functions/mend"},
+        },
+    }
+    assert manifest.to_async_config({"async": {}}) == {}
+    assert manifest.to_async_config({}) is None
+    for wrong in ('delivery = "never"', "retries = true", "tries = 1"):
+        with pytest.raises(UsageError, match="async"):
+            manifest.validate(tomllib.loads(f"[async]\n{wrong}"))

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -15,6 +16,36 @@ def test_a_head_keeps_order_and_lowers_names() -> None:
     assert (head.method, head.target, head.version, head.length, head.keep_alive) == ("POST", "/a?b", "1.1", 0, True)
     assert head.fields[1:3] == [("cookie", "a=1"), ("cookie", "b=2")]
     assert head.all() == {"host": "f", "cookie": "a=1; b=2", "x": "1,2"}
+
+
+LINES = "GET /p HTTP/1.1\r\nhost: f\r\nx-fc-request-id: {}\r\ncookie: a=1\r\ncookie: b=2\r\n"
+
+
+@pytest.mark.parametrize("request_id", ["1-abc-d", "another_1", "", "a b", "a,b", "\u00e9", "x" * 5000])
+def test_heads_that_differ_in_their_id_alone_are_told_apart(request_id: str) -> None:
+    for each in ("first", request_id, "last"):
+        head = parse_head(LINES.format(each).encode("latin-1"))
+        fields = [("host", "f"), ("x-fc-request-id", each), ("cookie", "a=1"), ("cookie", "b=2")]
+        assert head.fields == fields
+        assert (head.request_id, head.get("x-fc-request-id"), head.headers) == (each, each, dict(fields))
+        assert head.all() == {"host": "f", "x-fc-request-id": each, "cookie": "a=1; b=2"}
+
+
+def test_what_one_request_does_with_its_headers_is_not_seen_by_the_next() -> None:
+    for number in range(3):
+        head = parse_head(LINES.format(f"r-{number}").encode())
+        head.headers["host"] = "changed"
+        head.all()["host"] = "changed"
+        head.fields.clear()
+    assert parse_head(LINES.format("r").encode()).all()["host"] == "f"
+
+
+def test_an_id_that_is_there_twice_is_no_special_line() -> None:
+    block = b"GET / HTTP/1.1\r\nx-fc-request-id: a\r\nX-Fc-Request-Id: b\r\n"
+    for _ in range(2):
+        head = parse_head(block)
+        assert head.fields == [("x-fc-request-id", "a"), ("x-fc-request-id", "b")]
+        assert head.all()["x-fc-request-id"] == "a,b"
 
 
 @pytest.mark.parametrize(
@@ -102,6 +133,15 @@ def test_a_reply_without_a_length_goes_in_chunks_and_the_head_with_the_first() -
     assert framer.write(b"") == b""
     assert framer.end() == b"0\r\n\r\n"
     assert framer.keep_alive
+
+
+@pytest.mark.parametrize("pair", [(b"A", b"b"), ("A", "b"), [b"A", b"b"], (bytearray(b"A"), memoryview(b"b"))])
+def test_headers_of_a_reply_come_as_text_or_bytes(pair: Any) -> None:
+    for _ in range(2):
+        framer = Framer(get())
+        framer.start(200, [pair, (b"content-length", b"2")])
+        assert framer.last(b"xy") == b"HTTP/1.1 200 OK\r\nA: b\r\ncontent-length: 2\r\n\r\nxy"
+        assert (framer.complete, framer.keep_alive) == (True, True)
 
 
 def test_a_reply_shorter_than_announced_ends_the_connection() -> None:

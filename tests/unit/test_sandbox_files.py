@@ -31,8 +31,8 @@ USER = User(name="user", uid=1000, gid=1000, home="/home/user", shell="/bin/bash
     ("path", "workdir", "meant"),
     [
         ("", "", "/home/user"),
-        ("", "/work", "/work"),
-        ("a/b", "/work", "/home/user/a/b"),
+        ("", "/srv", "/srv"),
+        ("a/b", "/srv", "/home/user/a/b"),
         ("../x/./y", "", "/home/x/y"),
         ("~", "", "/home/user"),
         ("~/a", "", "/home/user/a"),
@@ -180,7 +180,7 @@ def test_a_bomb_comes_in_pieces() -> None:
     assert max(pieces) <= 256 << 10
 
 
-@pytest.mark.parametrize("body", [b"no gzip", gzip.compress(b"x" * 1000)[:-9], b""])
+@pytest.mark.parametrize("body", [b"no gzip", gzip.compress(b"x" * 1000, mtime=0)[:-9], b""])
 def test_broken_bodies(body: bytes) -> None:
     inflater = Inflater("GZIP")
     with pytest.raises(BadEncoding):

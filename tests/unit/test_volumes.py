@@ -113,4 +113,38 @@ async def test_a_removed_folder_takes_its_images_along(volumes: Volumes) -> None
 
 def test_asking_where_an_image_would_be_makes_nothing(volumes: Volumes, tmp_path: Path) -> None:
     assert not volumes.image("acc", "notes", "/ann", make=False).parent.exists()
-    assert os.listdir(tmp_path / "volumes") == [".trash"]
+    assert sorted(os.listdir(tmp_path / "volumes")) == [".pending", ".trash"]
+
+
+def test_a_pending_folder_gets_its_place_with_what_was_there_and_its_descriptor_stays_good(
+    volumes: Volumes, tmp_path: Path
+) -> None:
+    place = tmp_path / "volumes/acc/notes/ann/t1"
+    for number, expected in enumerate(([], ["0"], ["0", "1"])):
+        fd = volumes.open_pending(f"i{number}.0")
+        volumes.settle(f"i{number}.0", "acc", "notes", "/ann/t1")
+        assert where(os.dup(fd)) == str(place)
+        assert sorted(os.listdir(place)) == expected
+        (Path(f"/proc/self/fd/{fd}") / str(number)).touch()
+        os.close(fd)
+    assert os.listdir(tmp_path / "volumes/.pending") == []
+
+
+@pytest.mark.parametrize("where_it_is", ["ann", "ann/t1"])
+def test_a_pending_folder_is_not_put_behind_a_link(volumes: Volumes, tmp_path: Path, where_it_is: str) -> None:
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "outside/kept").touch()
+    link = tmp_path / "volumes/acc/notes" / where_it_is
+    link.parent.mkdir(parents=True)
+    link.symlink_to(tmp_path / "outside")
+    os.close(volumes.open_pending("i.0"))
+    with pytest.raises(InvalidArgument):
+        volumes.settle("i.0", "acc", "notes", "/ann/t1")
+    assert os.listdir(tmp_path / "outside") == ["kept"]
+
+
+def test_pending_folders_of_the_living_are_kept(volumes: Volumes, tmp_path: Path) -> None:
+    for name in ("alive.0", "gone.0", "gone.1"):
+        os.close(volumes.open_pending(name))
+    volumes.forget_pending({"alive"})
+    assert os.listdir(tmp_path / "volumes/.pending") == ["alive.0"]

@@ -17,9 +17,11 @@ from roost.api.fc.ports import Sessions as SessionManager
 from roost.api.fc.sessions import Sessions
 from roost.api.fc.settings import AsyncInvoke, Concurrency, Provision, Scaling
 from roost.api.fc.tags import Tags
+from roost.api.fc.tasks import AsyncTasks
 from roost.api.fc.triggers import Triggers
 from roost.api.fc.versions import Aliases, Versions
 from roost.functions.catalog import FunctionCatalog
+from roost.functions.tasks.service import TaskService
 from roost.model.errors import NotFound
 from roost.model.signature import Keys
 
@@ -31,6 +33,7 @@ def build_fc_api(
     catalog: FunctionCatalog,
     sessions: SessionManager,
     instances: Fleet,
+    tasks: TaskService,
     keys: Keys,
     link_secret: bytes,
     clock: Callable[[], float] = time.time,
@@ -51,6 +54,7 @@ def build_fc_api(
         Provision(catalog, catalog.provision, instances),
         Scaling(catalog, catalog.scaling, instances),
         AsyncInvoke(catalog, catalog.async_invoke),
+        AsyncTasks(catalog, tasks, clock=clock),
         Triggers(catalog),
         Tags(catalog),
         Sessions(catalog, sessions),

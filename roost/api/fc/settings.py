@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 from starlette.routing import Route
@@ -16,7 +16,9 @@ from roost.functions.catalog import FunctionCatalog
 from roost.functions.definition import Shape
 from roost.functions.names import function_arn
 from roost.functions.settings import QualifierSettings
+from roost.functions.tasks.destinations import function_of
 from roost.model.errors import InvalidArgument
+from roost.model.task import Delivery
 from roost.store.provision import QualifierRecord
 
 Count = Annotated[int, Field(ge=0, le=10000)]
@@ -57,11 +59,18 @@ class _Destinations(Shape):
     on_failure: _Destination | None = None
 
 
+class _RoostAsync(Shape):
+    """`delivery`: what becomes of a task that may have had effects when its run was cut off."""
+
+    delivery: Literal["atLeastOnce", "atMostOnce"] | None = None
+
+
 class _PutAsync(Shape):
     async_task: bool | None = None
     destination_config: _Destinations | None = None
-    max_async_event_age_in_seconds: Annotated[int, Field(ge=1, le=604800)] | None = None
+    max_async_event_age_in_seconds: Annotated[int, Field(ge=1, le=2592000)] | None = None
     max_async_retry_attempts: Annotated[int, Field(ge=0, le=8)] | None = None
+    roost: _RoostAsync | None = None
 
 
 class Concurrency:
@@ -229,7 +238,24 @@ class AsyncInvoke(_PerQualifier):
     list_name = "configs"
 
     def config_of(self, call: Call) -> Mapping[str, Any]:
-        return call.parse(_PutAsync).to_json()
+        given = call.parse(_PutAsync)
+        for name in ("on_success", "on_failure"):
+            chosen: _Destination | None = getattr(given.destination_config, name, None)
+            if chosen is not None and chosen.destination:
+                self._check_destination(call, name, chosen.destination)
+        once = given.roost is not None and given.roost.delivery == Delivery.AT_MOST_ONCE.value
+        if once and given.max_async_retry_attempts:
+            raise InvalidArgument(
+                "maxAsyncRetryAttempts: with delivery atMostOnce a task is started once; leave it out, or give 0."
+            )
+        return given.to_json()
+
+    def _check_destination(self, call: Call, name: str, destination: str) -> None:
+        field = f"destinationConfig.{'onSuccess' if name == 'on_success' else 'onFailure'}.destination"
+        function, qualifier = function_of(field, destination)
+        if function == call.params["name"]:
+            raise InvalidArgument(f"{field}: a function can't be its own destination; that would never end.")
+        self._catalog.get(call.account, function).version_of(qualifier)
 
     def render(self, record: QualifierRecord) -> dict[str, Any]:
         return {

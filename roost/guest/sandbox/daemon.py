@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import select
 import signal
 import socket
 import time
@@ -18,7 +17,6 @@ from roost.guest.config import StartConfig
 from roost.guest.environment import BUNDLE_BIN
 from roost.guest.faults import StartFailed
 from roost.guest.loading import reseed
-from roost.guest.reactor import HasFileno
 from roost.guest.sandbox.commands import Commands
 from roost.guest.sandbox.envd import Envd
 from roost.guest.sandbox.files import Files
@@ -30,7 +28,6 @@ from roost.guest.sandbox.processes import ProcessTable
 from roost.guest.sandbox.replies import refuse, reply_json
 from roost.guest.sandbox.sudo_broker import SudoBroker
 from roost.guest.sandbox.watches import Watches
-from roost.guest.watch import hung_up
 from roost.guest.worker import Reporter
 
 CONCURRENCY = 1000
@@ -81,6 +78,8 @@ async def _serve(
     interpreter: Handler = _closed_port
     if make_interpreter is not None and sandbox.interpreter:
         interpreter = make_interpreter(config, identities)
+    if config.time_zone:
+        identities.env.setdefault("TZ", config.time_zone)
     envd = Envd(
         identities=identities,
         processes=ProcessService(identities, ProcessTable()),
@@ -103,7 +102,7 @@ async def _serve(
     sudo = SudoBroker(identities)
     sudo.serve(SUDO_SOCKET)
     _link_sudo(f"{BUNDLE_BIN}/sudo")
-    server = AsyncServer(app, handle, concurrency=CONCURRENCY, watcher=LoopWatcher(), grace_s=0.0)
+    server = AsyncServer(app, handle, concurrency=CONCURRENCY, grace_s=0.0)
     await server.serve()
     if sandbox.interpreter:
         await _serve_inside(interpreter)
@@ -118,30 +117,7 @@ async def _serve_inside(interpreter: Handler) -> None:
     """Programs of the room, too, find the interpreter at its port. Without a token: whoever is in here can be root."""
     with contextlib.suppress(OSError):  # it is no reason not to start
         listener = socket.create_server(("0.0.0.0", int(INTERPRETER_PORT)), backlog=64)  # noqa: S104 - there is only lo
-        await AsyncServer(listener, interpreter, concurrency=64, watcher=LoopWatcher(), grace_s=0.0).serve()
-
-
-class LoopWatcher:
-    """As `watch.Watcher`, but on the event loop: a process that forks has no threads."""
-
-    def __init__(self) -> None:
-        self._epoll = select.epoll()
-        self._callbacks: dict[int, tuple[HasFileno, Callable[[], object]]] = {}
-        asyncio.get_running_loop().add_reader(self._epoll.fileno(), self._on_ready)
-
-    def add(self, sock: HasFileno, on_hangup: Callable[[], object]) -> None:
-        self._callbacks[sock.fileno()] = (sock, on_hangup)
-        self._epoll.register(sock, select.EPOLLRDHUP | select.EPOLLET)
-
-    def remove(self, sock: HasFileno) -> None:
-        if self._callbacks.pop(sock.fileno(), None) is not None:
-            self._epoll.unregister(sock)
-
-    def _on_ready(self) -> None:
-        for fd, _ in self._epoll.poll(0):
-            entry = self._callbacks.get(fd)
-            if entry is not None and hung_up(entry[0]):
-                entry[1]()
+        await AsyncServer(listener, interpreter, concurrency=64, grace_s=0.0).serve()
 
 
 async def _closed_port(exchange: Exchange) -> None:

@@ -5,39 +5,29 @@ As in `trees`, the user of a request owns what is made and does not limit what m
 
 from __future__ import annotations
 
-import asyncio
-import errno
 import os
 import posixpath
-import re
-import stat
-import zlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
-from email.utils import formatdate, parsedate_to_datetime
-from urllib.parse import parse_qsl, quote
+from urllib.parse import parse_qsl
 
 from roost.guest.async_server import Exchange
 from roost.guest.http1 import Head
-from roost.guest.sandbox import encodings
 from roost.guest.sandbox.compose import compose
-from roost.guest.sandbox.encodings import BadEncoding, Inflater, NotAcceptable
+from roost.guest.sandbox.downloads import Interrupted, open_file, send_file
+from roost.guest.sandbox.encodings import BadEncoding, Inflater
 from roost.guest.sandbox.entries import BadMetadata, check_metadata
 from roost.guest.sandbox.identities import Identities, UnknownUser, User
 from roost.guest.sandbox.messages import BadField, parse
 from roost.guest.sandbox.multipart import BadMultipart, MultipartParser, Part, PartEnd
 from roost.guest.sandbox.paths import BadPath, resolve
 from roost.guest.sandbox.replies import Refused, refuse, reply_json
-from roost.guest.sandbox.uploads import Upload, told
+from roost.guest.sandbox.uploads import Upload
 
-CHUNK = 256 << 10
 MAX_REQUEST = 1 << 20  # of the JSON that asks for a composition
 MAX_FILES = 10_000  # of one form
 MAX_FIELDS = 100  # of a query
 _METADATA = "x-metadata-"
-_TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
-_QUOTABLE = re.compile(r"[ !#-\[\]-~]+")
-_CONDITIONAL = ("range", "if-modified-since", "if-none-match", "if-range")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,16 +44,15 @@ class Files:
         try:
             query = self._query(exchange.head)
             path = self._resolve(query.path or "", query.user)
-            fd = _open_for_reading(path)
+            fd = open_file(path)
+            try:
+                await send_file(exchange, fd, path)
+            finally:
+                os.close(fd)
         except Refused as error:
             await refuse(exchange, error.status, str(error))
-            return
-        try:
-            await _send_file(exchange, fd, path)
-        except Refused as error:
-            await refuse(exchange, error.status, str(error))
-        finally:
-            os.close(fd)
+        except Interrupted:
+            return  # a reply that is not complete ends the connection
 
     async def upload(self, exchange: Exchange) -> None:
         try:
@@ -111,7 +100,7 @@ class Files:
 
     async def _take_form(self, exchange: Exchange, query: _Query, metadata: dict[str, str]) -> list[dict[str, object]]:
         parser = MultipartParser(exchange.head.get("content-type"))
-        taken: list[dict[str, object]] = []
+        taken: dict[str, dict[str, object]] = {}
         upload: Upload | None = None
         try:
             async for data in _body(exchange):
@@ -121,7 +110,7 @@ class Files:
                     elif upload is None:
                         continue
                     elif isinstance(item, PartEnd):
-                        taken.append(upload.finish())
+                        taken[upload.path] = upload.finish()
                         upload.close()
                         upload = None
                     else:
@@ -131,16 +120,16 @@ class Files:
         finally:
             if upload is not None:
                 upload.close()
-        return taken
+        return list(taken.values())
 
-    def _open_part(self, part: Part, query: _Query, metadata: dict[str, str], taken: list[dict[str, object]]) -> Upload:
+    def _open_part(self, part: Part, query: _Query, metadata: dict[str, str], taken: Mapping[str, object]) -> Upload:
         name = part.filename if query.path is None else query.path
         if name is None:
             raise Refused(400, "filename not found in Content-Disposition header")
         if len(taken) >= MAX_FILES:
             raise Refused(400, f"more than {MAX_FILES} files in one request")
         path = self._resolve(name, query.user)
-        if any(entry["path"] == path for entry in taken):
+        if path in taken:
             raise Refused(
                 400,
                 f"you cannot upload multiple files to the same path '{path}' in one upload request, "
@@ -184,120 +173,3 @@ def _metadata(head: Head) -> dict[str, str]:
             metadata.setdefault(name.removeprefix(_METADATA), value)
     check_metadata(metadata)
     return metadata
-
-
-def _open_for_reading(path: str) -> int:
-    try:
-        mode = os.stat(path).st_mode
-        if stat.S_ISDIR(mode):
-            raise Refused(400, f"path '{path}' is a directory")
-        # A FIFO or a device could keep the daemon waiting, and never ends.
-        if not stat.S_ISREG(mode):
-            raise Refused(400, f"path '{path}' is not a regular file")
-        return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    except (FileNotFoundError, NotADirectoryError):
-        raise Refused(404, f"path '{path}' does not exist") from None
-    except OSError as error:
-        raise Refused(500, told(f"error opening file '{path}'", error)) from None
-
-
-async def _send_file(exchange: Exchange, fd: int, path: str) -> None:
-    head = exchange.head
-    found = os.fstat(fd)
-    try:
-        coding = encodings.accepted(head.get("accept-encoding"))
-    except NotAcceptable as error:
-        raise Refused(406, f"error parsing Accept-Encoding: {error}") from None
-    if any(head.get(name) for name in _CONDITIONAL):
-        if not encodings.identity_accepted(head.get("accept-encoding")):
-            raise Refused(406, "identity encoding not acceptable for Range or conditional request")
-        coding = encodings.IDENTITY
-    first = _read(fd, CHUNK, path)
-    name = posixpath.basename(path)
-    fields = [
-        ("content-disposition", f"inline; {_filename(name)}"),
-        ("content-type", encodings.content_type(name, first)),
-        ("last-modified", formatdate(found.st_mtime, usegmt=True)),
-        ("vary", "Accept-Encoding"),
-    ]
-    if coding == encodings.GZIP:
-        await _send_gzip(exchange, fd, path, first, [*fields, ("content-encoding", "gzip")])
-    elif found.st_size == 0 and first:  # of /proc: nobody knows how long it is
-        exchange.start(200, fields)
-        while first:
-            await exchange.write(first)
-            first = _read(fd, CHUNK, path)
-        await exchange.end()
-    elif _unchanged(head, int(found.st_mtime)):
-        await exchange.whole(304, fields, b"")
-    else:
-        await _send_plain(exchange, fd, path, found.st_size, [*fields, ("accept-ranges", "bytes")])
-
-
-async def _send_plain(exchange: Exchange, fd: int, path: str, size: int, fields: list[tuple[str, str]]) -> None:
-    first, end, status = 0, size, 200
-    # If-Range names a state of the file that can only be a date here; without an equal one the whole file goes out.
-    condition = exchange.head.get("if-range")
-    if not condition or condition == dict(fields)["last-modified"]:
-        try:
-            wanted = encodings.single_range(exchange.head.get("range"), size)
-        except ValueError as error:
-            await exchange.whole(416, [*fields, ("content-range", f"bytes */{size}")], str(error).encode())
-            return
-        if wanted is not None:
-            first, end, status = *wanted, 206
-            fields = [*fields, ("content-range", f"bytes {first}-{end - 1}/{size}")]
-    os.lseek(fd, first, os.SEEK_SET)
-    left = end - first
-    if left <= CHUNK:
-        data = _read(fd, left, path) if left else b""
-        if len(data) == left:
-            await exchange.whole(status, fields, data)
-            return
-        os.lseek(fd, first, os.SEEK_SET)
-    exchange.start(status, [*fields, ("content-length", str(left))])
-    while left > 0 and (data := _read(fd, min(CHUNK, left), path)):
-        left -= len(data)
-        await exchange.write(data)
-    await exchange.end()
-
-
-async def _send_gzip(exchange: Exchange, fd: int, path: str, data: bytes, fields: list[tuple[str, str]]) -> None:
-    # The fastest level: one core serves the whole room.
-    stream = zlib.compressobj(1, zlib.DEFLATED, 31)
-    following = _read(fd, CHUNK, path) if data else b""
-    if not following:
-        await exchange.whole(200, fields, stream.compress(data) + stream.flush())
-        return
-    exchange.start(200, fields)
-    while data:
-        await exchange.write(stream.compress(data))
-        await asyncio.sleep(0)
-        data, following = following, _read(fd, CHUNK, path) if following else b""
-    await exchange.write_last(stream.flush())
-
-
-def _filename(name: str) -> str:
-    """The parameter of Content-Disposition, in the simplest form that can say it."""
-    if _TOKEN.fullmatch(name):
-        return f"filename={name}"
-    if _QUOTABLE.fullmatch(name):
-        return f'filename="{name}"'
-    return f"filename*=utf-8''{quote(os.fsencode(name))}"
-
-
-def _read(fd: int, size: int, path: str) -> bytes:
-    try:
-        return os.read(fd, size)
-    except OSError as error:
-        if error.errno == errno.EAGAIN:  # a file of /proc that would wait for something to happen
-            return b""
-        raise Refused(500, told(f"error reading file '{path}'", error)) from None
-
-
-def _unchanged(head: Head, mtime: int) -> bool:
-    try:
-        since = parsedate_to_datetime(head.get("if-modified-since"))
-        return mtime <= int(since.timestamp())
-    except (ValueError, TypeError, OverflowError):
-        return False

@@ -10,13 +10,14 @@ import stat
 
 from roost.guest.http1 import Head
 from roost.guest.sandbox.caller import keepalive_of, user_of
+from roost.guest.sandbox.changes import Watch, WatchFailed
 from roost.guest.sandbox.connect import Code, ConnectError, Stream, StreamMethod, UnaryMethod, envelope
 from roost.guest.sandbox.entries import Entry, entry_of
 from roost.guest.sandbox.identities import Identities, User
 from roost.guest.sandbox.messages import Message
 from roost.guest.sandbox.paths import BadPath, resolve
 from roost.guest.sandbox.trees import make_directories, remove, walk
-from roost.guest.sandbox.watches import Watch, Watches, WatchFailed
+from roost.guest.sandbox.watches import Watches
 
 MAX_LISTED = 100_000
 MAX_DEPTH = 10_000

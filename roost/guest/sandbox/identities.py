@@ -59,8 +59,7 @@ class Identities:
     """Reads the room's user database itself: the guest's C library would load name service modules of the room.
 
     `env` is the sandbox's environment, `default` the user who acts when a request names none, `workdir` where relative
-    work of theirs starts. With `own_python`, `python3` is the guest's own, which code contexts run on and whose
-    packages they have, before the template's.
+    work of theirs starts. With `own_python`, `python3` is first of all the guest's own, on which code contexts run.
     """
 
     def __init__(

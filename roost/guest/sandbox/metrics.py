@@ -11,13 +11,13 @@ _TICKS = os.sysconf("SC_CLK_TCK")
 
 
 class Metrics:
-    """`memory` is the room's limit in bytes, 0 when it has none. CPU use is told since the last reading."""
+    """`memory` is the room's limit in bytes, 0 when it has none. CPU use is since the last reading, or the start."""
 
     def __init__(self, memory: int, proc: Path = Path("/proc"), cgroup: Path = Path("/sys/fs/cgroup")) -> None:
         self._memory = memory
         self._proc = proc
         self._cgroup = cgroup
-        self._last = (time.monotonic(), self._cpu_seconds())
+        self._last = (time.monotonic(), 0.0)
 
     def read(self) -> dict[str, int | float]:
         disk = os.statvfs("/")

@@ -11,6 +11,7 @@ from roost.guest.http1 import Head
 from roost.guest.sandbox.audience import MAX_FOLLOWERS, Follower
 from roost.guest.sandbox.caller import keepalive_of, user_of
 from roost.guest.sandbox.connect import Code, ConnectError, InputMethod, Stream, StreamMethod, UnaryMethod, timeout_of
+from roost.guest.sandbox.ends import Size
 from roost.guest.sandbox.identities import Identities
 from roost.guest.sandbox.messages import Message
 from roost.guest.sandbox.paths import BadPath, resolve
@@ -19,7 +20,6 @@ from roost.guest.sandbox.processes import (
     Order,
     Process,
     ProcessTable,
-    Size,
     TooManyProcesses,
     start_event,
 )
@@ -62,8 +62,10 @@ class ProcessService:
             raise ConnectError(Code.RESOURCE_EXHAUSTED, str(error)) from None
         except StartError as error:
             shown = " ".join(order.program.argv)[:500]
-            code = Code.RESOURCE_EXHAUSTED if error.errno in _EXHAUSTED else Code.INVALID_ARGUMENT
-            raise ConnectError(code, f"error starting process '{shown}': {error}") from None
+            if error.errno in _EXHAUSTED:
+                text = f"the sandbox has no process, descriptor or memory left for '{shown}': {error}"
+                raise ConnectError(Code.RESOURCE_EXHAUSTED, text) from None
+            raise ConnectError(Code.INVALID_ARGUMENT, f"error starting process '{shown}': {error}") from None
 
     async def connect(self, request: Message, stream: Stream) -> None:
         selector = request.message("process")

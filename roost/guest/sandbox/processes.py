@@ -5,13 +5,9 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
-import fcntl
 import json
 import os
-import pty
 import signal
-import struct
-import termios
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -21,6 +17,7 @@ from roost.guest.sandbox.audience import Audience, Follower
 from roost.guest.sandbox.connect import envelope
 from roost.guest.sandbox.deadlines import Deadline
 from roost.guest.sandbox.endings import Ending, ending_of
+from roost.guest.sandbox.ends import Size, open_ends, set_size
 from roost.guest.sandbox.pipes import Sink, Source
 from roost.guest.sandbox.spawn import Program
 
@@ -36,14 +33,6 @@ MAX_RETAINED = 1000
 
 class TooManyProcesses(Exception):
     """The table is full."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Size:
-    """Of a terminal, in characters."""
-
-    columns: int
-    rows: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -194,7 +183,7 @@ class ProcessTable:
         if len(self._running) >= MAX_PROCESSES:
             raise TooManyProcesses(f"there are {MAX_PROCESSES} processes already")
         with contextlib.ExitStack() as undo:
-            ends = _open_ends(order, undo)
+            ends = open_ends(order.program.argv[0], order.size, order.stdin, undo)
             child = spawn.start(order.program, ends.stdio, ends.slave)
             undo.pop_all()
         for fd in set(ends.stdio):
@@ -223,55 +212,6 @@ class ProcessTable:
         for number, (its_tag, _) in list(self._ended.items()):
             if number == pid or (tag is not None and its_tag == tag):
                 del self._ended[number]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Ends:
-    """Descriptors of the program (`stdio`, `slave`) and of the daemon."""
-
-    stdio: tuple[int, int, int]
-    outputs: dict[str, int]
-    stdin: int | None
-    terminal: int | None = None
-    slave: int | None = None
-
-
-def _open_ends(order: Order, undo: contextlib.ExitStack) -> _Ends:
-    try:
-        if order.size is not None:
-            master, slave = pty.openpty()
-            undo.callback(os.close, master)
-            undo.callback(os.close, slave)
-            set_size(master, order.size)
-            writer = fcntl.fcntl(master, fcntl.F_DUPFD_CLOEXEC, 3)
-            undo.callback(os.close, writer)
-            terminal = fcntl.fcntl(master, fcntl.F_DUPFD_CLOEXEC, 3)
-            undo.callback(os.close, terminal)
-            stdio = (slave, slave, slave)
-            return _Ends(stdio=stdio, outputs={"pty": master}, stdin=writer, terminal=terminal, slave=slave)
-        stdin: int | None = None
-        if order.stdin:
-            theirs_in, stdin = _pipe(undo)
-        else:
-            theirs_in = os.open(os.devnull, os.O_RDONLY)
-            undo.callback(os.close, theirs_in)
-        out, theirs_out = _pipe(undo)
-        err, theirs_err = _pipe(undo)
-    except OSError as error:
-        raise spawn.StartError("terminal", error.errno or 0, order.program.argv[0]) from error
-    stdio = (theirs_in, theirs_out, theirs_err)
-    return _Ends(stdio=stdio, outputs={"stdout": out, "stderr": err}, stdin=stdin)
-
-
-def _pipe(undo: contextlib.ExitStack) -> tuple[int, int]:
-    reader, writer = os.pipe()
-    undo.callback(os.close, reader)
-    undo.callback(os.close, writer)
-    return reader, writer
-
-
-def set_size(terminal: int, size: Size) -> None:
-    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", size.rows & 0xFFFF, size.columns & 0xFFFF, 0, 0))
 
 
 def start_event(pid: int) -> bytes:

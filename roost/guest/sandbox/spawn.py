@@ -24,12 +24,12 @@ OOM_SCORE = 500
 _OOM_FILE = "/proc/self/oom_score_adj"
 #: What Python, asyncio or the supervisor ignore or handle, and programs expect untouched.
 _RESET = (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD)
-#: Why an argument list, a directory or a program cannot be used: the program is not there, or not runnable.
+#: For a text that no system call takes.
 _BROKEN = (ValueError, UnicodeError)
 
 
 class StartError(OSError):
-    """The program does not run. `step` is where its start ended: user, terminal, chdir or exec."""
+    """The program does not run. `step` is where its start ended: open, user, terminal, chdir or exec."""
 
     def __init__(self, step: str, number: int, subject: str) -> None:
         super().__init__(number, os.strerror(number), subject)
@@ -139,10 +139,11 @@ def _as_user(program: Program) -> Iterator[None]:
     user, groups = program.user, os.getgroups()
     try:
         try:
-            os.setgroups(user.groups)
+            if groups != list(user.groups):
+                os.setgroups(user.groups)
             os.setresgid(user.gid, user.gid, 0)
             os.setresuid(user.uid, user.uid, 0)
-        except OSError as error:
+        except OSError as error:  # a room whose root has no such power
             raise StartError("user", error.errno or 0, user.name) from None
         try:
             os.chdir(program.cwd)
@@ -154,7 +155,8 @@ def _as_user(program: Program) -> Iterator[None]:
     finally:
         os.setresuid(0, 0, 0)
         os.setresgid(0, 0, 0)
-        os.setgroups(groups)
+        if os.getgroups() != groups:
+            os.setgroups(groups)
         os.chdir("/")
 
 

@@ -62,7 +62,12 @@ class SudoBroker:
         assert self._listener is not None
         try:
             sock, _ = self._listener.accept()
-        except OSError:
+        except BlockingIOError:
+            return
+        except OSError:  # out of descriptors: the backlog holds until some are free
+            loop = asyncio.get_running_loop()
+            loop.remove_reader(self._listener)
+            loop.call_later(0.1, loop.add_reader, self._listener, self._accept)
             return
         if len(self._calls) >= MAX_CALLS:
             sock.close()
@@ -170,6 +175,8 @@ async def _receive(sock: socket.socket, fds: list[int]) -> Message:
         except BlockingIOError:
             continue
         fds += more
+        for fd in more:  # recv_fds does not pass on the flag that would do it
+            os.set_inheritable(fd, False)
         if not part:
             raise BadField("the request is cut off")
         data += part

@@ -16,6 +16,7 @@ import stat
 import sys
 from collections.abc import AsyncIterator, Iterator
 
+from roost.guest.child import close_others
 from roost.guest.sandbox.identities import User
 from roost.guest.sandbox.pipes import read_to_end
 
@@ -116,6 +117,8 @@ async def _in_a_fork(path: str) -> None:
 
 def _remove_and_exit(path: str, report: int) -> None:
     told = b"0"
+    # Or what the daemon closes meanwhile would stay open to whoever waits for its end.
+    close_others({2, report})
     try:
         sys.setrecursionlimit(1 << 20)  # one level of the tree takes one of Python's, and descriptors end before
         shutil.rmtree(path)

@@ -26,7 +26,7 @@ class Upload:
     """
 
     def __init__(self, path: str, user: User, metadata: dict[str, str]) -> None:
-        self._path = path
+        self.path = path
         self._metadata = metadata
         self._written = 0
         self._fd = _open(path, user)
@@ -50,11 +50,11 @@ class Upload:
         except OSError as error:
             raise _refused("error writing file metadata", error) from None
         entry: dict[str, object] = {
-            "path": readable(self._path),
-            "name": readable(posixpath.basename(self._path)),
+            "path": readable(self.path),
+            "name": readable(posixpath.basename(self.path)),
             "type": "file",
         }
-        if self._metadata and (metadata := read_metadata(self._path)):
+        if self._metadata and (metadata := read_metadata(self.path)):
             entry["metadata"] = metadata
         return entry
 

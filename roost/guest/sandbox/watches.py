@@ -7,113 +7,28 @@ with the last.
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import posixpath
-from collections import deque
 from collections.abc import Callable
-from types import TracebackType
 
 from roost.guest.sandbox import inotify
-from roost.guest.sandbox.entries import Entry, readable
+from roost.guest.sandbox.changes import Watch, WatchFailed
+from roost.guest.sandbox.entries import Entry
 from roost.guest.sandbox.inotify import Event, Inotify
 
 MAX_WATCHES = 512
 MAX_DIRECTORIES = 16_384  # of all watches together
-MAX_EVENTS = 65_536  # that wait to be fetched, of one watch
+MAX_ANNOUNCED = 65_536
 _READ = 16 << 10
 MOVE_S = 0.1  # between the two ends of a move, which the kernel tells one after the other
-_KINDS = (
-    (inotify.CREATE | inotify.MOVED_TO, "EVENT_TYPE_CREATE"),
-    (inotify.MOVED_FROM | inotify.MOVE_SELF, "EVENT_TYPE_RENAME"),
-    (inotify.ATTRIB, "EVENT_TYPE_CHMOD"),
-    (inotify.MODIFY, "EVENT_TYPE_WRITE"),
-    (inotify.DELETE | inotify.DELETE_SELF, "EVENT_TYPE_REMOVE"),
-)
 _COME = inotify.CREATE | inotify.MOVED_TO
 _GONE = inotify.DELETE | inotify.MOVED_FROM
 _ITSELF = inotify.DELETE_SELF | inotify.MOVE_SELF
-#: The only kinds whose path still names what changed.
-_WITH_ENTRY = ("EVENT_TYPE_CREATE", "EVENT_TYPE_CHMOD", "EVENT_TYPE_WRITE")
 
 
 def _written(entry: os.DirEntry[str]) -> int:
     """Of a file that was found with something in it, the write has been missed too."""
     return inotify.MODIFY if entry.is_file(follow_symlinks=False) and entry.stat().st_size else 0
-
-
-class WatchFailed(Exception):
-    """The watch can't go on; `code` is a code of the Connect protocol."""
-
-    def __init__(self, message: str, code: str = "internal") -> None:
-        super().__init__(message)
-        self.code = code
-
-
-class Watch:
-    """What has changed below one directory since it was opened or asked last."""
-
-    def __init__(
-        self, watches: Watches, top: str, *, recursive: bool, entry: Callable[[str], Entry | None] | None
-    ) -> None:
-        self.top = top
-        self.recursive = recursive
-        self._watches = watches
-        self._entry = entry
-        self._events: deque[bytes] = deque()
-        self._arrived = asyncio.Event()
-        self._failed: WatchFailed | None = None
-
-    def take(self) -> list[bytes]:
-        """The events, each a FilesystemEvent in JSON. Raises WatchFailed once some were lost."""
-        if self._failed is not None:
-            raise self._failed
-        taken = list(self._events)
-        self._events.clear()
-        self._arrived.clear()
-        return taken
-
-    async def wait(self, patience_s: float) -> list[bytes]:
-        """As `take`, but waits for something; empty when nothing came in time."""
-        try:
-            async with asyncio.timeout(patience_s):
-                await self._arrived.wait()
-        except TimeoutError:
-            return []
-        return self.take()
-
-    def tell(self, directory: str, name: str, mask: int) -> None:
-        if self._failed is not None:
-            return
-        path = posixpath.join(directory, name) if name else directory
-        for bits, kind in _KINDS:
-            if not mask & bits:
-                continue
-            if len(self._events) >= MAX_EVENTS:
-                self.fail(WatchFailed(f"watcher error: more than {MAX_EVENTS} events were not fetched"))
-                return
-            below = path[len(self.top) :].lstrip("/") or "."
-            event: dict[str, object] = {"name": readable(below), "type": kind}
-            if self._entry is not None and kind in _WITH_ENTRY and (entry := self._entry(path)) is not None:
-                event["entry"] = entry
-            self._events.append(json.dumps(event).encode())
-            self._arrived.set()
-
-    def fail(self, error: WatchFailed) -> None:
-        self._failed = error
-        self._events.clear()
-        self._arrived.set()
-
-    def close(self) -> None:
-        self._watches.close(self)
-
-    def __enter__(self) -> Watch:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 class Watches:
@@ -138,7 +53,7 @@ class Watches:
         if len(self._open) >= MAX_WATCHES:
             raise WatchFailed(f"there are {MAX_WATCHES} watchers already", "resource_exhausted")
         top = posixpath.normpath(top)
-        watch = Watch(self, top, recursive=recursive, entry=entry)
+        watch = Watch(top, recursive=recursive, entry=entry, close=self.close)
         if self._inotify is None:
             self._inotify = Inotify()
             asyncio.get_running_loop().add_reader(self._inotify.fd, self._read)
@@ -192,7 +107,7 @@ class Watches:
         try:
             with os.scandir(directory) as entries:
                 for entry in entries:
-                    if announce and len(self._announced) < MAX_EVENTS:
+                    if announce and len(self._announced) < MAX_ANNOUNCED:
                         self._announced.add((number, entry.name))
                         watch.tell(directory, entry.name, inotify.CREATE | _written(entry))
                     if entry.is_dir(follow_symlinks=False):

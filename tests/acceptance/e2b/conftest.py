@@ -16,7 +16,7 @@ from tests.support.server import NOTHING, Remains, Server, running
 def roost(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """One server for the tests of a module, without keys; it must leave nothing behind."""
     data_dir: Path = tmp_path_factory.mktemp("roost") / "data"
-    with running(data_dir, module="tests.support.scripted_sandboxes") as server:
+    with running(data_dir) as server:
         yield server
     assert Remains.of(data_dir) == NOTHING
 

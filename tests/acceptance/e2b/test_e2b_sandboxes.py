@@ -214,15 +214,11 @@ def test_other_arguments_that_the_client_refuses_itself() -> None:
 
 
 def run(sandbox: Sandbox, command: str) -> str:
-    reply = sandbox._envd_api.post("/sh", content=command.encode())
-    reply.raise_for_status()
-    return str(reply.json()["out"])
+    return str(sandbox.commands.run(command, user="root").stdout)
 
 
 def read(sandbox: Sandbox, path: str) -> str:
-    reply = sandbox._envd_api.get("/files", params={"path": path})
-    reply.raise_for_status()
-    return reply.text
+    return str(sandbox.files.read(path))
 
 
 def fetch(link: str) -> bytes:

@@ -150,6 +150,4 @@ def test_a_volume_is_shared_by_the_sandboxes_that_mount_it(volume: Volume) -> No
 
 
 def run(sandbox: Sandbox, command: str) -> str:
-    reply = sandbox._envd_api.post("/sh", content=command.encode())
-    reply.raise_for_status()
-    return str(reply.json()["out"])
+    return str(sandbox.commands.run(command, user="root").stdout)

@@ -8,6 +8,7 @@ import io
 import random
 import socket
 import threading
+import time
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -23,6 +24,9 @@ from starlette.applications import Starlette
 from roost.api.fc.app import build_fc_api
 from roost.functions.catalog import FunctionCatalog
 from roost.functions.packages import PackageLimits, PackageStore
+from roost.functions.tasks.backlog import BacklogLimits
+from roost.functions.tasks.service import Retention
+from roost.functions.tasks.tasks import AsyncTasks
 from roost.model.errors import Conflict, NotFound
 from roost.model.function import FunctionSpec
 from roost.model.session import Session, SessionState, check_session_transition
@@ -156,9 +160,13 @@ def running(folder: Path, *, keys: Keys, limits: PackageLimits | None = None) ->
     packages.open()
     catalog = FunctionCatalog(store, packages, keys=keys, choose=random.Random(7))
     sessions, instances = FakeSessions(), FakeInstances()
-    routes = build_fc_api(
-        catalog=catalog, sessions=sessions, instances=instances, keys=keys, link_secret=b"link-secret-of-the-test"
+    tasks = AsyncTasks(
+        store=store.tasks, catalog=catalog, limits=BacklogLimits(), retention=Retention(), clock=time.time
     )
+    routes = build_fc_api(
+        catalog=catalog, sessions=sessions, instances=instances, tasks=tasks.service, keys=keys,
+        link_secret=b"link-secret-of-the-test",
+    )  # fmt: skip
 
     @contextlib.asynccontextmanager
     async def lifespan(_app: Starlette) -> Any:

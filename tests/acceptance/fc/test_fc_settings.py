@@ -125,12 +125,12 @@ def test_async_settings_are_kept_and_shown(client: Any) -> None:
         async_task=True,
         max_async_retry_attempts=2,
         max_async_event_age_in_seconds=3600,
-        destination_config=fc.DestinationConfig(on_failure=fc.Destination(destination="acs:fc:::functions/x")),
+        destination_config=fc.DestinationConfig(on_failure=fc.Destination(destination="acs:fc:::functions/other")),
     )
     client.put_async_invoke_config("hello", fc.PutAsyncInvokeConfigRequest(body=body))
     shown = client.get_async_invoke_config("hello", fc.GetAsyncInvokeConfigRequest()).body
     assert (shown.async_task, shown.max_async_retry_attempts) == (True, 2)
-    assert shown.destination_config.on_failure.destination == "acs:fc:::functions/x"
+    assert shown.destination_config.on_failure.destination == "acs:fc:::functions/other"
     listed = client.list_async_invoke_configs(fc.ListAsyncInvokeConfigsRequest()).body.configs
     assert [found.max_async_event_age_in_seconds for found in listed] == [3600]
     client.delete_async_invoke_config("hello", fc.DeleteAsyncInvokeConfigRequest())

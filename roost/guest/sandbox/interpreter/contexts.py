@@ -38,9 +38,10 @@ class Context:
         self.cwd = cwd
         self._start_s = language.start_s
         self._encode = language.encode
+        self._ends_apart = language.ends_apart
         self._spawn = partial(spawn, launch, {"language": language.name, "cwd": cwd})
         self._turn = asyncio.Lock()
-        self._waiting = 0
+        self._waiting: set[Sink] = set()
         self._kernel: Kernel | None = None
         self._running: Sink | None = None
         self._lost = ""  # why the variables of the cells before are gone, until that has been said
@@ -61,7 +62,7 @@ class Context:
 
     async def execute(self, cell: Execute, exchange: Exchange, fields: Fields) -> None:
         """Run a cell and reply with what comes of it. Whoever cancels this interrupts the cell."""
-        sink = Sink(exchange, fields, lambda: self._stop(sink))
+        sink = Sink(exchange, fields, lambda: self._stop(sink), ends_apart=self._ends_apart)
         task = self._run(self._take_turn(cell, sink))
         try:
             await asyncio.shield(task)
@@ -85,9 +86,9 @@ class Context:
             kernel.close()
 
     async def _take_turn(self, cell: Execute, sink: Sink) -> None:
-        self._waiting += 1
+        self._waiting.add(sink)
         async with self._turn:
-            self._waiting -= 1
+            self._waiting.discard(sink)
             if not sink.abandoned:
                 await self._execute(cell, sink)
         await sink.finish()
@@ -154,7 +155,8 @@ class Context:
         while self._running is sink and kernel.alive:
             kernel.interrupt()
             await asyncio.sleep(next(pauses, _INSIST_S[-1]))
-            if self._running is sink and self._waiting and loop.time() - began > _PATIENCE_S:
+            wanted = any(not waiting.abandoned for waiting in self._waiting)
+            if self._running is sink and wanted and loop.time() - began > _PATIENCE_S:
                 self._lost = "a cell whose client had gone could not be interrupted"
                 self._forget(kernel)
 
@@ -205,7 +207,8 @@ class Contexts:
         return context
 
     def remove(self, context: Context) -> None:
-        del self._all[context.id]
+        """Also of one that somebody else has removed meanwhile."""
+        self._all.pop(context.id, None)
         for language, default in list(self._defaults.items()):
             if default is context:
                 del self._defaults[language]

@@ -23,7 +23,7 @@ RESULT = b"R"
 ERROR = b"E"
 DONE = b"D"
 
-MAX_FRAME = 64 << 20
+MAX_FRAME = 40 << 20  # of a context; a result is at most 32 MB
 _MAX_HEAD = 12
 _KINDS = frozenset((RUN, ACK, READY, FAILED, DISPLAY, RESULT, ERROR, DONE))
 

@@ -101,7 +101,7 @@ class Kernel:
         """Give it a cell and pass on what comes of it, until the cell has ended. Raises KernelEnded."""
         self._busy = True
         try:
-            await self._loop.sock_sendall(self._sock, cell)
+            await self._send(cell, sink)
             await self._wait(sink.deadline)
             while not await self._pass_on(sink):
                 await sink.flush()
@@ -127,6 +127,7 @@ class Kernel:
         if not self._open:
             return
         self._open = False
+        self._child.watch()  # it is reaped also if it was never started
         self._child.kill()
         self._unwatch()
         self._wake()
@@ -137,6 +138,22 @@ class Kernel:
         self._outputs.clear()
 
     # -- while a cell runs
+
+    async def _send(self, data: bytes, sink: Sink) -> None:
+        """Meanwhile what it prints is passed on, so that it can't stand in its own way. Raises KernelEnded, OSError."""
+        rest = memoryview(data)
+        while rest:
+            if not self._open:
+                raise KernelEnded("it was ended")
+            try:
+                rest = rest[self._sock.send(rest) :]
+            except BlockingIOError:
+                self._epoll.modify(self._sock, select.EPOLLIN | select.EPOLLOUT)
+                await self._wait(sink.deadline)
+                if self._open:
+                    self._epoll.modify(self._sock, select.EPOLLIN)
+                    self._read_output(sink, self._loop.time())
+                    await sink.flush()
 
     async def _pass_on(self, sink: Sink) -> bool:
         """What has come by now. True at the cell's end."""
@@ -151,7 +168,7 @@ class Kernel:
             if kind == frames.DISPLAY:
                 sink.result(payload)
                 await sink.flush()
-                await self._loop.sock_sendall(self._sock, frames.frame(frames.ACK))
+                await self._send(frames.frame(frames.ACK), sink)
             elif kind in (frames.RESULT, frames.ERROR):
                 sink.result(payload)
             elif kind == frames.DONE:

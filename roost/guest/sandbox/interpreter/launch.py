@@ -45,10 +45,15 @@ class Account(Protocol):
 
 
 class Accounts(Protocol):
-    """What is needed of `roost.guest.sandbox.identities.Identities`. `default` is the user that contexts run as."""
+    """What is needed of `roost.guest.sandbox.identities.Identities`.
+
+    `default` is the user that contexts run as, `workdir` where they are; if that is empty, they are at the user's home.
+    """
 
     @property
     def default(self) -> str: ...
+    @property
+    def workdir(self) -> str: ...
     def lookup(self, name: str) -> Any: ...
     def environment(self, user: Any) -> dict[str, str]: ...
 
@@ -115,11 +120,12 @@ class Launcher:
 
 
 def context_environment(login: Mapping[str, str], home: str) -> dict[str, str]:
-    """The variables of a context: a login's, with the guest's interpreter first, and `pip` installing where that looks.
+    """The variables of a context: a login's, with the guest's interpreter first. Pure.
 
-    Pure.
+    `pip` installs for the user by itself, as the interpreter's own directory is read-only; told so by PIP_USER it would
+    also list nothing else.
     """
-    env = {"LANG": "C.UTF-8", "PYTHONUSERBASE": f"{home}/.local", "PIP_USER": "1", "PATH": "", **login}
+    env = {"LANG": "C.UTF-8", "PYTHONUSERBASE": f"{home}/.local", "PATH": "", **login}
     path = [entry for entry in env["PATH"].split(":") if entry and entry != BUNDLE_BIN]
     user_bin = f"{env['PYTHONUSERBASE']}/bin"
     env["PATH"] = ":".join([BUNDLE_BIN, *path, *([] if user_bin in path else [user_bin])])

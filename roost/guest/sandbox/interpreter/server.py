@@ -114,10 +114,9 @@ class Interpreter:
     def _home(self) -> str:
         """Where contexts are that name no place."""
         try:
-            home: str = self._accounts.lookup(self._accounts.default).home
+            return self._accounts.workdir or str(self._accounts.lookup(self._accounts.default).home)
         except LookupError:
             return "/"
-        return home
 
 
 async def _read(exchange: Exchange) -> bytes:

@@ -10,20 +10,25 @@ from datetime import UTC, datetime
 from roost.guest.async_server import Disconnected, Exchange
 from roost.guest.framing import Fields
 from roost.guest.sandbox.interpreter import lines
-from roost.guest.sandbox.interpreter.text import HOLD_S, Pieces
+from roost.guest.sandbox.interpreter.text import Pieces
 
 KEEPALIVE_S = 5.0
+_NUMBER_S = 0.01  # a cell's number waits so long for something to go out with
 FIELDS: Fields = [("content-type", "application/x-ndjson")]
 
 
 class Sink:
-    """One reply of `POST /execute`. `on_gone` is called once, when nobody reads it any more."""
+    """One reply of `POST /execute`. `on_gone` is called once, when nobody reads it any more.
 
-    def __init__(self, exchange: Exchange, fields: Fields, on_gone: Callable[[], None]) -> None:
+    `ends_apart`: the end of a line is a piece of its own.
+    """
+
+    def __init__(self, exchange: Exchange, fields: Fields, on_gone: Callable[[], None], *, ends_apart: bool) -> None:
         self._exchange = exchange
         self._fields = [*FIELDS, *fields]
         self._started = False
         self._on_gone = on_gone
+        self._ends_apart = ends_apart
         self._loop = asyncio.get_running_loop()
         self._ready: list[bytes] = []
         self._first: float | None = None  # when what has been put in first must go at the latest
@@ -42,7 +47,7 @@ class Sink:
     def number(self, count: int) -> None:
         """Goes out together with what follows it soon."""
         self._put(lines.number(count))
-        self._first = self._loop.time() + HOLD_S
+        self._first = self._loop.time() + _NUMBER_S
 
     def output(self, stream: str, data: bytes, now: float) -> None:
         if text := self._pieces[stream].feed(data, now):
@@ -98,8 +103,10 @@ class Sink:
             self._put_text(stream, piece.take())
 
     def _put_text(self, stream: str, text: str) -> None:
-        if text:
-            self._put(lines.output(stream, text, datetime.now(UTC)))
+        cut = len(text) - 1 if self._ends_apart and text.endswith("\n") else len(text)
+        for piece in (text[:cut], text[cut:]):
+            if piece:
+                self._put(lines.output(stream, piece, datetime.now(UTC)))
 
     def _put(self, line: bytes) -> None:
         if not self.abandoned:

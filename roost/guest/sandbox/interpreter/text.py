@@ -5,7 +5,7 @@ from __future__ import annotations
 import codecs
 
 #: A piece without a line's end waits so long for the rest: `print` writes the end by itself.
-HOLD_S = 0.01
+HOLD_S = 0.1
 _ENOUGH = 32 << 10  # is sent at once
 
 

@@ -5,7 +5,7 @@ const fs = require('node:fs')
 const net = require('node:net')
 
 const SOCKET = 3
-const MAX_FRAME = 64 << 20
+const MAX_FRAME = 128 << 20
 const daemon = new net.Socket({ fd: SOCKET, readable: true, writable: true })
 const clock = new Int32Array(new SharedArrayBuffer(4))
 

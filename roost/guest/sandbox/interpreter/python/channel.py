@@ -13,7 +13,7 @@ from typing import Any
 from roost.guest.sandbox.interpreter import frames
 
 _CHUNK = 1 << 16
-_MAX_CODE = 64 << 20
+_MAX_CODE = 128 << 20  # what is 16 MB of code may be longer as JSON
 
 
 class Channel:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import gc
 import json
 import os
+import signal
 import socket
 import sys
 from collections.abc import Mapping
 from typing import Any
 
-from roost.guest.loading import prepare_path, reseed
+from roost.guest.loading import prepare_path
 from roost.guest.sandbox.interpreter import frames
 from roost.guest.sandbox.interpreter.python import streams
 from roost.guest.sandbox.interpreter.python.channel import Channel
@@ -21,12 +22,14 @@ from roost.guest.sandbox.interpreter.python.warm import SHELL
 def run(sock: socket.socket, env: Mapping[str, str]) -> None:
     """Serve cells until the daemon has gone. `env` becomes this process's environment."""
     gc.enable()  # what was there before is frozen
+    for number in (signal.SIGPIPE, signal.SIGXFSZ):  # as every Python interpreter has it
+        signal.signal(number, signal.SIG_IGN)
     os.environ.clear()
     os.environ.update(env)
     prepare_path("", env["PYTHONUSERBASE"])
     sys.argv = [""]
     sys.modules["__main__"] = SHELL.user_module
-    reseed(os.urandom(32))
+    _reseed()
     streams.take_streams()
     channel = Channel(sock)
     SHELL.channel = channel
@@ -49,6 +52,16 @@ def _run_cell(channel: Channel, cell: Mapping[str, Any]) -> None:
             channel.interruptible = False
     streams.flush()
     channel.send(frames.DONE, _next())
+
+
+def _reseed() -> None:
+    """Random numbers of its own: `random`, `uuid` and `ssl` see to that after a fork themselves, NumPy does not.
+
+    A plain integer: with anything longer, NumPy converts arrays first, which costs each context half a megabyte.
+    """
+    numpy = sys.modules.get("numpy")
+    if numpy is not None:
+        numpy.random.seed(int.from_bytes(os.urandom(4)))
 
 
 def _next() -> bytes:

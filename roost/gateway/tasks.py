@@ -1,0 +1,204 @@
+"""Runs tasks as the data plane runs invocations: the same leases, the same wire, only that no client waits."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+
+from roost.functions.tasks.policy import Kind, Run
+from roost.functions.tasks.ports import Order
+from roost.gateway.call import Call
+from roost.gateway.connection import BodySink, ClientConnection, ClientGone, Request
+from roost.gateway.faults import Answer
+from roost.gateway.fields import line
+from roost.gateway.head import END, Field, RequestHead, ResponseHead, parse_response
+from roost.gateway.invoke import Invoker
+from roost.gateway.routes import Event
+from roost.model.task import Task
+from roost.model.usage import Outcome
+
+#: Function Compute: what a task returns is kept up to 1 MB. Of a longer result nothing is: a part of it means nothing.
+MAX_RESULT = 1 << 20
+_MAX_HEAD = 64 * 1024
+_FAULTS = {Outcome.FUNCTION_ERROR: Kind.FAULT, Outcome.TIMEOUT: Kind.FAULT, Outcome.THROTTLED: Kind.TROUBLE}
+
+
+class _Nobody(ClientConnection):
+    """The connection of a client that is not there: it is never slow, and takes nothing."""
+
+    def __init__(self) -> None:
+        self.peer = b"127.0.0.1"
+
+    @property
+    def draining(self) -> bool:
+        return False
+
+    def pause(self) -> None: ...
+
+    def resume(self) -> None: ...
+
+    def write(self, data: bytes) -> None: ...
+
+    def answered(self, request: Request, *, keep_alive: bool) -> None: ...
+
+    def abort_request(self, request: Request) -> None: ...
+
+
+class TaskRequest(Request):
+    """A request whose body is at hand and whose reply is collected, up to MAX_RESULT."""
+
+    __slots__ = ("_pieces", "_size", "answer", "broken", "payload")
+
+    def __init__(self, head: RequestHead) -> None:
+        super().__init__(head, _Nobody())
+        self.payload = b""
+        self.answer: Answer | None = None  # of Roost itself
+        self.broken = False  # what was collected is not all
+        self._pieces: list[bytes] = []
+        self._size = 0
+
+    @property
+    def body_ended(self) -> bool:
+        return True
+
+    def stream_to(self, sink: BodySink) -> None:
+        if self.payload:
+            sink.body(self.payload)
+        sink.body_end()
+
+    def write(self, data: bytes) -> None:
+        self.answered = True
+        self._size += len(data)
+        if self._size <= MAX_RESULT + _MAX_HEAD:
+            self._pieces.append(data)
+        else:
+            self._pieces[1:] = []  # the head is in the first
+
+    def finish(self, *, keep_alive: bool) -> None:
+        """Nothing waits for the end but whoever runs this."""
+
+    def reply(self, answer: Answer) -> None:
+        self.answer = answer
+
+    def abort(self) -> None:
+        self.broken = True
+
+    def collected(self) -> tuple[ResponseHead | None, bytes | None]:
+        """The function's reply; its body is None when it was too long."""
+        head, mark, body = b"".join(self._pieces).partition(END)
+        if not mark:
+            return None, None
+        whole = self._size <= MAX_RESULT + _MAX_HEAD and len(body) <= MAX_RESULT
+        return parse_response(head + mark), body if whole else None
+
+
+class TaskRunner:
+    """Implements `functions.tasks.ports.Runner`."""
+
+    def __init__(self, invoker: Invoker) -> None:
+        self._invoker = invoker
+
+    async def run(self, order: Order) -> Run:
+        task = order.task
+        request = TaskRequest(_head(task))
+        call = Call(
+            request=request,
+            route=Event(task.function, task.qualifier),
+            id=task.request_id,
+            began=time.perf_counter(),
+            started=time.time(),
+            spec=order.spec,
+            task_id=task.id,
+            session=self._invoker.plan(order.spec, request.head),
+        )
+
+        async def begin(instance_id: str) -> None:
+            request.payload = await order.begin(instance_id)
+            request.head.length = len(request.payload)
+            request.head.has_body = bool(request.payload)
+            call.extra = line("x-fc-async-task-id", task.id) + line("x-roost-task-attempt", str(order.task.attempts))
+
+        work = asyncio.get_running_loop().create_task(self._invoker.run_task(call, order.spec, begin))
+        # While it waits for an instance it is cancelled; what has one is broken off as if a client had gone.
+        request.on_gone = lambda: _ignore(work.cancel())
+        order.on_stop = lambda: request.lose(ClientGone())
+        try:
+            await asyncio.wait({work})
+        finally:
+            order.on_stop = None
+            if not work.done():
+                work.cancel()
+                await asyncio.wait({work})
+        if work.cancelled() or (order.stopped and call.outcome is Outcome.CANCELLED):
+            return Run(kind=Kind.STOPPED, begun=order.begun)
+        return _judge(call, request, begun=order.begun)
+
+
+def _judge(call: Call, request: TaskRequest, *, begun: bool) -> Run:
+    """What came of an invocation that ran to its end."""
+    if request.answer is not None:
+        kind = _FAULTS.get(call.outcome)
+        if kind is None:
+            refused = 400 <= request.answer.status < 500 and request.answer.status not in (408, 409, 425, 429)
+            kind = Kind.REFUSED if refused else Kind.TROUBLE
+        error_type, message = _said(request.answer.body)
+        return Run(kind=kind, begun=begun, error_type=error_type, error=message)
+    head, body = request.collected()
+    if head is None or request.broken:
+        return Run(kind=Kind.FAULT, begun=begun, error_type="InvalidResponse", error="The reply broke off.")
+    failed = "x-fc-error-type" in (texts := _texts(head)) or head.status >= 400 or _ours(texts) >= 400
+    if not failed:
+        return Run(kind=Kind.SUCCEEDED, begun=begun, result=body)
+    error_type, message = _said(body or b"")
+    error_type = error_type or texts.get("x-fc-error-type", "") or "FunctionError"
+    return Run(
+        kind=Kind.FAULT, begun=begun, error_type=error_type, error=message or f"status {head.status}", result=body
+    )
+
+
+def _ignore(_: object) -> None:
+    """For callbacks that return nothing."""
+
+
+def _texts(head: ResponseHead) -> dict[str, str]:
+    return {name.decode("latin-1"): value.decode("latin-1") for name, value in head.values.items()}
+
+
+def _ours(texts: dict[str, str]) -> int:
+    """`x-fc-status`: how a custom runtime says that an event failed, though the reply is good HTTP."""
+    text = texts.get("x-fc-status", "")
+    return int(text) if text.isascii() and text.isdigit() and len(text) == 3 else 0
+
+
+def _said(body: bytes) -> tuple[str, str]:
+    """Type and message of an error: a function's or ours."""
+    try:
+        said = json.loads(body)
+    except ValueError:
+        return "", body[:500].decode("utf-8", "replace")
+    if not isinstance(said, dict):
+        return "", ""
+    kind, message = said.get("errorType") or said.get("Code"), said.get("errorMessage") or said.get("Message")
+    return str(kind or ""), str(message or "")
+
+
+def _head(task: Task) -> RequestHead:
+    """What the caller would have sent. HTTP/1.0: the reply comes without chunks."""
+    fields: list[Field] = [
+        (name.encode("latin-1"), name.encode("latin-1"), value.encode("latin-1", "replace"))
+        for name, value in task.fields.items()
+    ]
+    return RequestHead(
+        method="POST",
+        target=b"/invoke",
+        fields=fields,
+        values={lower: value for lower, _, value in fields},
+        http11=False,
+        options=frozenset(),
+        keep_alive=False,
+        length=0,
+        chunked=False,
+        upgrade=b"",
+        has_body=False,
+    )

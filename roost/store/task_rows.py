@@ -1,0 +1,60 @@
+"""Between a task's record and its row of the table `tasks`."""
+
+from __future__ import annotations
+
+import json
+from operator import attrgetter
+from typing import Any
+
+from roost.model.task import Task, TaskEvent, TaskState
+
+_NAMES = (
+    "account", "function", "id", "qualifier", "request_id", "session", "state", "epoch", "attempts", "spared",
+    "enqueued", "ready", "due", "started", "ended", "heartbeat", "troubles", "troubled", "hops", "instance_id",
+    "error_type", "error", "destination", "digest", "fields", "events",
+)  # fmt: skip
+#: What a move may change.
+_CHANGING = (
+    "state", "epoch", "attempts", "spared", "enqueued", "ready", "due", "started", "ended", "heartbeat", "troubles",
+    "troubled", "instance_id", "error_type", "error", "destination", "events",
+)  # fmt: skip
+# Every request of a task writes a row or two: what is plain is got at once.
+_PLAIN = attrgetter(*_NAMES[:6], *_NAMES[7:24])
+_PLAIN_CHANGES = attrgetter(*_CHANGING[1:-1])
+COLUMNS = ", ".join(_NAMES)
+KEY = " WHERE account=? AND function=? AND id=?"
+PENDING = "state IN ('Enqueued', 'Retrying')"
+HELD = "state IN ('Running', 'Stopping')"
+SELECT = f"SELECT {COLUMNS} FROM tasks"  # noqa: S608
+INSERT = f"INSERT INTO tasks ({COLUMNS}, payload) VALUES ({'?, ' * len(_NAMES)}?) ON CONFLICT DO NOTHING"  # noqa: S608
+_SET = ", ".join(f"{name}=?" for name in _CHANGING)
+UPDATE = f"UPDATE tasks SET {_SET}{KEY}"  # noqa: S608
+#: Of a record that is as its author knows it: equal epoch and state mean that nobody else has moved it.
+UPDATE_KNOWN = f"UPDATE tasks SET {_SET}, result=?{KEY} AND epoch=? AND state=?"  # noqa: S608
+CLAIM = f"UPDATE tasks SET {_SET}{KEY} AND epoch=? AND state=? RETURNING payload"  # noqa: S608
+
+
+def to_row(task: Task) -> tuple[Any, ...]:
+    """For INSERT, without the payload."""
+    plain = _PLAIN(task)
+    return (*plain[:6], task.state.value, *plain[6:], json.dumps(dict(task.fields)), _events(task))
+
+
+def to_changes(task: Task) -> tuple[Any, ...]:
+    """The new values of UPDATE; the key follows."""
+    return (task.state.value, *_PLAIN_CHANGES(task), _events(task))
+
+
+def _events(task: Task) -> str:
+    return json.dumps([(event.state.value, event.at, event.detail) for event in task.events])
+
+
+def to_task(row: tuple[Any, ...]) -> Task:
+    """From a row that begins with COLUMNS."""
+    values = dict(zip(_NAMES, row, strict=False))
+    values["state"] = TaskState(values["state"])
+    values["fields"] = json.loads(values["fields"])
+    values["events"] = tuple(
+        TaskEvent(state=TaskState(state), at=at, detail=detail) for state, at, detail in json.loads(values["events"])
+    )
+    return Task(**values)

@@ -1,0 +1,320 @@
+"""Table `tasks`: asynchronous invocations, from the moment they are accepted until they age out.
+
+What a task may become is `model.task`'s; each verb here reads the record, has it moved there, and writes it back, in
+one transaction. A write that names an epoch raises Fenced when the task has gone on without its author.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from roost.model import task as model
+from roost.model.errors import Conflict, InvalidArgument, NotFound
+from roost.model.task import Task, TaskKey, TaskState, Verdict
+from roost.store.database import Database
+from roost.store.task_rows import (
+    CLAIM,
+    COLUMNS,
+    HELD,
+    INSERT,
+    KEY,
+    PENDING,
+    SELECT,
+    UPDATE,
+    UPDATE_KNOWN,
+    to_changes,
+    to_row,
+    to_task,
+)
+
+#: Rows that one transaction removes: others wait for it.
+PRUNE_AT_ONCE = 500
+
+#: (account, function, session): tasks that are started in the order in which they are due.
+Lane = tuple[str, str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskFilter:
+    """Which tasks of a function, in which order. `token` is where the page before ended."""
+
+    state: TaskState | None = None
+    prefix: str = ""
+    qualifier: str | None = None
+    started_from: float | None = None
+    started_to: float | None = None
+    descending: bool = True
+    limit: int = 20
+    token: str = ""
+    with_payload: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Waiting:
+    """What a lane has in store."""
+
+    lane: Lane
+    count: int
+    due: float  # of its first
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tally:
+    """How many tasks of a function are in a state, and since when the oldest of them could have been run."""
+
+    account: str
+    function: str
+    state: TaskState
+    count: int
+    oldest: float
+
+
+class Tasks:
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def enqueue(self, task: Task, payload: bytes) -> tuple[Task, bool]:
+        """Keep a new task; the task that has this id, and whether it is the new one.
+
+        Raises Conflict when the id is taken by a task that was given other things, NotFound for the function.
+        """
+        row = (*to_row(task), payload)
+        return await self._database.run(lambda connection: _enqueue(connection, task, row), single=True)
+
+    async def due(self, lanes: Sequence[Lane], *, limit: int) -> list[list[Task]]:
+        """The first tasks of each lane, in the order in which they are due, now or later."""
+
+        def work(connection: sqlite3.Connection) -> list[list[Task]]:
+            sql = f"{SELECT} WHERE account=? AND function=? AND session=? AND {PENDING} ORDER BY due LIMIT ?"
+            return [[to_task(row) for row in connection.execute(sql, (*lane, limit))] for lane in lanes]
+
+        return await self._database.run(work, synced=False)
+
+    async def claim(self, task: Task, *, instance_id: str, now: float) -> tuple[Task, bytes]:
+        """Start it: durably Running, in a new epoch, before its payload reaches an instance. Raises Fenced when it is
+        not as `task` says any more, NotFound."""
+        after = model.begun(task, epoch=task.epoch, instance_id=instance_id, now=now)
+        known = (task.epoch, task.state.value)
+
+        def work(connection: sqlite3.Connection) -> tuple[Task, bytes]:
+            row = connection.execute(CLAIM, (*to_changes(after), *task.key, *known)).fetchall()
+            if not row:
+                _get(connection, task.key)
+                raise model.Fenced(f"Task {task.id} has gone on without its worker.")
+            return after, row[0][0]
+
+        return await self._database.run(work, single=True)
+
+    async def heartbeat(self, held: Iterable[tuple[TaskKey, int]], *, now: float) -> list[TaskKey]:
+        """Their workers live. Returns those that are theirs no more: taken over, or gone with their function."""
+        claims = list(held)
+
+        def work(connection: sqlite3.Connection) -> list[TaskKey]:
+            lost = []
+            for key, epoch in claims:
+                row = connection.execute(
+                    f"UPDATE tasks SET heartbeat=?{KEY} AND epoch=? AND {HELD}",  # noqa: S608
+                    (now, *key, epoch),
+                )
+                if not row.rowcount:
+                    lost.append(key)
+            return lost
+
+        return await self._database.run(work, synced=False)
+
+    async def conclude(
+        self,
+        task: Task,
+        verdict: Verdict,
+        *,
+        now: float,
+        result: bytes | None = None,
+        follow: tuple[Task, bytes] | None = None,
+    ) -> Task:
+        """End it, or have it wait for another try, as was decided.
+
+        `follow` is the task of its destination, kept in the same transaction. Raises Fenced when it is not as `task`
+        says any more, NotFound.
+        """
+        after = model.concluded(task, verdict, epoch=task.epoch, now=now)
+        known = (task.epoch, task.state.value)
+
+        def work(connection: sqlite3.Connection) -> Task:
+            ended = after
+            if follow is not None:
+                ended = model.with_destination(after, _follow(connection, *follow))
+            if not connection.execute(UPDATE_KNOWN, (*to_changes(ended), result, *task.key, *known)).rowcount:
+                _get(connection, task.key)
+                raise model.Fenced(f"Task {task.id} has gone on without its worker.")
+            return ended
+
+        return await self._database.run(work, single=follow is None)
+
+    async def stop(self, key: TaskKey, *, now: float) -> Task:
+        """Stopped, or Stopping while a worker has it. Raises NotFound, Fenced when it is over."""
+        return await self._change(key, lambda task: model.stopped(task, now=now))
+
+    async def redrive(self, key: TaskKey, *, now: float) -> Task:
+        """Enqueued anew. Raises NotFound, Fenced unless it ended without success."""
+        return await self._change(key, lambda task: model.redriven(task, now=now), forget_result=True)
+
+    async def get(self, key: TaskKey) -> tuple[Task, bytes, bytes | None]:
+        """With its payload and its result. Raises NotFound."""
+
+        def work(connection: sqlite3.Connection) -> tuple[Task, bytes, bytes | None]:
+            row = connection.execute(f"SELECT {COLUMNS}, result, payload FROM tasks{KEY}", key).fetchone()  # noqa: S608
+            if row is None:
+                raise _no_task(key)
+            return to_task(row), row[-1], row[-2]
+
+        return await self._database.run(work, synced=False)
+
+    async def page(self, account: str, function: str, wanted: TaskFilter) -> tuple[list[tuple[Task, bytes]], str]:
+        """A page by the time of acceptance, and the token of the next one, "" at the end. Raises InvalidArgument."""
+        sql, values = _query(account, function, wanted)
+
+        def work(connection: sqlite3.Connection) -> tuple[list[tuple[Task, bytes]], str]:
+            rows = connection.execute(sql, values).fetchall()
+            found = [(to_task(row), row[-1]) for row in rows[: wanted.limit]]
+            last = found[-1][0] if len(rows) > wanted.limit else None
+            return found, "" if last is None else f"{last.enqueued!r}/{last.id}"
+
+        return await self._database.run(work, synced=False)
+
+    async def waiting(self) -> list[Waiting]:
+        """Every lane with tasks that wait for a worker."""
+
+        def work(connection: sqlite3.Connection) -> list[Waiting]:
+            rows = connection.execute(
+                "SELECT account, function, session, count(*), min(due) FROM tasks"  # noqa: S608
+                f" WHERE {PENDING} GROUP BY account, function, session"
+            )
+            return [Waiting(lane=(row[0], row[1], row[2]), count=row[3], due=row[4]) for row in rows]
+
+        return await self._database.run(work, synced=False)
+
+    async def held(self, *, limit: int) -> list[Task]:
+        """Tasks that a worker has, or had when it died."""
+
+        def work(connection: sqlite3.Connection) -> list[Task]:
+            return [to_task(row) for row in connection.execute(f"{SELECT} WHERE {HELD} LIMIT ?", (limit,))]
+
+        return await self._database.run(work, synced=False)
+
+    async def tallies(self) -> list[Tally]:
+        """Of every function that has tasks which are not finished."""
+
+        def work(connection: sqlite3.Connection) -> list[Tally]:
+            return [
+                Tally(account=row[0], function=row[1], state=TaskState(row[2]), count=row[3], oldest=row[4])
+                for which in (PENDING, HELD)
+                for row in connection.execute(
+                    "SELECT account, function, state, count(*), min(ready) FROM tasks"  # noqa: S608
+                    f" WHERE {which} GROUP BY account, function, state"
+                )
+            ]
+
+        return await self._database.run(work, synced=False)
+
+    async def prune(self, *, keep: int, ended_before: float) -> int:
+        """Remove some of the finished tasks that ended before that time, and of the others all but the latest `keep`.
+
+        How many were removed; to be called again while it is not 0.
+        """
+
+        def work(connection: sqlite3.Connection) -> int:
+            edge = connection.execute(
+                "SELECT ended FROM tasks WHERE ended > 0 ORDER BY ended DESC LIMIT 1 OFFSET ?", (keep,)
+            ).fetchone()
+            limit = max(ended_before, edge[0] + 1e-9 if edge else 0.0)
+            return connection.execute(
+                "DELETE FROM tasks WHERE rowid IN"
+                " (SELECT rowid FROM tasks WHERE ended > 0 AND ended < ? ORDER BY ended LIMIT ?)",
+                (limit, PRUNE_AT_ONCE),
+            ).rowcount
+
+        return await self._database.run(work, synced=False)
+
+    async def _change(self, key: TaskKey, move: Callable[[Task], Task], *, forget_result: bool = False) -> Task:
+        def work(connection: sqlite3.Connection) -> Task:
+            task = move(_get(connection, key))
+            connection.execute(UPDATE, (*to_changes(task), *task.key))
+            if forget_result:
+                connection.execute(f"UPDATE tasks SET result=NULL{KEY}", key)  # noqa: S608
+            return task
+
+        return await self._database.run(work)
+
+
+def _enqueue(connection: sqlite3.Connection, task: Task, row: tuple[Any, ...]) -> tuple[Task, bool]:
+    try:
+        if connection.execute(INSERT, row).rowcount:
+            return task, True
+    except sqlite3.IntegrityError as error:
+        raise NotFound(f"There is no function {task.function[:80]!r}.", code="FunctionNotFound") from error
+    present = _get(connection, task.key)
+    if present.digest != task.digest:
+        raise Conflict(
+            f"There is a task {task.id} already, with another payload, qualifier or session.",
+            code="AsyncTaskAlreadyExists",
+        )
+    return present, False
+
+
+def _follow(connection: sqlite3.Connection, task: Task, payload: bytes) -> bool:
+    """Whether the destination's task was taken."""
+    try:
+        connection.execute(INSERT, (*to_row(task), payload))
+    except sqlite3.IntegrityError:  # its function is gone; SQLite undoes the statement, not the transaction
+        return False
+    return True
+
+
+def _get(connection: sqlite3.Connection, key: TaskKey) -> Task:
+    row = connection.execute(SELECT + KEY, key).fetchone()
+    if row is None:
+        raise _no_task(key)
+    return to_task(row)
+
+
+def _query(account: str, function: str, wanted: TaskFilter) -> tuple[str, list[Any]]:
+    payload = "payload" if wanted.with_payload else "x''"
+    sql = f"SELECT {COLUMNS}, {payload} FROM tasks WHERE account=? AND function=?"  # noqa: S608
+    conditions: list[tuple[str, Any]] = [
+        (" AND state=?", wanted.state and wanted.state.value),
+        (" AND qualifier=?", wanted.qualifier),
+        (" AND started>=?", wanted.started_from),
+        (" AND started<=? AND started>0", wanted.started_to),
+    ]
+    every: list[Any] = [account, function]
+    for condition, value in conditions:
+        if value is not None:
+            sql += condition
+            every.append(value)
+    if wanted.prefix:
+        sql += " AND substr(id, 1, ?)=?"
+        every += [len(wanted.prefix), wanted.prefix]
+    if wanted.token:
+        sql += f" AND (enqueued, id) {'<' if wanted.descending else '>'} (?, ?)"
+        every += _place(wanted.token)
+    direction = "DESC" if wanted.descending else "ASC"
+    sql += f" ORDER BY enqueued {direction}, id {direction} LIMIT ?"
+    return sql, [*every, wanted.limit + 1]
+
+
+def _place(token: str) -> tuple[float, str]:
+    at, slash, id = token.partition("/")
+    try:
+        place = float(at)
+    except ValueError:
+        slash, place = "", 0.0
+    if not slash:
+        raise InvalidArgument(f"nextToken: {token[:40]!r} is not from an earlier answer.")
+    return place, id
+
+
+def _no_task(key: TaskKey) -> NotFound:
+    return NotFound(f"Function {key[1]} has no task {key[2][:140]!r}.", code="AsyncTaskNotFound")
