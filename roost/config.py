@@ -21,9 +21,11 @@ from roost.model.errors import RoostError
 
 _AT_LEAST_1 = (
     "max_instances", "max_waiting", "log_file_mb", "package_cache_mb", "max_sandboxes", "sandbox_timeout",
-    "sandbox_max_timeout",
+    "sandbox_max_timeout", "max_snapshots", "build_cache_mb",
     "max_queued_tasks", "max_running_tasks", "max_running_tasks_per_function", "keep_tasks",
 )  # fmt: skip
+#: Settings that are tables: from what to what.
+_MAPS = {"keys": "access key IDs to secrets", "images": "images to templates"}
 _DOMAIN = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?(:[0-9]{1,5})?")
 
 
@@ -69,6 +71,10 @@ class Config:
     sandbox_memory_mb: int = 1024
     sandbox_disk_mb: int = 4096
     sandbox_cpu: float = 2.0
+    max_snapshots: int = 1000  # of an account, forks aside; and as many built templates
+    snapshots_disk_mb: int = 102400  # of snapshots, forks and built templates together, on the host's disk
+    build_cache_mb: int = 20480  # of uploads, and as much of steps that later builds may take over
+    images: Mapping[str, str] = field(default_factory=dict)  # image in FROM -> the template that stands for it
     volume_disk_mb: int = 10240  # of each volume that sandboxes mount
     log_file_mb: int = 8
     package_cache_mb: int = 2048
@@ -142,7 +148,7 @@ def _typed(name: str, value: Any, present: Any, where: str) -> Any:
         return replace(present, **value)
     if isinstance(present, Mapping) and isinstance(value, dict):
         if not all(isinstance(v, str) and v for v in value.values()):
-            raise ConfigError(f"'{name}' in {where} maps access key IDs to secrets.")
+            raise ConfigError(f"'{name}' in {where} maps {_MAPS[name]}.")
         return dict(value)
     if isinstance(present, float) and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
@@ -194,7 +200,7 @@ def validate(config: Config) -> Config:
             raise ConfigError(f"'{name}' must be at least 1.")
     if config.sandbox_timeout > config.sandbox_max_timeout:
         raise ConfigError("'sandbox_timeout' can't be more than 'sandbox_max_timeout'.")
-    for name in ("sandbox_memory_mb", "sandbox_disk_mb", "volume_disk_mb"):
+    for name in ("sandbox_memory_mb", "sandbox_disk_mb", "snapshots_disk_mb", "volume_disk_mb"):
         if not 64 <= getattr(config, name) <= 1 << 24:
             raise ConfigError(f"'{name}' must be between 64 and {1 << 24}.")
     if not 0.01 <= config.sandbox_cpu <= 1024:

@@ -26,7 +26,7 @@ from starlette.applications import Starlette
 from roost.api.console import Console, console_routes
 from roost.api.e2b.app import build_e2b_api
 from roost.api.e2b.call import Endpoints
-from roost.api.e2b.sandboxes import Terms
+from roost.api.e2b.terms import Terms
 from roost.api.fc.app import build_fc_api
 from roost.api.identity import Identity
 from roost.api.mcp.app import build_mcp_api
@@ -67,13 +67,24 @@ from roost.model.usage import TransitionRecord
 from roost.sandboxes.assembly import Places as SandboxPlaces
 from roost.sandboxes.assembly import SandboxAssembly
 from roost.sandboxes.book import SandboxBook
+from roost.sandboxes.build_cache import BuildCache
+from roost.sandboxes.build_queue import BuildQueue
+from roost.sandboxes.build_rooms import BuildRooms
+from roost.sandboxes.builder import Builder
 from roost.sandboxes.care import SandboxCare
+from roost.sandboxes.daemon import DaemonRunner
 from roost.sandboxes.fleet import SandboxFleet
+from roost.sandboxes.image_shelf import ImageShelf
+from roost.sandboxes.launcher import Launcher
 from roost.sandboxes.lives import Lives
 from roost.sandboxes.packages import ContextPackages
+from roost.sandboxes.registry import TemplateRegistry
+from roost.sandboxes.snapshots import Snapshots
+from roost.sandboxes.template_book import TemplateBook
 from roost.sandboxes.templates import TemplateShelf
 from roost.sandboxes.traffic import SandboxTraffic
 from roost.sandboxes.volumes import VolumeShelf
+from roost.sandboxes.workshop import Workshop
 from roost.store.store import Store
 from roost.telemetry.logs import FunctionLogs
 from roost.telemetry.metering import Meter
@@ -170,8 +181,7 @@ class Server:
             self.templates,
             self.packages_of_contexts,
             _sandbox_limits(config),
-            self.store.template_tags,
-            clock=self.clock,
+            TemplateBook(self.store.templates, self.store.template_tags, clock=self.clock),
         )
         self.volume_shelf = VolumeShelf(
             store=self.store.volumes,
@@ -180,22 +190,27 @@ class Server:
             size_mb=config.volume_disk_mb,
             clock=self.clock,
         )
+        images = ImageShelf(data / "snapshots", self.driver.disks, most_bytes=config.snapshots_disk_mb << 20)
+        sandbox_assembly = SandboxAssembly(
+            places=SandboxPlaces(layers=data / "sandboxes", run=config.run_dir),
+            roots=self.shelf,
+            layers=self.driver.disks,
+            images=images,
+            volumes=self.volume_shelf,
+            egress=self.egress,
+            region=config.region,
+            time_zone=os.environ.get("TZ", "UTC"),
+        )
         self.lives = Lives(
             book=SandboxBook(self.store.sandboxes, clock=self.clock),
             templates=self.shelf,
-            assembly=SandboxAssembly(
-                places=SandboxPlaces(layers=data / "sandboxes", run=config.run_dir),
-                roots=self.shelf,
-                layers=self.driver.disks,
-                volumes=self.volume_shelf,
-                egress=self.egress,
-                region=config.region,
-                time_zone=os.environ.get("TZ", "UTC"),
-            ),
+            assembly=sandbox_assembly,
             around=around,
             max_running=config.max_sandboxes,
         )
-        self.sandboxes = SandboxFleet(self.lives)
+        launcher = Launcher(self.lives)
+        self.sandboxes = SandboxFleet(self.lives, launcher)
+        registry = TemplateRegistry(self.lives, self.shelf)
         self.sandbox_care = SandboxCare(self.lives)
         self.adoption = Adoption(specs=self.catalog, book=self.book, roster=self.roster, sandboxes=self.sandbox_care)
         self.history = InstanceHistory(self.roster)
@@ -256,12 +271,23 @@ class Server:
         )
         e2b = build_e2b_api(
             fleet=self.sandboxes,
+            snapshots=Snapshots(
+                lives=self.lives,
+                fleet=self.sandboxes,
+                launcher=launcher,
+                shelf=self.shelf,
+                registry=registry,
+                most=config.max_snapshots,
+            ),
             shelf=self.shelf,
+            registry=registry,
+            workshop=self._workshop(around, sandbox_assembly, registry),
             secrets=self.store.secrets,
             volumes=self.volume_shelf,
             terms=terms,
             domain=lambda: self.sandbox_domain,
             keys=self.keys,
+            link_secret=secrets.token_bytes(32),
             clock=self.clock,
         )
         mcp = build_mcp_api(
@@ -272,6 +298,30 @@ class Server:
         )
         self.sandbox_domain = config.sandbox_domain
         self.control = Starlette(routes=[*console_routes(console), *fc, *mcp, *e2b])
+
+    def _workshop(self, around: Surroundings, assembly: SandboxAssembly, registry: TemplateRegistry) -> Workshop:
+        """What builds templates."""
+        self.build_cache = BuildCache(self.config.data_dir / "builds", most_bytes=self.config.build_cache_mb << 20)
+        self.build_rooms = BuildRooms(around=around, assembly=assembly, roots=self.shelf)
+        self.builds = BuildQueue(clock=self.clock)
+        return Workshop(
+            shelf=self.shelf,
+            registry=registry,
+            images=assembly.images,
+            builder=Builder(
+                rooms=self.build_rooms,
+                runner=DaemonRunner(),
+                images=self.driver.disks,
+                cache=self.build_cache,
+                clock=self.clock,
+            ),
+            cache=self.build_cache,
+            queue=self.builds,
+            limits=_sandbox_limits(self.config),
+            most=self.config.max_snapshots,
+            stand_ins=self.config.images,
+            clock=self.clock,
+        )
 
     # --- life --------------------------------------------------------------------------------------------------
 
@@ -313,14 +363,17 @@ class Server:
         stack.push_async_callback(orphans.close)
         await self.egress.start()
         stack.push_async_callback(self.egress.close)
-        await self.shelf.load()
+        await self.shelf.book.load()
         await self.volume_shelf.load()
         await self.sandbox_care.load()
         adopted = await self.adoption.run()
         await self.sandbox_care.reconcile()
+        self.build_cache.prepare()  # rooms of builds were swept
         stack.push_async_callback(self.background.close)
         stack.push_async_callback(self.roster.close)
         stack.push_async_callback(self.sandbox_care.close)
+        stack.push_async_callback(self.build_rooms.close)
+        stack.push_async_callback(self.builds.close)
         self.volumes.forget_pending({instance.id for instance in self.roster.instances()})
         if adopted:
             log.info("adopted %d instances of the server before", adopted)

@@ -20,7 +20,7 @@ def _for_room(lower: bytes) -> bool:
 def room_head(head: RequestHead, *, host: bytes, peer: bytes, daemon_port: int | None) -> bytes:
     """`host` is what the room is told; `daemon_port` goes along when the daemon is to answer for that port."""
     method = head.method.encode("ascii")
-    out = [method, b" ", head.target, b" HTTP/1.1\r\nhost: ", host, EOL]
+    out = [method, b" ", head.target, b" HTTP/1.1\r\nHost: ", host, EOL]
     options = head.options
     for lower, name, value in head.fields:
         if _for_room(lower) and lower not in options:

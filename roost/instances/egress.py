@@ -26,7 +26,8 @@ from roost.isolation.egress.upstreams import Upstreams
 from roost.model.function import FunctionSpec
 
 SOCKET = "index.sock"
-_MODEL_VARIABLES = ("OPENAI_BASE_URL", "OPENAI_API_KEY", "OPENAI_MODEL")
+#: What a room is told of its model instead of what was set.
+MODEL_VARIABLES = ("OPENAI_BASE_URL", "OPENAI_API_KEY", "OPENAI_MODEL")
 
 
 def model_endpoint(environment: Mapping[str, str], default: ModelConfig) -> ModelEndpoint | None:
@@ -34,7 +35,7 @@ def model_endpoint(environment: Mapping[str, str], default: ModelConfig) -> Mode
 
     A function asks by declaring one of the `OPENAI_*` variables, even an empty one. Raises InvalidArgument.
     """
-    if not any(name in environment for name in _MODEL_VARIABLES):
+    if not any(name in environment for name in MODEL_VARIABLES):
         return None
     base_url, api_key = environment.get("OPENAI_BASE_URL", ""), environment.get("OPENAI_API_KEY", "")
     if not base_url and not api_key:

@@ -49,6 +49,20 @@ class Volume:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Foundation:
+    """What a sandbox's own files lie on, and what starts in it. It never changes under a sandbox."""
+
+    root: str = "host"  # the root file system, by its name in the catalog
+    layers: tuple[str, ...] = ()  # names of images above it, newest first
+    interpreter: bool = False  # serves code contexts at port 49999
+    user: str = "user"
+    workdir: str = "/home/user"
+    environment: Mapping[str, str] = field(default_factory=dict, repr=False)
+    start_command: str = ""
+    ready_command: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Sandbox:
     """One sandbox. Times are Unix seconds; the tokens are secrets of its owner that its room never sees."""
 
@@ -56,6 +70,7 @@ class Sandbox:
     account: str
     template: str
     alias: str = ""  # the name that its creator used for the template
+    foundation: Foundation = field(default_factory=Foundation)
     created: float
     ends_at: float  # of a running one: then it is killed, or paused with `auto_pause`
     timeout_s: int  # as last set; how long it runs when traffic wakes it
@@ -74,6 +89,11 @@ class Sandbox:
     envd_token: str = field(repr=False)
     traffic_token: str = field(repr=False)
     public: bool = False  # its ports take requests without a token
+
+    @property
+    def variables(self) -> Mapping[str, str]:
+        """What it was given, over what it stands on."""
+        return {**self.foundation.environment, **self.environment}
 
     @property
     def wakes(self) -> bool:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import secrets
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,15 +14,14 @@ from roost.instances.instance import Prepared
 from roost.isolation.driver import ROOT_CAPABILITIES, Mount, RoomSpec, Template
 from roost.model.errors import Unavailable
 from roost.model.function import FunctionSpec, Idle, Runtime
-from roost.model.sandbox import SANDBOX_ID, Sandbox
+from roost.model.sandbox import SANDBOX_ID, Foundation, Sandbox
 from roost.model.session import Session
-from roost.sandboxes.templates import ENVD_VERSION, SandboxTemplate
+from roost.sandboxes.image_shelf import ImageShelf, below
+from roost.sandboxes.templates import ENVD_VERSION
 from roost.sandboxes.volumes import VolumeShelf
 
 log = logging.getLogger(__name__)
 
-USER = "user"
-WORKDIR = "/home/user"
 #: Requests that one sandbox takes at once: streams of processes and watches hold theirs for long.
 SLOTS = 1000
 _NEVER = float("inf")
@@ -39,13 +38,15 @@ class Egress(Protocol):
 class Layers(Protocol):
     """Disk images."""
 
-    async def create(self, path: Path, size_mb: int) -> None: ...
+    async def layer_over(self, snapshots: Sequence[Path], layer: Path, size_mb: int) -> tuple[Path, ...]: ...
+
+    async def snapshot(self, layer: Path, target: Path) -> None: ...
 
 
 class RootSource(Protocol):
-    """The root file system of a template. Raises NotFound."""
+    """The root file system that a sandbox stands on. Raises NotFound."""
 
-    async def root(self, template: SandboxTemplate) -> Template: ...
+    async def root(self, foundation: Foundation) -> Template: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +65,7 @@ def spec_of(sandbox: Sandbox) -> FunctionSpec:
         version="LATEST",
         revision=sandbox.template,
         runtime=Runtime.SANDBOX,
-        environment=sandbox.environment,
+        environment=sandbox.variables,
         limits=sandbox.limits,
         timeout_s=_NEVER,
         concurrency=SLOTS,
@@ -83,6 +84,7 @@ class SandboxAssembly:
         places: Places,
         roots: RootSource,
         layers: Layers,
+        images: ImageShelf,
         volumes: VolumeShelf,
         egress: Egress,
         region: str,
@@ -91,15 +93,16 @@ class SandboxAssembly:
         self._places = places
         self._roots = roots
         self._layers = layers
+        self.images = images
         self._volumes = volumes
         self._egress = egress
         self._region = region
         self._time_zone = time_zone
         places.layers.mkdir(parents=True, exist_ok=True, mode=0o700)
 
-    def of(self, sandbox: Sandbox, template: SandboxTemplate) -> SandboxPreparer:
+    def of(self, sandbox: Sandbox) -> SandboxPreparer:
         """Its `instance.Preparer`."""
-        return SandboxPreparer(self, sandbox, template)
+        return SandboxPreparer(self, sandbox)
 
     def layer(self, id: str) -> Path:
         """The image with a sandbox's files."""
@@ -130,59 +133,71 @@ class SandboxAssembly:
         found = [path.stem for path in self._places.layers.glob("*.img") if SANDBOX_ID.fullmatch(path.stem)]
         return [id for id in found if id not in known]
 
-    async def prepare(self, spec: FunctionSpec, sandbox: Sandbox, template: SandboxTemplate) -> Prepared:
-        """All that one start needs. Raises RoostError; nothing is held then."""
-        root = await self._roots.root(template)
-        run_dir = self.run_dir(sandbox.id)
-        with contextlib.ExitStack() as stack:
-            mounts = [
-                Mount(source=self._volumes.image(self._volumes.named(sandbox.account, volume.name)), target=volume.path)
-                for volume in sandbox.volumes
-            ]
-            layer = self.layer(sandbox.id)
-            if not layer.exists():
-                await self._layers.create(layer, sandbox.limits.disk_mb)
-            try:
-                run_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-            except OSError as error:
-                raise Unavailable(f"{run_dir} can't be made: {error.strerror}.") from error
-            stack.callback(self._egress.detach, run_dir)
-            egress_dir, doors = await self._egress.attach(spec, run_dir)
-            room = RoomSpec(
-                id=sandbox.id,
-                template=root,
-                limits=sandbox.limits,
-                run_dir=run_dir,
-                layer=layer,
-                mounts=tuple(mounts),
-                egress_dir=egress_dir,
-                capabilities=ROOT_CAPABILITIES,
-            )
-            start = self._start(sandbox, template, {**dict(root.environment), **sandbox.environment, **doors})
-            start["egress"] = egress_dir is not None
-            return Prepared(room=room, start=start, release=stack.pop_all().close)
+    async def copy(self, id: str, target: Path) -> None:
+        """Copy the files of a sandbox that has no room, to an image that others can stand on."""
+        await self._layers.snapshot(self.layer(id), target)
 
-    def _start(self, sandbox: Sandbox, template: SandboxTemplate, environment: Mapping[str, str]) -> dict[str, Any]:
-        of_itself = {"E2B_SANDBOX": "true", "E2B_SANDBOX_ID": sandbox.id, "E2B_TEMPLATE_ID": sandbox.template}
+    async def prepare(self, spec: FunctionSpec, sandbox: Sandbox) -> Prepared:
+        """All that one start needs. Raises RoostError; nothing is held then."""
+        foundation, layer = sandbox.foundation, self.layer(sandbox.id)
+        root = await self._roots.root(foundation)
+        mounts = [
+            Mount(source=self._volumes.image(self._volumes.named(sandbox.account, volume.name)), target=volume.path)
+            for volume in sandbox.volumes
+        ]
+        if not layer.exists():
+            await self._layers.layer_over(self.images.paths(foundation.layers), layer, sandbox.limits.disk_mb)
+        room = RoomSpec(
+            id=sandbox.id,
+            template=root,
+            limits=sandbox.limits,
+            run_dir=self.run_dir(sandbox.id),
+            layer=layer,
+            lower=self.images.paths(below(foundation.layers)),
+            mounts=tuple(mounts),
+            capabilities=ROOT_CAPABILITIES,
+        )
+        start = self.start_message(spec, sandbox.id, sandbox.template, foundation)
+        return await self.furnish(spec, room, start)
+
+    async def furnish(self, spec: FunctionSpec, room: RoomSpec, start: Mapping[str, Any]) -> Prepared:
+        """What a room with the sandboxes' daemon needs beside its files: a place for its sockets, the host's doors."""
+        try:
+            room.run_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        except OSError as error:
+            raise Unavailable(f"{room.run_dir} can't be made: {error.strerror}.") from error
+        with contextlib.ExitStack() as stack:
+            stack.callback(self._egress.detach, room.run_dir)
+            egress_dir, doors = await self._egress.attach(spec, room.run_dir)
+            environment = {**dict(room.template.environment), **start["env"], **doors}
+            return Prepared(
+                room=replace(room, egress_dir=egress_dir),
+                start={**start, "env": environment, "egress": egress_dir is not None},
+                release=stack.pop_all().close,
+            )
+
+    def start_message(self, spec: FunctionSpec, id: str, template: str, foundation: Foundation) -> dict[str, Any]:
+        """What the daemon is told, but for what the room's surroundings add."""
+        of_itself = {"E2B_SANDBOX": "true", "E2B_SANDBOX_ID": id, "E2B_TEMPLATE_ID": template}
         return {
-            "instance": sandbox.id,
+            "instance": id,
             "runtime": Runtime.SANDBOX.value,
             "concurrency": SLOTS,
             "timeout": 0,
-            "env": {**of_itself, **environment},
-            "function": {"name": sandbox.template, "memory": sandbox.limits.memory_mb},
+            "env": {**of_itself, **spec.environment},
+            "function": {"name": template, "memory": spec.limits.memory_mb},
             "region": self._region,
-            "account": sandbox.account,
-            "output_bytes_per_s": sandbox.limits.output_bytes_per_s,
+            "account": spec.account,
+            "output_bytes_per_s": spec.limits.output_bytes_per_s,
             "entropy": secrets.token_hex(64),
             "time_zone": self._time_zone,
             "sandbox": {
-                "user": USER,
-                "workdir": WORKDIR,
-                "interpreter": template.interpreter,
+                "user": foundation.user,
+                "workdir": foundation.workdir,
+                "interpreter": foundation.interpreter,
                 "version": ENVD_VERSION,
-                "start_command": template.start_command,
-                "ready_command": template.ready_command,
+                "start_command": foundation.start_command,
+                "ready_command": foundation.ready_command,
             },
         }
 
@@ -190,10 +205,9 @@ class SandboxAssembly:
 class SandboxPreparer:
     """One sandbox's `instance.Preparer`."""
 
-    def __init__(self, assembly: SandboxAssembly, sandbox: Sandbox, template: SandboxTemplate) -> None:
+    def __init__(self, assembly: SandboxAssembly, sandbox: Sandbox) -> None:
         self._assembly = assembly
         self._sandbox = sandbox
-        self._template = template
 
     async def prepare(self, spec: FunctionSpec, instance_id: str, session: Session | None) -> Prepared:
-        return await self._assembly.prepare(spec, self._sandbox, self._template)
+        return await self._assembly.prepare(spec, self._sandbox)

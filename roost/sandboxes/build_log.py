@@ -10,13 +10,15 @@ MOST_LINES = 10_000
 MOST_CHARACTERS = 2 << 20
 LINE_CHARACTERS = 4096
 PAGE = 100
+#: The worst comes last.
+LEVELS = ("debug", "info", "warn", "error")
 #: Controls but the tabulator; colours of terminals stay, clients show or remove them.
 _CONTROLS = re.compile(r"[\x00-\x08\x0a-\x1a\x1c-\x1f\x7f]")
 
 
 @dataclass(frozen=True, slots=True)
 class BuildLine:
-    """`at` is Unix seconds; `level` one of debug, info, warn, error; `step` names where in the build."""
+    """`at` is Unix seconds; `level` one of LEVELS; `step` names where in the build."""
 
     at: float
     level: str
@@ -47,7 +49,8 @@ class BuildLog:
             self._lines.append(BuildLine(at, "warn", f"{self._dropped} lines of output were dropped"))
         self._lines.append(BuildLine(at, level, _CONTROLS.sub("", text[:LINE_CHARACTERS])))
 
-    def page(self, offset: int = 0, limit: int = PAGE) -> Sequence[BuildLine]:
-        """At most `limit` lines from `offset` on."""
-        start = max(offset, 0)
-        return self._lines[start : start + max(0, min(limit, PAGE))]
+    def page(self, offset: int = 0, limit: int = PAGE, *, level: str = LEVELS[0]) -> Sequence[BuildLine]:
+        """At most `limit` lines from `offset` on, of those that are of this level or a worse one."""
+        start, least = max(offset, 0), LEVELS.index(level)
+        shown = self._lines if least == 0 else [line for line in self._lines if LEVELS.index(line.level) >= least]
+        return shown[start : start + max(0, min(limit, PAGE))]

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, Protocol, TypeVar
 
+from roost.instances.egress import MODEL_VARIABLES
 from roost.isolation.driver import Mount
 from roost.isolation.images import storage
 from roost.model.errors import InvalidArgument, RoostError
@@ -21,6 +22,7 @@ from roost.model.function import Limits
 from roost.sandboxes.build_cache import BuildCache
 from roost.sandboxes.build_log import BuildLog
 from roost.sandboxes.builds import ARCHIVE_FOLDER, Command, Context, Plan, Stage
+from roost.sandboxes.image_shelf import below
 
 R = TypeVar("R")
 R_contra = TypeVar("R_contra", contravariant=True)
@@ -49,6 +51,8 @@ class RoomNeeds:
 
     id: str
     root: str
+    interpreter: bool
+    account: str
     limits: Limits
     layer: Path
     lower: tuple[Path, ...]
@@ -81,7 +85,7 @@ class Runner(Protocol[R_contra]):
 
 
 class Images(Protocol):
-    async def create(self, path: Path, size_mb: int) -> None: ...
+    async def layer_over(self, snapshots: Sequence[Path], layer: Path, size_mb: int) -> tuple[Path, ...]: ...
 
     async def snapshot(self, layer: Path, target: Path) -> None: ...
 
@@ -102,7 +106,7 @@ class Order:
     """One build. `target`: where its layer is kept; nothing is there, nor is it made if no step changes a file."""
 
     id: str  # names its rooms; [a-z0-9-]{1,30}
-    scope: str  # whose uploads are used
+    scope: str  # the account: whose uploads are used
     plan: Plan
     limits: Limits
     target: Path
@@ -127,7 +131,7 @@ class Builder(Generic[R]):
         try:
             with self._cache.work_file() as layer:
                 await self._stages(order, layer, log)
-            layers = (*((order.target,) if plan.stages else ()), *plan.base.layers)
+            layers = (order.target, *below(plan.base.layers)) if plan.stages else plan.base.layers
             await self._finalize(order, layers, log)
         except BaseException:
             order.target.unlink(missing_ok=True)
@@ -157,7 +161,7 @@ class Builder(Generic[R]):
         if cached is not None:
             await self._images.snapshot(cached, layer)
         elif stages:
-            await self._images.create(layer, order.limits.disk_mb)
+            await self._images.layer_over(order.plan.base.layers, layer, order.limits.disk_mb)
         for stage in stages[done:]:
             self._say(log, stage, stage.title)
             await self._in_room(order, layer, stage, log)
@@ -185,9 +189,11 @@ class Builder(Generic[R]):
         needs = RoomNeeds(
             id=f"{order.id}-{step}",
             root=order.plan.base.root,
+            interpreter=order.plan.base.interpreter,
+            account=order.scope,
             limits=order.limits,
             layer=layer,
-            lower=order.plan.base.layers,
+            lower=below(order.plan.base.layers),
             mounts=tuple(mounts),
         )
         try:
@@ -205,9 +211,9 @@ class Builder(Generic[R]):
         def on_line(stream: str, text: str) -> None:
             log.add(self._clock(), "warn" if stream == "stderr" else "info", f"[{step}] [{stream}]: {text}", step)
 
-        return await self._runner.run(
-            room, command.text, user=command.user, cwd=command.cwd, env=command.env, on_line=on_line
-        )
+        # A template may set these; its sandboxes get the host's door instead, and a build has no door to a model.
+        env = {name: value for name, value in command.env.items() if name not in MODEL_VARIABLES}
+        return await self._runner.run(room, command.text, user=command.user, cwd=command.cwd, env=env, on_line=on_line)
 
     async def _finalize(self, order: Order, layers: tuple[Path, ...], log: BuildLog) -> None:
         """The start command is tried once, and has to become ready; what it does to files is not kept."""
@@ -215,9 +221,15 @@ class Builder(Generic[R]):
         if not plan.start_command and not plan.ready_command:
             return
         with self._cache.work_file() as layer:
-            await self._images.create(layer, order.limits.disk_mb)
+            await self._images.layer_over(layers, layer, order.limits.disk_mb)
             needs = RoomNeeds(
-                id=f"{order.id}-{FINALIZE}", root=plan.base.root, limits=order.limits, layer=layer, lower=layers
+                id=f"{order.id}-{FINALIZE}",
+                root=plan.base.root,
+                interpreter=plan.base.interpreter,
+                account=order.scope,
+                limits=order.limits,
+                layer=layer,
+                lower=below(layers),
             )
             async with self._rooms.open(needs) as room:
                 log.add(self._clock(), "info", f"[{FINALIZE}] {plan.start_command or plan.ready_command}", FINALIZE)

@@ -36,6 +36,14 @@ ARCHIVE = "archive"
 _UNPACK = ("/.roost/bin/python3", "-I", "-m", "roost.guest.unpack")
 
 
+class BadStep(InvalidArgument):
+    """`step` is its number, from 1."""
+
+    def __init__(self, message: str, step: int) -> None:
+        super().__init__(f"step {step}: {message}")
+        self.step = step
+
+
 @dataclass(frozen=True, kw_only=True)
 class Context:
     """What a step finds: who acts, where, with which variables."""
@@ -51,6 +59,7 @@ class Base:
 
     root: str  # the root file system, by its name in the catalog
     identity: str
+    interpreter: bool = False  # code contexts are served, and their packages are there
     layers: tuple[Path, ...] = ()  # of a template or snapshot that was built itself, newest first
     context: Context = field(default_factory=Context)
 
@@ -91,7 +100,7 @@ class Plan:
 def plan(recipe: Recipe, base: Base, *, scope: str, disk_mb: int) -> Plan:
     """`scope` keeps apart whose results may be used for whom, as files are named by a digest that only clients checked.
 
-    Raises InvalidArgument with the step's number.
+    Raises BadStep.
     """
     maker = _Planner(base, _digest(_VERSION, scope, str(disk_mb), base.root, base.identity), fresh=recipe.force)
     for number, step in enumerate(recipe.steps, 1):
@@ -132,7 +141,7 @@ class _Planner:
                 case StepType.USER:
                     self._become(step.args[0])
         except InvalidArgument as error:
-            raise InvalidArgument(f"step {number}: {error.message}") from None
+            raise BadStep(error.message, number) from None
 
     def finish(self, number: int) -> None:
         """What the last steps ask for, and nothing has needed yet."""
@@ -140,7 +149,11 @@ class _Planner:
             self._stage(number, "users and folders", ())
 
     def _run(self, number: int, args: Sequence[str]) -> None:
-        user = self._user(args[1]) if len(args) > 1 and args[1] else self.context.user
+        user = self.context.user
+        if len(args) > 1 and args[1]:
+            user = args[1]  # one that the template lacks is an error, as clients expect
+            if not _USER_NAME.fullmatch(user) and not user.isdecimal():
+                raise InvalidArgument(f"{user[:64]!r} is no name of a user.")
         command = Command(text=args[0], user=user, cwd=self.context.workdir, env=self.context.env)
         self._stage(number, f"RUN {args[0]}", (command,))
 

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Mapping
 from typing import Any
 
 from roost.isolation.driver import Room
-from roost.model.errors import RoostError
 from roost.model.instance import StopReason
 from roost.model.sandbox import PauseMode, SandboxState
 from roost.sandboxes.entry import Entry
 from roost.sandboxes.lives import Lives
 from roost.sandboxes.samples import EVERY_S
-
-log = logging.getLogger(__name__)
 
 
 class SandboxCare:
@@ -38,12 +34,7 @@ class SandboxCare:
         sandbox = entry.sandbox
         if sandbox.pause_mode is PauseMode.FILESYSTEM or not self._lives.assembly.has_files(sandbox.id):
             return False
-        try:
-            template = self._lives.templates.get(sandbox.template)
-        except RoostError as error:
-            log.warning("sandbox %s: its room is not adopted: %s", sandbox.id, error.message)
-            return False
-        instance = self._lives.new_instance(entry, template)
+        instance = self._lives.new_instance(entry)
         if sandbox.state is SandboxState.PAUSED:
             instance.hold_once_up()
         self._lives.background.spawn(instance.run(adopt=room))
@@ -65,6 +56,7 @@ class SandboxCare:
                 )
         for id in self._lives.assembly.strays(frozenset(self._lives.entries)):
             self._lives.assembly.discard(id)
+        self._lives.release(self._lives.assembly.images.names())
 
     async def sample(self) -> None:
         """Now and then, note what each sandbox uses. Runs until it is cancelled."""

@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-import secrets
-import string
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -16,11 +14,10 @@ from roost.model.errors import Conflict, NotFound
 from roost.model.instance import StopReason
 from roost.model.sandbox import Sandbox, SandboxState, SandboxVolume, explain
 from roost.sandboxes.entry import Entry
+from roost.sandboxes.launcher import Launcher, new_id, new_token
 from roost.sandboxes.lives import Lives
 from roost.store.sandboxes import CreationKey
 from roost.telemetry.metrics import FunctionGauges
-
-_ALPHABET = string.ascii_lowercase + string.digits
 
 
 class Gone(NotFound):
@@ -71,8 +68,9 @@ class Order:
 class SandboxFleet:
     """The verbs of an account. Each runs to its end in a task of its own, under the sandbox's lock."""
 
-    def __init__(self, lives: Lives) -> None:
+    def __init__(self, lives: Lives, launcher: Launcher) -> None:
         self._lives = lives
+        self._launcher = launcher
         self._making: dict[tuple[str, str], asyncio.Task[Sandbox]] = {}  # by account and Idempotency-Key
 
     def get(self, account: str, id: str) -> Sandbox:
@@ -144,13 +142,13 @@ class SandboxFleet:
 
     async def _create(self, order: Order, key: CreationKey | None) -> Sandbox:
         template = self._lives.templates.get(order.template, order.account)
-        self._lives.check_room()
         now = round(self._lives.now(), 3)
         sandbox = Sandbox(
-            id="i" + "".join(secrets.choice(_ALPHABET) for _ in range(19)),
+            id=new_id(),
             account=order.account,
             template=template.id,
             alias=order.template,
+            foundation=template.foundation,
             created=now,
             ends_at=now + order.timeout_s,
             timeout_s=order.timeout_s,
@@ -163,26 +161,11 @@ class SandboxFleet:
             internet=order.internet,
             network=order.network,
             volumes=order.volumes,
-            envd_token=secrets.token_hex(32),
-            traffic_token=secrets.token_hex(32),
+            envd_token=new_token(),
+            traffic_token=new_token(),
             public=order.public,
         )
-        entry = self._lives.entries[sandbox.id] = Entry(sandbox)
-        try:
-            async with entry.lock:
-                await self._lives.boot(entry, template)
-                sandbox = entry.sandbox = replace(sandbox, ends_at=round(self._lives.now(), 3) + order.timeout_s)
-                await self._lives.book.create(sandbox, None if key is None else replace(key, sandbox=sandbox.id))
-        except BaseException:
-            await asyncio.shield(asyncio.ensure_future(self._undo(entry)))
-            raise
-        self._lives.set_timer(entry)
-        return sandbox
-
-    async def _undo(self, entry: Entry) -> None:
-        await self._lives.take_down(entry, StopReason.START_FAILED)
-        self._lives.entries.pop(entry.sandbox.id, None)
-        self._lives.assembly.discard(entry.sandbox.id)
+        return await self._launcher.launch(sandbox, key)
 
     # --- changing ------------------------------------------------------------------------------------------------
 
@@ -192,7 +175,7 @@ class SandboxFleet:
 
     async def _connect(self, entry: Entry, timeout_s: int, memory: bool) -> tuple[Sandbox, bool]:
         async with entry.lock:
-            self._check_exists(entry)
+            self.check_exists(entry)
             if entry.sandbox.state is SandboxState.PAUSED:
                 return await self._lives.resume(entry, timeout_s, memory=memory), True
             ends_at = self._lives.after(timeout_s)
@@ -208,7 +191,7 @@ class SandboxFleet:
 
     async def _resume_paused(self, entry: Entry, timeout_s: int, auto_pause: bool | None, memory: bool) -> Sandbox:
         async with entry.lock:
-            self._check_exists(entry)
+            self.check_exists(entry)
             if entry.sandbox.state is SandboxState.RUNNING:
                 raise Conflict(f"Sandbox {entry.sandbox.id} is already running")
             if auto_pause is not None:
@@ -221,7 +204,7 @@ class SandboxFleet:
 
     async def _pause_running(self, entry: Entry, memory: bool) -> Sandbox:
         async with entry.lock:
-            self._check_exists(entry)
+            self.check_exists(entry)
             if entry.sandbox.state is SandboxState.PAUSED:
                 raise Conflict(f"Sandbox {entry.sandbox.id} is already paused")
             return await self._lives.pause(entry, memory=memory, reason=StopReason.PAUSED)
@@ -244,6 +227,7 @@ class SandboxFleet:
         return await self._lives.change(self._entry(account, id), network=network, internet=internet)
 
     @staticmethod
-    def _check_exists(entry: Entry) -> None:
+    def check_exists(entry: Entry) -> None:
+        """With its lock held: raises Gone when it is about to end."""
         if entry.ending:
             raise Gone(entry.sandbox.id, StopReason.KILLED)

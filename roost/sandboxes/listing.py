@@ -32,10 +32,10 @@ def page(sandboxes: Iterable[Sandbox], listing: Listing) -> tuple[list[Sandbox],
     """
     found = sorted((s for s in sandboxes if _shown(s, listing)), key=_place, reverse=listing.newest_first)
     if listing.token:
-        after = _parse(listing.token)
+        after = parse_place(listing.token)
         found = [s for s in found if (_place(s) < after if listing.newest_first else _place(s) > after)]
     shown = found[: listing.limit]
-    return shown, _token(shown[-1]) if len(found) > len(shown) else ""
+    return shown, place_token(*_place(shown[-1])) if len(found) > len(shown) else ""
 
 
 def _shown(sandbox: Sandbox, listing: Listing) -> bool:
@@ -51,11 +51,13 @@ def _place(sandbox: Sandbox) -> tuple[float, str]:
     return (sandbox.created, sandbox.id)
 
 
-def _token(sandbox: Sandbox) -> str:
-    return base64.urlsafe_b64encode(f"{sandbox.created!r} {sandbox.id}".encode()).decode()
+def place_token(created: float, id: str) -> str:
+    """Names a place in a list."""
+    return base64.urlsafe_b64encode(f"{created!r} {id}".encode()).decode()
 
 
-def _parse(token: str) -> tuple[float, str]:
+def parse_place(token: str) -> tuple[float, str]:
+    """Raises InvalidArgument for a token that is none."""
     try:
         created, _, id = base64.urlsafe_b64decode(token.encode("ascii")).decode("ascii").partition(" ")
         return float(created), id

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import shutil
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterable, Sequence
 from dataclasses import replace
+from itertools import chain
 from typing import Any, Protocol, TypeVar
 
 from roost.instances.background import Background
@@ -31,6 +32,10 @@ class Templates(Protocol):
     """By id or name, with a tag of the account's or without. Raises NotFound."""
 
     def get(self, name: str, account: str = "") -> SandboxTemplate: ...
+
+    def layers(self) -> Iterable[Sequence[str]]:
+        """The images that each needs."""
+        ...
 
 
 class Lives:
@@ -83,9 +88,9 @@ class Lives:
                 retry_after=1,
             )
 
-    async def boot(self, entry: Entry, template: SandboxTemplate) -> None:
+    async def boot(self, entry: Entry) -> None:
         """Locked. A room for it, up and ready. Raises what prevented it."""
-        instance = self.new_instance(entry, template)
+        instance = self.new_instance(entry)
         self.background.spawn(instance.run())
         try:
             await instance.up()
@@ -94,7 +99,7 @@ class Lives:
                 await asyncio.shield(asyncio.ensure_future(self.take_down(entry, StopReason.START_FAILED)))
             raise
 
-    def new_instance(self, entry: Entry, template: SandboxTemplate) -> Instance:
+    def new_instance(self, entry: Entry) -> Instance:
         """The entry's instance from now on, not running yet."""
         sandbox = entry.sandbox
         entry.samples.new_room()
@@ -102,7 +107,7 @@ class Lives:
             id=sandbox.id,
             spec=spec_of(sandbox),
             session=None,
-            around=replace(self._around, preparer=self.assembly.of(sandbox, template)),
+            around=replace(self._around, preparer=self.assembly.of(sandbox)),
             on_change=lambda instance: self._changed(entry, instance),
             slots=SLOTS,
             app_socket=str(self.assembly.run_dir(sandbox.id) / "app.sock"),
@@ -146,7 +151,6 @@ class Lives:
         """Locked. Run again: let the held room go, or start another over the files. On failure it stays paused."""
         if self.closing:
             raise Unavailable("Roost is shutting down.", retry_after=5)
-        template = self.templates.get(entry.sandbox.template)
         if entry.instance is not None and not memory:
             await self.take_down(entry, StopReason.PAUSED)
             await self.change(entry, pause_mode=PauseMode.FILESYSTEM, reason=StopReason.PAUSED)
@@ -154,7 +158,7 @@ class Lives:
             await entry.instance.let_go()
         else:
             self.check_room()
-            await self.boot(entry, template)
+            await self.boot(entry)
         return await self.change(
             entry,
             state=SandboxState.RUNNING,
@@ -191,9 +195,19 @@ class Lives:
                 return  # somebody else was faster
             await self.take_down(entry, reason)
             self.stop_timer(entry)
-            self.assembly.discard(entry.sandbox.id)
-            del self.entries[entry.sandbox.id]
+            self.forget(entry)
             await self.book.end(entry.sandbox, reason)
+
+    def forget(self, entry: Entry) -> None:
+        """Its room is gone; so are its files now, and what it alone stood on."""
+        self.entries.pop(entry.sandbox.id, None)
+        self.assembly.discard(entry.sandbox.id)
+        self.release(entry.sandbox.foundation.layers)
+
+    def release(self, images: Iterable[str]) -> None:
+        """Remove those that no sandbox and no template needs."""
+        standing = (entry.sandbox.foundation.layers for entry in self.entries.values())
+        self.assembly.images.release(images, chain(standing, self.templates.layers()))
 
     async def put_away(self, entry: Entry) -> None:
         """The server stops: what has a room is paused with its files."""

@@ -1,39 +1,43 @@
-"""What sandboxes are made from: a root file system and what runs on it, by name."""
+"""What sandboxes are made from, by name: what is built in, what accounts built, their snapshots, root file systems."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import re
+import secrets
+import string
+import uuid
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from roost.isolation.driver import Template
 from roost.isolation.templates.data import code_interpreter
-from roost.model.errors import NotFound, Throttled
+from roost.model.errors import AccessDenied, Conflict, InvalidArgument, NotFound
 from roost.model.function import Limits
+from roost.model.sandbox import Foundation
+from roost.model.template import DEFAULT_TAG, TemplateBuild, TemplateKind, TemplateRecord
 from roost.sandboxes.packages import ContextPackages
-from roost.store.template_tags import TemplateTag
+from roost.sandboxes.template_book import TemplateBook
 
 #: What the guest's daemon speaks; clients choose what they use of it by this number.
 ENVD_VERSION = "0.6.13"
-#: What every template goes by.
-OWN_TAGS = ("default",)
-MOST_TAGS = 1000
-_HOST = "host"
+HOST = "host"
+_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,127}")
+_ALPHABET = string.ascii_lowercase + string.digits
 
 
 @dataclass(frozen=True, kw_only=True)
 class SandboxTemplate:
-    """One template. `names` are all it goes by, the first one its own. `created`: Unix seconds."""
+    """One build of a template. `names` are all the template goes by, its own first. `created`: Unix seconds."""
 
     id: str
     names: tuple[str, ...]
-    root: str  # the root file system, by its name in the catalog
+    foundation: Foundation
     limits: Limits
-    interpreter: bool = False  # serves code contexts at port 49999
-    start_command: str = ""
-    ready_command: str = ""
+    build: str = ""
     created: float = 0.0
     builtin: bool = False
+    snapshot: bool = False
 
 
 class RootInfo(Protocol):
@@ -54,89 +58,131 @@ class Roots(Protocol):
     def list(self) -> Sequence[RootInfo]: ...
 
 
-class TagStore(Protocol):
-    """Where tags are durable. Methods raise RoostError, and have no effect then."""
-
-    async def put(self, tags: Sequence[TemplateTag]) -> None: ...
-
-    async def delete(self, account: str, template: str, tags: Sequence[str]) -> None: ...
-
-    async def list_all(self) -> Sequence[TemplateTag]: ...
-
-
 class TemplateShelf:
-    """The built-in templates, and every root file system under its own name; with the tags that accounts gave them.
+    """Reads the catalog and the book; changes to the book are made by who owns the images."""
 
-    `load` before the first use.
-    """
-
-    def __init__(
-        self, roots: Roots, packages: ContextPackages, limits: Limits, tags: TagStore, *, clock: Callable[[], float]
-    ) -> None:
+    def __init__(self, roots: Roots, packages: ContextPackages, limits: Limits, book: TemplateBook) -> None:
         self._roots = roots
         self._packages = packages
         self._limits = limits
-        self._store = tags
-        self._clock = clock
-        self._tags: dict[tuple[str, str], dict[str, TemplateTag]] = {}
+        self.book = book
         self._builtin = {
             name: SandboxTemplate(
-                id=name, names=(name,), root=_HOST, limits=limits, interpreter=interpreter, builtin=True
+                id=name,
+                names=(name,),
+                build=_build_id(name, 0.0),
+                foundation=foundation,
+                limits=limits,
+                builtin=True,
             )
-            for name, interpreter in (("base", False), ("code-interpreter-v1", True))
+            for name, foundation in _BUILTIN.items()
         }
-
-    async def load(self) -> None:
-        """Read the tags."""
-        for tag in await self._store.list_all():
-            self._tags.setdefault((tag.account, tag.template), {})[tag.tag] = tag
 
     def get(self, name: str, account: str = "") -> SandboxTemplate:
         """By id or name, with a tag of the account's or without. Raises NotFound."""
-        plain, _, tag = name.partition(":")
-        template = self._find(plain)
-        if template is None or (tag and tag not in {known for known, _ in self.tags(account, template)}):
-            raise NotFound(f"template '{name[:128]}' not found", code="TemplateNotFound")
-        return template
+        plain, _, tag = name.removeprefix(f"{account}/").partition(":")
+        if plain not in self._builtin and (record := self.book.find(account, plain)):
+            build = self.book.resolve(record, tag)
+            if build is not None:
+                return _built(record, build)
+        elif (template := self._find(plain)) and (
+            not tag or tag in {known for known, _, _ in self.tags(account, template)}
+        ):
+            return template
+        raise NotFound(f"template '{name[:128]}' not found", code="TemplateNotFound")
 
     def _find(self, name: str) -> SandboxTemplate | None:
         if builtin := self._builtin.get(name):
             return builtin
-        return next((self._of(info) for info in self._roots.list() if info.name == name != _HOST), None)
+        return next((self._of(info) for info in self._roots.list() if info.name == name != HOST), None)
 
-    def tags(self, account: str, template: SandboxTemplate) -> Sequence[tuple[str, float]]:
-        """Each tag and when it was given, in Unix seconds."""
-        given = self._tags.get((account, template.id), {})
-        own = [(tag, template.created) for tag in OWN_TAGS if tag not in given]
-        return [*own, *((tag.tag, tag.created) for tag in given.values())]
+    def tags(self, account: str, template: SandboxTemplate) -> Sequence[tuple[str, str, float]]:
+        """Each tag, the build that it means, and when it was given, in Unix seconds."""
+        given = [(tag.tag, tag.build, tag.created) for tag in self.book.tags(account, template.id).values()]
+        if self.book.find(account, template.id) or any(tag == DEFAULT_TAG for tag, _, _ in given):
+            return given
+        return [(DEFAULT_TAG, template.build, template.created), *given]
 
-    async def assign(self, account: str, template: SandboxTemplate, build: str, tags: Sequence[str]) -> None:
-        """The tags mean this build from now on. Raises Throttled when it has too many."""
-        known = self._tags.setdefault((account, template.id), {})
-        if len(known.keys() | set(tags)) > MOST_TAGS:
-            raise Throttled(f"A template has at most {MOST_TAGS} tags.")
-        now = self._clock()
-        new = [TemplateTag(account=account, template=template.id, tag=tag, build=build, created=now) for tag in tags]
-        await self._store.put(new)
-        known.update({tag.tag: tag for tag in new})
+    def list(self, account: str) -> list[SandboxTemplate]:
+        """All that the account can use but snapshots, the built-in ones first."""
+        records = self.book.of_kind(account, TemplateKind.BUILT)
+        built = [_built(record, self.book.builds(record)[-1]) for record in records]
+        found = [self._of(info) for info in self._roots.list() if info.name != HOST]
+        return [*self._builtin.values(), *built, *found]
 
-    async def unassign(self, account: str, template: SandboxTemplate, tags: Sequence[str]) -> None:
-        """The tags mean nothing any more; those that every template has stay."""
-        await self._store.delete(account, template.id, tags)
-        known = self._tags.get((account, template.id), {})
-        for tag in tags:
-            known.pop(tag, None)
+    def builds(self, account: str, template: SandboxTemplate) -> Sequence[SandboxTemplate]:
+        """Each build of the same template, the newest first."""
+        record = self.book.find(account, template.id)
+        return [template] if record is None else [_built(record, build) for build in self.book.builds(record)[::-1]]
 
-    def list(self) -> list[SandboxTemplate]:
-        """All, the built-in ones first."""
-        return [*self._builtin.values(), *(self._of(info) for info in self._roots.list() if info.name != _HOST)]
+    def record_for(self, account: str, name: str, kind: TemplateKind, id: str, now: float) -> TemplateRecord:
+        """The template of this name to add a build to, a new one with this id if there is none. Raises InvalidArgument
+        for what is no name, Conflict if it means something else."""
+        plain = name.removeprefix(f"{account}/").lower()
+        if plain and not _NAME.fullmatch(plain):
+            raise InvalidArgument(
+                f"name: {name[:80]!r} is none: lower-case letters, digits, '.', '_', '-' are expected."
+            )
+        if plain and (record := self.book.find(account, plain)):
+            if record.kind is not kind:
+                what = "a snapshot" if record.kind is TemplateKind.SNAPSHOT else "a template"
+                raise Conflict(f"The name '{plain}' is that of {what} already.")
+            return record
+        if plain in (*self._builtin, HOST) or any(info.name == plain for info in self._roots.list()):
+            raise Conflict(f"The name '{plain}' is that of a template of this server.")
+        return TemplateRecord(id=id, account=account, kind=kind, name=plain, created=now)
 
-    async def root(self, template: SandboxTemplate) -> Template:
-        """Its root file system. Raises NotFound, or what prevents that it has the packages of code contexts."""
-        root = self._roots.get(template.root)
-        return code_interpreter(root, await self._packages.get()) if template.interpreter else root
+    def own(self, account: str, name: str) -> TemplateRecord:
+        """A template or snapshot that the account may change. Raises NotFound, AccessDenied."""
+        if record := self.book.find(account, name.removeprefix(f"{account}/").partition(":")[0]):
+            return record
+        raise AccessDenied(f"'{self.get(name, account).id}' is a template of this server; an account can't change it.")
+
+    def layers(self) -> Iterator[tuple[str, ...]]:
+        """The images that each build needs."""
+        return self.book.layers()
+
+    async def root(self, foundation: Foundation) -> Template:
+        """The root file system. Raises NotFound, or what prevents that it has the packages of code contexts."""
+        root = self._roots.get(foundation.root)
+        return code_interpreter(root, await self._packages.get()) if foundation.interpreter else root
 
     def _of(self, info: RootInfo) -> SandboxTemplate:
         return SandboxTemplate(
-            id=info.name, names=(info.name,), root=info.name, limits=self._limits, created=info.created
+            id=info.name,
+            names=(info.name,),
+            build=_build_id(info.name, info.created),
+            foundation=Foundation(root=info.name),
+            limits=self._limits,
+            created=info.created,
         )
+
+
+_HTTPBIN = "/.roost/bin/python3 -I -m roost.guest.httpbin"
+_BUILTIN = {
+    "base": Foundation(root=HOST),
+    "code-interpreter-v1": Foundation(root=HOST, interpreter=True),
+    "httpbin": Foundation(root=HOST, start_command=_HTTPBIN, ready_command=f"{_HTTPBIN} --ready"),
+}
+
+
+def _built(record: TemplateRecord, build: TemplateBuild) -> SandboxTemplate:
+    return SandboxTemplate(
+        id=record.id,
+        names=(record.name,) if record.name else (),
+        build=build.id,
+        foundation=build.foundation,
+        limits=build.limits,
+        created=build.created,
+        snapshot=record.kind is TemplateKind.SNAPSHOT,
+    )
+
+
+def _build_id(name: str, created: float) -> str:
+    """A root file system is built once, as a whole: the build is named after it and its time."""
+    return str(uuid.uuid5(uuid.NAMESPACE_URL, f"roost:{name}:{created!r}"))
+
+
+def new_id() -> str:
+    """Of a template: nobody finds one by guessing."""
+    return "".join(secrets.choice(_ALPHABET) for _ in range(20))

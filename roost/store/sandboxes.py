@@ -7,9 +7,9 @@ import sqlite3
 from dataclasses import dataclass, fields
 from typing import Any
 
-from roost.model.function import Limits
 from roost.model.sandbox import EndedSandbox, PauseMode, Sandbox, SandboxState, SandboxVolume
 from roost.store.database import Database
+from roost.store.records import decode_foundation, decode_limits, encode_foundation, encode_limits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +93,8 @@ class Sandboxes:
 
 def _encode(sandbox: Sandbox) -> str:
     values: dict[str, Any] = {field.name: getattr(sandbox, field.name) for field in fields(Sandbox)}
-    values["limits"] = {field.name: getattr(sandbox.limits, field.name) for field in fields(Limits)}
+    values["limits"] = encode_limits(sandbox.limits)
+    values["foundation"] = encode_foundation(sandbox.foundation)
     values["volumes"] = [[volume.name, volume.path] for volume in sandbox.volumes]
     for name in ("metadata", "environment", "network"):
         values[name] = dict(values[name])
@@ -106,7 +107,7 @@ def _decode(text: str) -> Sandbox:
     known = {field.name: values[field.name] for field in fields(Sandbox) if field.name in values}
     known["state"] = SandboxState(known["state"])
     known["pause_mode"] = PauseMode(known["pause_mode"]) if known["pause_mode"] else None
-    limits = known["limits"]
-    known["limits"] = Limits(**{field.name: limits[field.name] for field in fields(Limits) if field.name in limits})
+    known["limits"] = decode_limits(known["limits"])
+    known["foundation"] = decode_foundation(known.get("foundation", {}))
     known["volumes"] = tuple(SandboxVolume(name=name, path=path) for name, path in known["volumes"])
     return Sandbox(**known)

@@ -17,6 +17,7 @@ from roost.store.settings import Settings
 from roost.store.tags import Tags
 from roost.store.tasks import Tasks
 from roost.store.template_tags import TemplateTags
+from roost.store.templates import Templates
 from roost.store.triggers import Triggers
 from roost.store.versions import Versions
 from roost.store.volumes import Volumes
@@ -44,6 +45,7 @@ class Store:
         self.secrets = Secrets(self._database)
         self.volumes = Volumes(self._database)
         self.template_tags = TemplateTags(self._database)
+        self.templates = Templates(self._database)
         self.settings = Settings(self._database)
         self.tasks = Tasks(self._database)
 

@@ -4,20 +4,9 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Sequence
-from dataclasses import dataclass
 
+from roost.model.template import TemplateTag
 from roost.store.database import Database
-
-
-@dataclass(frozen=True, kw_only=True)
-class TemplateTag:
-    """`created` is Unix seconds."""
-
-    account: str
-    template: str
-    tag: str
-    build: str
-    created: float
 
 
 class TemplateTags:
@@ -28,10 +17,7 @@ class TemplateTags:
         """All of them, or none; a tag that exists means the new build from now on."""
 
         def work(connection: sqlite3.Connection) -> None:
-            connection.executemany(
-                "INSERT OR REPLACE INTO template_tags (account, template, tag, build, created) VALUES (?,?,?,?,?)",
-                [(tag.account, tag.template, tag.tag, tag.build, tag.created) for tag in tags],
-            )
+            put_tags(connection, tags)
 
         await self._database.run(work)
 
@@ -52,3 +38,11 @@ class TemplateTags:
             return [TemplateTag(account=r[0], template=r[1], tag=r[2], build=r[3], created=r[4]) for r in rows]
 
         return await self._database.run(work, synced=False)
+
+
+def put_tags(connection: sqlite3.Connection, tags: Sequence[TemplateTag]) -> None:
+    """As a part of somebody's transaction."""
+    connection.executemany(
+        "INSERT OR REPLACE INTO template_tags (account, template, tag, build, created) VALUES (?,?,?,?,?)",
+        [(tag.account, tag.template, tag.tag, tag.build, tag.created) for tag in tags],
+    )

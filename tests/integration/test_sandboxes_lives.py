@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import tempfile
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,11 +16,13 @@ from roost.isolation.driver import Template
 from roost.model.errors import Conflict, NotFound, RoostError, StorageFull, Throttled, Unavailable
 from roost.model.function import FunctionSpec, Limits
 from roost.model.instance import State, StopReason
-from roost.model.sandbox import PauseMode, Sandbox, SandboxState
+from roost.model.sandbox import Foundation, PauseMode, Sandbox, SandboxState
 from roost.sandboxes.assembly import Places, SandboxAssembly
 from roost.sandboxes.book import SandboxBook
 from roost.sandboxes.care import SandboxCare
 from roost.sandboxes.fleet import Gone, Order, SandboxFleet
+from roost.sandboxes.image_shelf import ImageShelf
+from roost.sandboxes.launcher import Launcher
 from roost.sandboxes.lives import Lives
 from roost.sandboxes.templates import SandboxTemplate
 from roost.sandboxes.traffic import SandboxTraffic
@@ -41,23 +43,35 @@ class Clock:
 class OneTemplate:
     def __init__(self, root: Path) -> None:
         self._root = root
+        self.standing: list[tuple[str, ...]] = []
 
     def get(self, name: str, account: str = "") -> SandboxTemplate:
         if name != "base":
             raise NotFound(f"template '{name}' not found")
-        return SandboxTemplate(id="base", names=("base",), root="host", limits=Limits())
+        return SandboxTemplate(id="base", names=("base",), foundation=Foundation(), limits=Limits())
 
-    async def root(self, template: SandboxTemplate) -> Template:
+    def layers(self) -> list[tuple[str, ...]]:
+        return self.standing
+
+    async def root(self, foundation: Foundation) -> Template:
         return Template(name="host", root=self._root)
 
 
 class EmptyImages:
     full = False
 
-    async def create(self, path: Path, size_mb: int) -> None:
+    async def layer_over(self, snapshots: Sequence[Path], layer: Path, size_mb: int) -> tuple[Path, ...]:
         if self.full:
             raise StorageFull("full")
-        path.touch()
+        layer.touch()
+        return tuple(snapshots)
+
+    async def snapshot(self, layer: Path, target: Path) -> None:
+        if self.full:
+            raise StorageFull("full")
+        target.write_bytes(layer.read_bytes())
+
+    def forget(self, path: Path) -> None: ...
 
 
 class NoDoors:
@@ -84,6 +98,7 @@ class Bench:
             places=Places(layers=folder / "layers", run=self.run_dir),
             roots=templates,
             layers=self.images,
+            images=ImageShelf(folder / "snapshots", self.images, most_bytes=1 << 30),
             volumes=None,  # type: ignore[arg-type]  # none is mounted here
             egress=NoDoors(),
             region="local",
@@ -104,7 +119,7 @@ class Bench:
             ),
             max_running=3,
         )
-        self.fleet = SandboxFleet(self.lives)
+        self.fleet = SandboxFleet(self.lives, Launcher(self.lives))
         self.traffic = SandboxTraffic(self.lives)
         self.care = SandboxCare(self.lives)
 

@@ -82,7 +82,7 @@ def test_a_public_sandbox_s_ports_are_open_and_its_daemon_is_not(server: Server,
     box = Box.create(server, client, network={"allowPublicTraffic": True, "maskRequestHost": "app:${PORT}"})
     reply = ask(server, f"8000-{box.id}.localhost")
     assert reply.status_code == 200
-    assert reply.json()["headers"]["host"] == "app:8000"
+    assert reply.json()["headers"]["Host"] == "app:8000"
     assert ask(server, f"49983-{box.id}.localhost", "/files?path=/etc/passwd").status_code == 401
     assert box.info()["network"]["allowPublicTraffic"] is True
     box.kill()

@@ -120,6 +120,8 @@ class FakeRoom:
         self.frozen = False
 
     async def snapshot(self, target: Path) -> None:
+        if self.ended.is_set():
+            raise Unavailable(f"The room {self.id} ended while a snapshot of it was taken.")
         target.touch(exist_ok=False)
 
     def usage(self) -> Usage:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +10,7 @@ import httpx
 
 from roost.model.function import Limits
 from roost.model.sandbox import EndedSandbox, Sandbox
+from roost.model.template import TemplateBuild, TemplateRecord, TemplateTag
 from roost.store.sandboxes import CreationKey
 from tests.support.server import Server
 
@@ -106,3 +108,42 @@ class Box:
 
     def kill(self) -> None:
         assert self.client.delete(f"/sandboxes/{self.id}").status_code == 204
+
+
+class MemoryTemplates:
+    """A store of templates and of tags that forgets with the process. `error`: nothing can be written."""
+
+    def __init__(self) -> None:
+        self.records: dict[str, TemplateRecord] = {}
+        self.builds: dict[str, TemplateBuild] = {}
+        self.tags: dict[tuple[str, str, str], TemplateTag] = {}
+        self.error: Exception | None = None
+
+    async def save(self, record: TemplateRecord, build: TemplateBuild, tags: Sequence[TemplateTag]) -> None:
+        await self.put(tags)
+        self.records.setdefault(record.id, record)
+        self.builds[build.id] = build
+
+    async def drop_builds(self, ids: Sequence[str]) -> None:
+        for id in ids:
+            del self.builds[id]
+
+    async def remove(self, record: TemplateRecord) -> None:
+        del self.records[record.id]
+        self.builds = {id: build for id, build in self.builds.items() if build.template != record.id}
+        self.tags = {key: tag for key, tag in self.tags.items() if tag.template != record.id}
+
+    async def load(self) -> tuple[list[TemplateRecord], list[TemplateBuild]]:
+        return list(self.records.values()), list(self.builds.values())
+
+    async def put(self, tags: Sequence[TemplateTag]) -> None:
+        if self.error is not None:
+            raise self.error
+        self.tags.update({(tag.account, tag.template, tag.tag): tag for tag in tags})
+
+    async def delete(self, account: str, template: str, tags: Sequence[str]) -> None:
+        for tag in tags:
+            self.tags.pop((account, template, tag), None)
+
+    async def list_all(self) -> Sequence[TemplateTag]:
+        return list(self.tags.values())

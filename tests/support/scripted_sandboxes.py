@@ -4,13 +4,12 @@ server itself. What is on the daemon's ports is told by its `x-roost-port`; port
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
 from typing import Any
 
 from roost import server
-from roost.model.sandbox import Sandbox
+from roost.model.function import FunctionSpec
+from roost.model.sandbox import Foundation
 from roost.sandboxes.assembly import SandboxAssembly
-from roost.sandboxes.templates import SandboxTemplate
 
 DAEMON = """
 import http.server, json, os, subprocess, threading, time, urllib.parse
@@ -62,17 +61,17 @@ threading.Thread(target=web.serve_forever, daemon=True).start()
 http.server.ThreadingHTTPServer(("127.0.0.1", 49983), Handler).serve_forever()
 """
 
-_start = SandboxAssembly._start
+_start_message = SandboxAssembly.start_message
 
 
 def _scripted(
-    self: SandboxAssembly, sandbox: Sandbox, template: SandboxTemplate, environment: Mapping[str, str]
+    self: SandboxAssembly, spec: FunctionSpec, id: str, template: str, foundation: Foundation
 ) -> dict[str, Any]:
-    message = _start(self, sandbox, template, environment)
+    message = _start_message(self, spec, id, template, foundation)
     command = ["/usr/bin/python3", "-c", DAEMON]
     return {**message, "runtime": "custom", "command": command, "port": 49983, "timeout": 60}
 
 
 if __name__ == "__main__":
-    SandboxAssembly._start = _scripted  # type: ignore[method-assign]
+    SandboxAssembly.start_message = _scripted  # type: ignore[method-assign]
     sys.exit(server.main())

@@ -183,14 +183,14 @@ def test_the_room_sees_no_token_and_no_field_of_ours_that_a_client_made() -> Non
         "X_Access_Token": "secret", "E2b_Traffic_Access_Token": "secret", "E2b_Sandbox_Id": ID, "E2b_Sandbox_Port": "1",
         "x_roost_port": "49999", "Authorization": "Basic dXNlcjo=", "Connection": "close, x-hop", "x_hop": "1",
     }  # fmt: skip
-    raw = b"GET /a?b HTTP/1.1\r\nHost: h\r\nX_Roost_Port: 49999\r\n"
+    raw = b"GET /a?b HTTP/1.1\r\nhost: h\r\nX_Roost_Port: 49999\r\n"
     raw += b"".join(f"{name.replace('_', '-')}: {value}\r\n".encode() for name, value in fields.items()) + b"\r\n"
     sent = room_head(parse_request(raw), host=b"h", peer=b"127.0.0.1", daemon_port=49983)
-    assert sent == b"GET /a?b HTTP/1.1\r\nhost: h\r\nAuthorization: Basic dXNlcjo=\r\nx-roost-port: 49983\r\n\r\n"
+    assert sent == b"GET /a?b HTTP/1.1\r\nHost: h\r\nAuthorization: Basic dXNlcjo=\r\nx-roost-port: 49983\r\n\r\n"
     sent = room_head(parse_request(raw), host=b"masked", peer=b"10.0.0.1", daemon_port=None)
     assert b"x-roost" not in sent.lower()
     assert b"secret" not in sent
-    assert b"host: masked\r\n" in sent
+    assert b"Host: masked\r\n" in sent
     assert b"x-forwarded-for: 10.0.0.1\r\n" in sent
 
 

@@ -6,16 +6,22 @@ from collections.abc import Callable
 
 from starlette.routing import Route
 
+from roost.api.e2b.builds import Builds
 from roost.api.e2b.call import Answer, Call, Endpoints
-from roost.api.e2b.sandboxes import Sandboxes, Terms
+from roost.api.e2b.sandboxes import Sandboxes
 from roost.api.e2b.secrets import Secrets
+from roost.api.e2b.snapshots import SnapshotRoutes
 from roost.api.e2b.templates import Templates
+from roost.api.e2b.terms import Terms
 from roost.api.e2b.volumes import VolumeContent, Volumes
 from roost.model.errors import NotFound
 from roost.model.signature import Keys
 from roost.sandboxes.fleet import SandboxFleet
+from roost.sandboxes.registry import TemplateRegistry
+from roost.sandboxes.snapshots import Snapshots
 from roost.sandboxes.templates import TemplateShelf
 from roost.sandboxes.volumes import VolumeShelf
+from roost.sandboxes.workshop import Workshop
 from roost.store.secrets import Secrets as SecretStore
 
 #: First segments of the API; what is below them and no operation is answered in its shape too.
@@ -26,17 +32,31 @@ _METHODS = ("GET", "POST", "PUT", "DELETE", "PATCH", "OPTIONS")
 def build_e2b_api(
     *,
     fleet: SandboxFleet,
+    snapshots: Snapshots,
     shelf: TemplateShelf,
+    registry: TemplateRegistry,
+    workshop: Workshop,
     secrets: SecretStore,
     volumes: VolumeShelf,
     terms: Terms,
     domain: Callable[[], str],
     keys: Keys,
+    link_secret: bytes,
     clock: Callable[[], float],
 ) -> list[Route]:
-    """`domain` is what sandboxes are below, known once the server listens; `keys`: empty takes any API key."""
+    """`domain` is what sandboxes are below, known once the server listens; `keys`: empty takes any API key.
+
+    `link_secret` signs links for uploads.
+    """
     endpoints = Endpoints(keys)
-    resources = (Sandboxes(fleet, terms, domain), Templates(shelf), Secrets(secrets, clock), Volumes(volumes, fleet))
+    resources = (
+        Sandboxes(fleet, terms, domain),
+        SnapshotRoutes(snapshots, terms, domain),
+        Builds(workshop, link_secret, clock),
+        Templates(shelf, registry),
+        Secrets(secrets, clock),
+        Volumes(volumes, fleet),
+    )
     routes = [route for resource in resources for route in resource.routes(endpoints)]
     unknown = [
         endpoints.route(method, path, _unknown)

@@ -62,14 +62,19 @@ class Call:
     def query(self) -> Mapping[str, str]:
         return self.request.query_params
 
-    def parse(self, shape: type[S]) -> S:
-        """The body as a shape; without one, its defaults. Raises InvalidArgument that names the field."""
+    def json(self) -> dict[str, Any]:
+        """The body as an object; without one, an empty object. Raises InvalidArgument."""
         try:
             value = from_json(self.body or b"{}", allow_inf_nan=False)
         except ValueError as error:
             raise InvalidArgument(f"The body is not valid JSON: {error}.") from error
         if not isinstance(value, dict):
             raise InvalidArgument("The body must be a JSON object.")
+        return value
+
+    def parse(self, shape: type[S]) -> S:
+        """The body as a shape; without one, its defaults. Raises InvalidArgument that names the field."""
+        value = self.json()
         # A null is a field that is not there, as the clients have it.
         given = {name: item for name, item in value.items() if item is not None}
         known = {info.alias for info in shape.model_fields.values()}
@@ -158,13 +163,19 @@ async def guarded(request: Request, answered: Callable[[], Awaitable[Response]])
 
 
 def error_response(error: RoostError) -> Response:
-    """`{"code","message"}` with the error's status; the reason too, when a sandbox is gone."""
+    """Its body, with the error's status."""
+    body = error_body(error)
+    headers = {} if error.retry_after is None else {"retry-after": str(max(1, round(error.retry_after)))}
+    return JSONResponse(body, status_code=body["code"], headers=headers)
+
+
+def error_body(error: RoostError) -> dict[str, Any]:
+    """`{"code","message"}`; the reason too, when a sandbox is gone."""
     status = next((status for kind, status in _STATUS.items() if isinstance(error, kind)), error.status)
     body: dict[str, Any] = {"code": status, "message": error.message}
     if isinstance(error, Gone) and error.reason:
         body["reason"] = error.reason
-    headers = {} if error.retry_after is None else {"retry-after": str(max(1, round(error.retry_after)))}
-    return JSONResponse(body, status_code=status, headers=headers)
+    return body
 
 
 def _respond(answer: Answer) -> Response:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import datetime
 from urllib.parse import parse_qsl, unquote
 
@@ -13,6 +12,7 @@ from starlette.routing import Route
 from roost.api.e2b import shapes
 from roost.api.e2b.call import NEXT_TOKEN, Answer, Call, Endpoints
 from roost.api.e2b.render import created, detail, listed, log_entry, metric, moment
+from roost.api.e2b.terms import Terms
 from roost.model.errors import InvalidArgument
 from roost.model.sandbox import SandboxState, SandboxVolume
 from roost.sandboxes.fleet import Order, SandboxFleet
@@ -24,15 +24,6 @@ MOST_LISTED = 100
 MOST_RUNNING = 5000
 MOST_METRICS = 100
 _KEY_LETTERS = frozenset("abcdefghijklmnopqrstuvwxyz0123456789-")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Terms:
-    """What a sandbox gets when its creator does not say, and what it may get at most."""
-
-    timeout_s: int
-    max_timeout_s: int
-    public: bool
 
 
 class Sandboxes:
@@ -77,7 +68,7 @@ class Sandboxes:
         order = Order(
             account=call.account,
             template=asked.template_id,
-            timeout_s=self._timeout(asked.timeout),
+            timeout_s=self._terms.timeout(asked.timeout),
             metadata=asked.metadata,
             environment=asked.env_vars,
             auto_pause=asked.auto_pause,
@@ -94,7 +85,7 @@ class Sandboxes:
     async def connect(self, call: Call) -> Answer:
         asked = call.parse(shapes.Connect)
         sandbox, resumed = await self._fleet.connect(
-            call.account, call.path["id"], self._timeout(asked.timeout), memory=asked.memory
+            call.account, call.path["id"], self._terms.timeout(asked.timeout), memory=asked.memory
         )
         return JSONResponse(created(sandbox, self._domain()), status_code=201 if resumed else 200)
 
@@ -103,7 +94,7 @@ class Sandboxes:
         sandbox = await self._fleet.resume(
             call.account,
             call.path["id"],
-            self._timeout(asked.timeout),
+            self._terms.timeout(asked.timeout),
             auto_pause=asked.auto_pause,
             memory=asked.memory,
         )
@@ -123,12 +114,12 @@ class Sandboxes:
 
     async def set_timeout(self, call: Call) -> Answer:
         asked = call.parse(shapes.Timeout)
-        await self._fleet.set_timeout(call.account, call.path["id"], self._timeout(asked.timeout))
+        await self._fleet.set_timeout(call.account, call.path["id"], self._terms.timeout(asked.timeout))
         return None
 
     async def refresh(self, call: Call) -> Answer:
         asked = call.parse(shapes.Refresh)
-        await self._fleet.set_timeout(call.account, call.path["id"], self._timeout(asked.duration), extend=True)
+        await self._fleet.set_timeout(call.account, call.path["id"], self._terms.timeout(asked.duration), extend=True)
         return None
 
     async def set_network(self, call: Call) -> Answer:
@@ -214,15 +205,6 @@ class Sandboxes:
 
     def _lines(self, call: Call) -> list[LogLine]:
         return self._fleet.entry(call.account, call.path["id"]).lines.all()
-
-    def _timeout(self, asked: int | None) -> int:
-        timeout = self._terms.timeout_s if asked is None else asked
-        if timeout > self._terms.max_timeout_s:
-            raise InvalidArgument(
-                f"timeout: {timeout} seconds are more than this server allows "
-                f"({self._terms.max_timeout_s}, its setting sandbox_max_timeout)."
-            )
-        return timeout
 
 
 def _idempotency_key(call: Call) -> str:

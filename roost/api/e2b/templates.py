@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-import uuid
 from typing import Annotated, Any
 
 from pydantic import Field
@@ -12,10 +10,9 @@ from starlette.routing import Route
 
 from roost.api.e2b.call import NEXT_TOKEN, Answer, Call, Endpoints, Shape
 from roost.api.e2b.render import cpu_count, moment
-from roost.model.errors import InvalidArgument, NotFound
+from roost.sandboxes.registry import TemplateRegistry, parse_tag
 from roost.sandboxes.templates import ENVD_VERSION, SandboxTemplate, TemplateShelf
 
-_TAG = re.compile(r"[a-z0-9][a-z0-9._-]{0,127}")
 Tags = Annotated[list[Annotated[str, Field(min_length=1, max_length=128)]], Field(min_length=1, max_length=50)]
 Name = Annotated[str, Field(min_length=1, max_length=256)]
 
@@ -31,10 +28,11 @@ class DeleteTags(Shape):
 
 
 class Templates:
-    """Reads the shelf; writes tags to it."""
+    """Reads the shelf; writes tags, and removes, through the registry."""
 
-    def __init__(self, shelf: TemplateShelf) -> None:
+    def __init__(self, shelf: TemplateShelf, registry: TemplateRegistry) -> None:
         self._shelf = shelf
+        self._registry = registry
 
     def routes(self, endpoints: Endpoints) -> list[Route]:
         one = "/templates/{template:path}"
@@ -48,15 +46,16 @@ class Templates:
             endpoints.route("GET", f"{one}/tags/exists", self.tag_exists),
             endpoints.route("GET", f"{one}/tags/count", self.count_tags),
             endpoints.route("GET", one, self.get),
+            endpoints.route("DELETE", one, self.remove),
         ]
 
     async def list(self, call: Call) -> Answer:
-        return [shown(template) for template in self._shelf.list()]
+        return [shown(template) for template in self._shelf.list(call.account)]
 
     async def list_pages(self, call: Call) -> Answer:
         limit = call.number("limit", 100, least=1, most=100)
         start = call.number("nextToken", 0, most=1 << 20)
-        found = self._shelf.list()
+        found = self._shelf.list(call.account)
         headers = {NEXT_TOKEN: str(start + limit)} if len(found) > start + limit else {}
         return JSONResponse([shown(template) for template in found[start : start + limit]], headers=headers)
 
@@ -66,29 +65,18 @@ class Templates:
 
     async def get(self, call: Call) -> Answer:
         template = self._template(call)
-        build = {
-            "buildID": build_id(template),
-            "status": "ready",
-            "createdAt": moment(template.created),
-            "updatedAt": moment(template.created),
-            "finishedAt": moment(template.created),
-            "cpuCount": cpu_count(template.limits),
-            "memoryMB": template.limits.memory_mb,
-            "diskSizeMB": template.limits.disk_mb,
-            "envdVersion": ENVD_VERSION,
-        }
-        return {**shown(template), "builds": [build]}
+        builds = [_build(build) for build in self._shelf.builds(call.account, template)]
+        return {**shown(template), "buildCount": len(builds), "builds": builds}
 
     async def tags(self, call: Call) -> Answer:
-        template = self._template(call)
         return [
-            {"tag": tag, "buildID": build_id(template), "createdAt": moment(created)}
-            for tag, created in self._shelf.tags(call.account, template)
+            {"tag": tag, "buildID": build, "createdAt": moment(created)}
+            for tag, build, created in self._shelf.tags(call.account, self._template(call))
         ]
 
     async def tag_exists(self, call: Call) -> Answer:
         template, tag = self._template(call), call.query.get("tag", "").lower()
-        known = tag in {name for name, _ in self._shelf.tags(call.account, template)}
+        known = tag in {name for name, _, _ in self._shelf.tags(call.account, template)}
         return {"exists": known, "normalizedTag": tag}
 
     async def count_tags(self, call: Call) -> Answer:
@@ -96,35 +84,44 @@ class Templates:
 
     async def assign_tags(self, call: Call) -> Answer:
         asked = call.parse(AssignTags)
-        tags = [_tag(tag) for tag in asked.tags]
+        tags = [parse_tag(tag) for tag in asked.tags]
         template = self._shelf.get(asked.target, call.account)
-        await self._shelf.assign(call.account, template, build_id(template), tags)
-        return JSONResponse({"tags": tags, "buildID": build_id(template)}, status_code=201)
+        await self._registry.assign(call.account, template, tags)
+        return JSONResponse({"tags": tags, "buildID": template.build}, status_code=201)
 
     async def delete_tags(self, call: Call) -> Answer:
         asked = call.parse(DeleteTags)
-        template = self._shelf.get(asked.name.partition(":")[0])
-        known = {name for name, _ in self._shelf.tags(call.account, template)}
-        unknown = sorted({_tag(tag) for tag in asked.tags} - known)
-        if unknown:
-            raise NotFound(f"tag '{unknown[0]}' of template '{template.id}' not found")
-        await self._shelf.unassign(call.account, template, [_tag(tag) for tag in asked.tags])
+        await self._registry.unassign(call.account, asked.name, [parse_tag(tag) for tag in asked.tags])
+        return None
+
+    async def remove(self, call: Call) -> Answer:
+        """A snapshot too."""
+        await self._registry.remove(call.account, call.path["template"])
         return None
 
     def _template(self, call: Call) -> SandboxTemplate:
         return self._shelf.get(call.path["template"], call.account)
 
 
-def build_id(template: SandboxTemplate) -> str:
-    """A root file system is built once, as a whole: the build is named after it and its time."""
-    return str(uuid.uuid5(uuid.NAMESPACE_URL, f"roost:{template.id}:{template.created!r}"))
+def _build(build: SandboxTemplate) -> dict[str, Any]:
+    return {
+        "buildID": build.build,
+        "status": "ready",
+        "createdAt": moment(build.created),
+        "updatedAt": moment(build.created),
+        "finishedAt": moment(build.created),
+        "cpuCount": cpu_count(build.limits),
+        "memoryMB": build.limits.memory_mb,
+        "diskSizeMB": build.limits.disk_mb,
+        "envdVersion": ENVD_VERSION,
+    }
 
 
 def shown(template: SandboxTemplate) -> dict[str, Any]:
     """One template of a listing."""
     return {
         "templateID": template.id,
-        "buildID": build_id(template),
+        "buildID": template.build,
         "cpuCount": cpu_count(template.limits),
         "memoryMB": template.limits.memory_mb,
         "diskSizeMB": template.limits.disk_mb,
@@ -141,10 +138,3 @@ def shown(template: SandboxTemplate) -> dict[str, Any]:
         "buildStatus": "ready",
         "isDefault": template.builtin,
     }
-
-
-def _tag(tag: str) -> str:
-    name = tag.lower()
-    if not _TAG.fullmatch(name):
-        raise InvalidArgument(f"tags: {tag[:80]!r} is no tag: letters, digits, '.', '_' and '-' are expected.")
-    return name

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from starlette.requests import Request
 from starlette.routing import Route
 
-from roost.api.e2b.sandboxes import Terms
+from roost.api.e2b.terms import Terms
 from roost.api.mcp.endpoint import Caller, Endpoint
 from roost.api.mcp.rooms import Rooms
 from roost.api.mcp.sandbox_tools import SandboxTools

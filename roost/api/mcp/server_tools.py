@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from roost.api.e2b.sandboxes import Terms
+from roost.api.e2b.terms import Terms
 from roost.api.mcp import arguments as args
 from roost.api.mcp.arguments import Arguments
 from roost.api.mcp.text import Reply, table

@@ -104,11 +104,20 @@ async def _serve(
     _link_sudo(f"{BUNDLE_BIN}/sudo")
     server = AsyncServer(app, handle, concurrency=CONCURRENCY, grace_s=0.0)
     await server.serve()
+    if sandbox.interpreter:
+        await _serve_inside(interpreter)
     commands = Commands(identities, report)
     await commands.run(sandbox.start_command, sandbox.ready_command)
     init_ms = round((time.monotonic() - started) * 1000, 3)
     report.send({"event": "ready", "init_ms": init_ms, "stops": False})
     await asyncio.get_running_loop().create_future()  # until killed
+
+
+async def _serve_inside(interpreter: Handler) -> None:
+    """Programs of the room, too, find the interpreter at its port. Without a token: whoever is in here can be root."""
+    with contextlib.suppress(OSError):  # it is no reason not to start
+        listener = socket.create_server(("0.0.0.0", int(INTERPRETER_PORT)), backlog=64)  # noqa: S104 - there is only lo
+        await AsyncServer(listener, interpreter, concurrency=64, grace_s=0.0).serve()
 
 
 async def _closed_port(exchange: Exchange) -> None:
