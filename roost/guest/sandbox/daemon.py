@@ -12,11 +12,11 @@ import traceback
 from collections.abc import Callable
 from typing import Protocol
 
-from roost.guest.async_server import AsyncServer, Disconnected, Exchange
+from roost.guest.async_server import AsyncHandler, AsyncServer, Disconnected, Exchange
 from roost.guest.config import StartConfig
 from roost.guest.environment import BUNDLE_BIN
 from roost.guest.faults import StartFailed
-from roost.guest.loading import reseed
+from roost.guest.loading import reseed_random
 from roost.guest.sandbox.commands import Commands
 from roost.guest.sandbox.envd import Envd
 from roost.guest.sandbox.files import Files
@@ -80,6 +80,20 @@ async def _serve(
         interpreter = make_interpreter(config, identities)
     if config.time_zone:
         identities.env.setdefault("TZ", config.time_zone)
+    sudo = SudoBroker(identities)
+    sudo.serve(SUDO_SOCKET)
+    _link_sudo(f"{BUNDLE_BIN}/sudo")
+    server = AsyncServer(app, handler(config, identities, interpreter), concurrency=CONCURRENCY, grace_s=0.0)
+    await server.serve()
+    commands = Commands(identities, report)
+    await commands.run(sandbox.start_command, sandbox.ready_command)
+    init_ms = round((time.monotonic() - started) * 1000, 3)
+    report.send({"event": "ready", "init_ms": init_ms, "stops": False})
+    await asyncio.get_running_loop().create_future()  # until killed
+
+
+def handler(config: StartConfig, identities: Identities, interpreter: Handler) -> AsyncHandler:
+    """What answers the requests of a sandbox."""
     envd = Envd(
         identities=identities,
         processes=ProcessService(identities, ProcessTable()),
@@ -89,9 +103,9 @@ async def _serve(
     )
 
     async def handle(exchange: Exchange) -> None:
-        handler = interpreter if exchange.head.get("x-roost-port") == INTERPRETER_PORT else envd
+        served = interpreter if exchange.head.get("x-roost-port") == INTERPRETER_PORT else envd
         try:
-            await handler(exchange)
+            await served(exchange)
         except Disconnected:
             raise
         except Exception:  # a mistake of the daemon: it is logged, and costs this request alone
@@ -99,16 +113,7 @@ async def _serve(
             if not exchange.framer.sent:
                 await refuse(exchange, 500, "the sandbox's daemon failed at this request: its log says more")
 
-    sudo = SudoBroker(identities)
-    sudo.serve(SUDO_SOCKET)
-    _link_sudo(f"{BUNDLE_BIN}/sudo")
-    server = AsyncServer(app, handle, concurrency=CONCURRENCY, grace_s=0.0)
-    await server.serve()
-    commands = Commands(identities, report)
-    await commands.run(sandbox.start_command, sandbox.ready_command)
-    init_ms = round((time.monotonic() - started) * 1000, 3)
-    report.send({"event": "ready", "init_ms": init_ms, "stops": False})
-    await asyncio.get_running_loop().create_future()  # until killed
+    return handle
 
 
 async def _closed_port(exchange: Exchange) -> None:
@@ -129,7 +134,7 @@ def _set_up_process(config: StartConfig) -> None:
             os.set_inheritable(int(fd), int(fd) < 3)
     os.chdir("/")
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    reseed(config.entropy)
+    reseed_random(config.entropy)
 
 
 def _link_sudo(program: str) -> None:
