@@ -1,4 +1,4 @@
-"""Sandboxes with E2B's own Python SDK: create and the first `run_code("1+1")`, warm `run_code`, contexts, memory, a burst.
+"""Sandboxes with E2B's own Python SDK: create -> first `run_code("1+1")`, warm `run_code`, contexts, memory, a burst.
 
 Beside it the same SDK against a server that does nothing: the difference is the server's share. And what else runs
 untrusted Python: a kernel of the Jupyter Kernel Gateway, SWE-ReX's local deployment, `bwrap … python3 -c`, and gVisor's

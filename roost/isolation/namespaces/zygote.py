@@ -104,6 +104,7 @@ def main() -> None:
     gc.disable()
     gc.collect()
     gc.freeze()
+    linux.use_huge_pages()
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):
         zygote.serve()
 
