@@ -94,16 +94,14 @@ async def _serve(
 
 def handler(config: StartConfig, identities: Identities, interpreter: Handler) -> AsyncHandler:
     """What answers the requests of a sandbox."""
-    envd = Envd(
-        identities=identities,
-        processes=ProcessService(identities, ProcessTable()),
-        filesystem=FilesystemService(identities, Watches()),
-        files=Files(identities),
-        metrics=Metrics(config.function.memory << 20),
-    )
+    metrics = Metrics(config.function.memory << 20)  # which counts from now on
+    envd: Envd | None = None  # made when it is wanted: a sandbox that only runs code does without
 
     async def handle(exchange: Exchange) -> None:
-        served = interpreter if exchange.head.get("x-roost-port") == INTERPRETER_PORT else envd
+        nonlocal envd
+        served = interpreter
+        if exchange.head.get("x-roost-port") != INTERPRETER_PORT:
+            served = envd = envd or _make_envd(identities, metrics)
         try:
             await served(exchange)
         except Disconnected:
@@ -114,6 +112,16 @@ def handler(config: StartConfig, identities: Identities, interpreter: Handler) -
                 await refuse(exchange, 500, "the sandbox's daemon failed at this request: its log says more")
 
     return handle
+
+
+def _make_envd(identities: Identities, metrics: Metrics) -> Envd:
+    return Envd(
+        identities=identities,
+        processes=ProcessService(identities, ProcessTable()),
+        filesystem=FilesystemService(identities, Watches()),
+        files=Files(identities),
+        metrics=metrics,
+    )
 
 
 async def _closed_port(exchange: Exchange) -> None:
