@@ -10,12 +10,12 @@ import sys
 
 from bench import _servers
 
-ALL = ("cold_start", "warm", "burst", "frozen", "fork_files", "tasks")
+ALL = ("cold_start", "warm", "burst", "frozen", "tasks", "fork_files", "sandboxes")
 
 
 def install_peers() -> None:
     """The environment of bench/requirements.txt; without it the peers' rows are left out."""
-    if (_servers.PEERS / "bin" / "ray").exists():
+    if (_servers.PEERS / "bin" / "swerex-remote").exists():
         return
     print(f"Installing what Roost is measured beside into {_servers.PEERS} (a few minutes)", flush=True)
     requirements = _servers.ROOT / "bench" / "requirements.txt"

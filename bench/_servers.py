@@ -153,8 +153,15 @@ class Roost:
 
 
 @contextlib.contextmanager
-def roost() -> Iterator[Roost]:
+def roost(*, packages: bool = False, packages_of: Path | None = None) -> Iterator[Roost]:
+    """`packages`: those of code contexts are there, taken from the data directory `packages_of` or else installed."""
     data_dir = Path(tempfile.mkdtemp(prefix="roost-bench-"))
+    if packages_of is not None:
+        (data_dir / "data").mkdir()
+        subprocess.run(["cp", "-al", packages_of / "packages", data_dir / "data"], check=True)
+    if packages:
+        command = [sys.executable, "-m", "roost.isolation.templates", "packages", "--data-dir", str(data_dir / "data")]
+        subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL, check=True)
     port = free_port()
     command = [sys.executable, "-m", "roost.server", "--port", str(port), "--data-dir", str(data_dir / "data")]
     process = spawn(command, cwd=ROOT, log=data_dir / "server.log")

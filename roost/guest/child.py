@@ -13,6 +13,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NoReturn
 
+from roost.guest.fork import fork
+
 #: Signals that the supervisor (or the zygote before it) may have changed, and user code expects untouched.
 _RESET = (signal.SIGCHLD, signal.SIGTERM, signal.SIGHUP)
 
@@ -48,7 +50,7 @@ def fork_worker(body: Callable[[socket.socket], None], *, keep: tuple[int, ...])
         out_r, out_w = _pipe(undo)
         err_r, err_w = _pipe(undo)
         gc.freeze()  # what exists now is shared with the child; its collector must not touch (and so copy) it
-        pid = os.fork()
+        pid = fork()
         if pid == 0:
             # The supervisor's objects stay referenced from the frames below this one: none is collected in the
             # child, where the number of its closed descriptor may be another's.

@@ -76,10 +76,16 @@ def prepare_path(code: str, user_base: str) -> None:
     sys.path[:] = added + [path for path in sys.path if path not in ("", *added)]
 
 
-def reseed(entropy: bytes) -> None:
-    """Give this process random numbers of its own: its memory began as a copy of another's."""
+def reseed_random(entropy: bytes) -> bytes:
+    """Give this process random numbers of its own: its memory began as a copy of another's. Returns the seed."""
     seed = entropy + os.urandom(32)
     random.seed(seed)
+    return seed
+
+
+def reseed(entropy: bytes) -> None:
+    """The same, and NumPy's too, where it is in memory."""
+    seed = reseed_random(entropy)
     numpy = sys.modules.get("numpy")
     if numpy is not None:
         numpy.random.seed([int.from_bytes(seed[i : i + 4], "little") for i in range(0, 32, 4)])

@@ -9,6 +9,7 @@ import sys
 import traceback
 from typing import NoReturn
 
+from roost.guest.rehearsal import rehearse
 from roost.guest.supervisor import Settings, Supervisor
 
 
@@ -24,6 +25,9 @@ def run(guest_fd: int, app_fd: int, settings: Settings | None = None) -> NoRetur
         traceback.print_exc()
         sys.stderr.flush()
     os._exit(code)
+
+
+__all__ = ["rehearse", "run"]
 
 
 def _main() -> NoReturn:

@@ -38,10 +38,13 @@ class Settings:
 class Supervisor:
     """Owns both listening sockets. `run` returns when the room is to end."""
 
-    def __init__(self, guest: socket.socket, app: socket.socket, settings: Settings) -> None:
+    def __init__(
+        self, guest: socket.socket, app: socket.socket, settings: Settings, *, fork: Callable[..., Forked] = fork_worker
+    ) -> None:
         self._guest = guest
         self._app = app
         self._settings = settings
+        self._fork = fork
         self._reactor = Reactor()
         self._outbox = Outbox(self._flush)
         self._channel: ControlChannel | None = None
@@ -72,7 +75,7 @@ class Supervisor:
         app = self._app
         # Without it, the start itself forks, and reports what prevents that.
         with contextlib.suppress(OSError):
-            self._ahead = fork_worker(lambda status: wait_and_run(app, status), keep=(app.fileno(),))
+            self._ahead = self._fork(lambda status: wait_and_run(app, status), keep=(app.fileno(),))
 
     def _on_child_signal(self, wakened: socket.socket) -> None:
         with contextlib.suppress(BlockingIOError):

@@ -12,11 +12,11 @@ import traceback
 from collections.abc import Callable
 from typing import Protocol
 
-from roost.guest.async_server import AsyncServer, Disconnected, Exchange
+from roost.guest.async_server import AsyncHandler, AsyncServer, Disconnected, Exchange
 from roost.guest.config import StartConfig
 from roost.guest.environment import BUNDLE_BIN
 from roost.guest.faults import StartFailed
-from roost.guest.loading import reseed
+from roost.guest.loading import reseed_random
 from roost.guest.sandbox.commands import Commands
 from roost.guest.sandbox.envd import Envd
 from roost.guest.sandbox.files import Files
@@ -80,29 +80,10 @@ async def _serve(
         interpreter = make_interpreter(config, identities)
     if config.time_zone:
         identities.env.setdefault("TZ", config.time_zone)
-    envd = Envd(
-        identities=identities,
-        processes=ProcessService(identities, ProcessTable()),
-        filesystem=FilesystemService(identities, Watches()),
-        files=Files(identities),
-        metrics=Metrics(config.function.memory << 20),
-    )
-
-    async def handle(exchange: Exchange) -> None:
-        handler = interpreter if exchange.head.get("x-roost-port") == INTERPRETER_PORT else envd
-        try:
-            await handler(exchange)
-        except Disconnected:
-            raise
-        except Exception:  # a mistake of the daemon: it is logged, and costs this request alone
-            traceback.print_exc()
-            if not exchange.framer.sent:
-                await refuse(exchange, 500, "the sandbox's daemon failed at this request: its log says more")
-
     sudo = SudoBroker(identities)
     sudo.serve(SUDO_SOCKET)
     _link_sudo(f"{BUNDLE_BIN}/sudo")
-    server = AsyncServer(app, handle, concurrency=CONCURRENCY, grace_s=0.0)
+    server = AsyncServer(app, handler(config, identities, interpreter), concurrency=CONCURRENCY, grace_s=0.0)
     await server.serve()
     if sandbox.interpreter:
         await _serve_inside(interpreter)
@@ -111,6 +92,38 @@ async def _serve(
     init_ms = round((time.monotonic() - started) * 1000, 3)
     report.send({"event": "ready", "init_ms": init_ms, "stops": False})
     await asyncio.get_running_loop().create_future()  # until killed
+
+
+def handler(config: StartConfig, identities: Identities, interpreter: Handler) -> AsyncHandler:
+    """What answers the requests of a sandbox."""
+    metrics = Metrics(config.function.memory << 20)  # which counts from now on
+    envd: Envd | None = None  # made when it is wanted: a sandbox that only runs code does without
+
+    async def handle(exchange: Exchange) -> None:
+        nonlocal envd
+        served = interpreter
+        if exchange.head.get("x-roost-port") != INTERPRETER_PORT:
+            served = envd = envd or _make_envd(identities, metrics)
+        try:
+            await served(exchange)
+        except Disconnected:
+            raise
+        except Exception:  # a mistake of the daemon: it is logged, and costs this request alone
+            traceback.print_exc()
+            if not exchange.framer.sent:
+                await refuse(exchange, 500, "the sandbox's daemon failed at this request: its log says more")
+
+    return handle
+
+
+def _make_envd(identities: Identities, metrics: Metrics) -> Envd:
+    return Envd(
+        identities=identities,
+        processes=ProcessService(identities, ProcessTable()),
+        filesystem=FilesystemService(identities, Watches()),
+        files=Files(identities),
+        metrics=metrics,
+    )
 
 
 async def _serve_inside(interpreter: Handler) -> None:
@@ -138,7 +151,7 @@ def _set_up_process(config: StartConfig) -> None:
             os.set_inheritable(int(fd), int(fd) < 3)
     os.chdir("/")
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    reseed(config.entropy)
+    reseed_random(config.entropy)
 
 
 def _link_sudo(program: str) -> None:

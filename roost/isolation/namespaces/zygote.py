@@ -92,17 +92,19 @@ def main() -> None:
         return
     setup = received[0]
     try:
+        guest = importlib.import_module(setup["guest"])
         for name in setup["preload"]:
             importlib.import_module(name)
-        guest = importlib.import_module(setup["guest"]).run
+        getattr(guest, "rehearse", lambda: None)()
     except Exception as error:
         wire.send(sock, {"error": f"{type(error).__name__}: {error}"})
         return
-    zygote = Zygote(sock, RoomPolicy.from_json(setup["policy"]), guest)
+    zygote = Zygote(sock, RoomPolicy.from_json(setup["policy"]), guest.run)
     wire.send(sock, {"ready": True})
     gc.disable()
     gc.collect()
     gc.freeze()
+    linux.use_huge_pages()
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):
         zygote.serve()
 

@@ -13,7 +13,7 @@ from roost.guest.async_server import Exchange
 from roost.guest.framing import Fields
 from roost.guest.sandbox.interpreter.kernel import Kernel, KernelEnded
 from roost.guest.sandbox.interpreter.languages import LANGUAGES, Language
-from roost.guest.sandbox.interpreter.processes import Launch, spawn
+from roost.guest.sandbox.interpreter.processes import Spawn
 from roost.guest.sandbox.interpreter.requests import Execute
 from roost.guest.sandbox.interpreter.sink import Sink
 
@@ -31,7 +31,7 @@ class CannotStart(Exception):
 class Context:
     """Variables that live from cell to cell. Cells run one after another, in the order in which they came."""
 
-    def __init__(self, launch: Launch, language: Language, cwd: str) -> None:
+    def __init__(self, spawn: Spawn, language: Language, cwd: str) -> None:
         raw = os.urandom(16).hex()
         self.id = "-".join((raw[:8], raw[8:12], raw[12:16], raw[16:20], raw[20:]))
         self.language = language.name
@@ -39,7 +39,7 @@ class Context:
         self._start_s = language.start_s
         self._encode = language.encode
         self._ends_apart = language.ends_apart
-        self._spawn = partial(spawn, launch, {"language": language.name, "cwd": cwd})
+        self._spawn = partial(spawn, {"language": language.name, "cwd": cwd})
         self._turn = asyncio.Lock()
         self._waiting: set[Sink] = set()
         self._kernel: Kernel | None = None
@@ -47,6 +47,11 @@ class Context:
         self._lost = ""  # why the variables of the cells before are gone, until that has been said
         self._closed = False
         self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def kernel(self) -> Kernel | None:
+        """Its process, if it has one."""
+        return self._kernel
 
     def begin(self) -> None:
         """Ask for a process, without waiting for it. Needs no event loop yet. Raises CannotStart."""
@@ -170,8 +175,8 @@ class Context:
 class Contexts:
     """All contexts, in the order in which they were made. Each language has one for those who name none."""
 
-    def __init__(self, launch: Launch, languages: tuple[str, ...], home: Callable[[], str]) -> None:
-        self._launch = launch
+    def __init__(self, spawn: Spawn, languages: tuple[str, ...], home: Callable[[], str]) -> None:
+        self._spawn = spawn
         self._languages = languages
         self._home = home
         self._all: dict[str, Context] = {}
@@ -214,6 +219,15 @@ class Contexts:
                 del self._defaults[language]
         context.close()
 
+    async def close(self) -> None:
+        """Remove all, and wait until their processes have ended."""
+        contexts = list(self._all.values())
+        kernels = [context.kernel for context in contexts if context.kernel is not None]
+        for context in contexts:
+            self.remove(context)
+        for kernel in kernels:
+            await kernel.ended()
+
     def describe(self) -> list[Mapping[str, str]]:
         return [describe(context) for context in self._all.values()]
 
@@ -225,7 +239,7 @@ class Contexts:
             raise CannotStart(f"there are {MAX_CONTEXTS} contexts, and no more can be; remove one first")
         home = self._home()
         place = os.path.join(home, cwd) if cwd else home
-        context = Context(self._launch, LANGUAGES[language], place)
+        context = Context(self._spawn, LANGUAGES[language], place)
         self._all[context.id] = context
         return context
 

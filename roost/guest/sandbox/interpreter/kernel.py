@@ -137,6 +137,13 @@ class Kernel:
             os.close(fd)
         self._outputs.clear()
 
+    async def ended(self) -> None:
+        """After `close`: wait until the process is reaped."""
+        loop = asyncio.get_running_loop()
+        while not self._has_ended:
+            self._waiter = loop.create_future()
+            await self._waiter
+
     # -- while a cell runs
 
     async def _send(self, data: bytes, sink: Sink) -> None:

@@ -23,7 +23,7 @@ SOCKET = 3  # the descriptor of a context's socket
 _OOM_SCORE = b"1000"  # where the room's memory ends, a context ends first, not the daemon
 _SIGNALS = (signal.SIGPIPE, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD, signal.SIGINT)
 #: In memory if the template's zygote imported it, and with it the libraries that contexts share.
-_PYTHON = "roost.guest.sandbox.interpreter.python.context"
+PYTHON = "roost.guest.sandbox.interpreter.python.context"
 _COLD = "roost.guest.sandbox.interpreter.python.cold"
 #: What of the libraries a user may have installed in another version.
 _SHARED = ("IPython", "numpy", "pandas", "matplotlib", "matplotlib_inline", "PIL", "traitlets", "orjson", "pydantic")
@@ -78,9 +78,9 @@ class Launcher:
                 if language.reads_input:
                     os.dup2(SOCKET, 0)
                 _execute(command_of(language), env)
-            if _PYTHON not in sys.modules or _has_own_libraries(env["PYTHONUSERBASE"]):
+            if PYTHON not in sys.modules or _has_own_libraries(env["PYTHONUSERBASE"]):
                 _execute([sys.executable, "-P", "-m", _COLD], env)
-            sys.modules[_PYTHON].run(socket.socket(fileno=SOCKET), env)
+            sys.modules[PYTHON].run(socket.socket(fileno=SOCKET), env)
             code = 0
         except Refused as error:
             report = frames.frame(frames.FAILED, json.dumps({"error": str(error)}).encode())

@@ -10,6 +10,8 @@ import signal
 from collections.abc import Callable, Mapping
 from typing import Any, NoReturn, Protocol
 
+from roost.guest.fork import fork
+
 Order = Mapping[str, Any]
 Descriptors = tuple[int, int, int]
 
@@ -66,12 +68,15 @@ class Child:
         self.on_end()
 
 
+Spawn = Callable[[Order, Descriptors], Child]
+
+
 def spawn(launch: Launch, order: Order, fds: Descriptors) -> Child:
     """Raises OSError when there can be no process."""
     # What is in memory now is shared with the context: no collection, on either side, shall touch (and so copy) it. And
     # what the daemon holds is never collected there, where the numbers of its descriptors are another's.
     gc.freeze()
-    pid = os.fork()
+    pid = fork()
     if pid == 0:
         launch(order, fds)
     try:

@@ -13,7 +13,9 @@ from roost.guest.http1 import BadMessage
 from roost.guest.sandbox.interpreter.contexts import CannotStart, Context, Contexts, describe
 from roost.guest.sandbox.interpreter.languages import installed
 from roost.guest.sandbox.interpreter.launch import Accounts, Launcher
-from roost.guest.sandbox.interpreter.requests import Invalid, normalize, parse_create, parse_execute
+from roost.guest.sandbox.interpreter.processes import Child, Descriptors, Launch, Order, spawn
+from roost.guest.sandbox.interpreter.requests import PYTHON, Invalid, normalize, parse_create, parse_execute
+from roost.guest.sandbox.interpreter.spare import Spare
 
 MAX_BODY = 16 << 20
 _MAX_BODIES = 128 << 20  # of all requests that wait for their turn
@@ -32,9 +34,19 @@ class Refusal(Exception):
 class Interpreter:
     """Serves requests of one sandbox. Needs no event loop when it is made."""
 
-    def __init__(self, config: StartConfig, identities: Accounts) -> None:
+    def __init__(
+        self,
+        config: StartConfig,
+        identities: Accounts,
+        *,
+        spare: Spare | None = None,
+        launch: Launch | None = None,
+    ) -> None:
+        """`spare` becomes the first context; `launch` is what the others' forks do, if not what contexts do."""
         self._accounts = identities
-        self._contexts = Contexts(Launcher(identities), installed(config.env.get("PATH", PATH)), self._home)
+        self._spare = spare
+        self._launch = launch or Launcher(identities)
+        self._contexts = Contexts(self._spawn, installed(config.env.get("PATH", PATH)), self._home)
         self._bodies = 0
         self._contexts.prepare()
 
@@ -55,6 +67,10 @@ class Interpreter:
                 await _reply_text(exchange, refusal.status, refusal.text, fields)
         except BadMessage as error:
             await _reply_text(exchange, error.status, str(error), fields)
+
+    async def close(self) -> None:
+        """End all contexts, and return when their processes are gone."""
+        await self._contexts.close()
 
     async def _answer(self, exchange: Exchange, fields: Fields) -> None:
         method = exchange.head.method
@@ -110,6 +126,13 @@ class Interpreter:
         if context is None:
             raise Refusal(404, f"Context {context_id} not found")
         return context
+
+    def _spawn(self, order: Order, fds: Descriptors) -> Child:
+        if self._spare is not None and order["language"] == PYTHON:
+            spare, self._spare = self._spare, None
+            if child := spare.take(self._accounts, order, fds):
+                return child
+        return spawn(self._launch, order, fds)
 
     def _home(self) -> str:
         """Where contexts are that name no place."""

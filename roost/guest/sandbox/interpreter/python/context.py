@@ -54,6 +54,21 @@ def _run_cell(channel: Channel, cell: Mapping[str, Any]) -> None:
     channel.send(frames.DONE, _next())
 
 
+def rehearse() -> None:
+    """Run a cell as `run` does, in the zygote: see `roost.guest.rehearsal`. Afterwards it is as if it had not run."""
+    main, handler = sys.modules["__main__"], signal.getsignal(signal.SIGINT)
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        SHELL.channel = channel = Channel(theirs)
+        sys.modules["__main__"] = SHELL.user_module
+        ours.sendall(frames.frame(frames.RUN, json.dumps({"code": "1+1", "env": {}}).encode()))
+        _run_cell(channel, channel.receive() or {})
+    SHELL.channel = None
+    SHELL.forget_cells()
+    sys.modules["__main__"] = main
+    signal.signal(signal.SIGINT, handler)
+
+
 def _reseed() -> None:
     """Random numbers of its own: `random`, `uuid` and `ssl` see to that after a fork themselves, NumPy does not.
 

@@ -145,6 +145,12 @@ class Shell(InteractiveShell):
             task.cancel()
             return self._loop.run_until_complete(task)
 
+    def forget_cells(self) -> None:
+        """As if none had run."""
+        self.reset(new_session=True)
+        self.execution_count = 1
+        self.forget_loop()
+
     def forget_loop(self) -> None:
         """A loop's descriptors must not be shared with a fork."""
         if self._loop is not None:

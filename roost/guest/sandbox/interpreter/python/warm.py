@@ -73,6 +73,7 @@ def warm() -> Shell:
                 os.environ[name] = value
         sys.modules["__main__"] = main
         sys.displayhook = hook
+    _forget_fonts()
     gc.collect()
     return shell
 
@@ -88,6 +89,14 @@ def _adapt_libraries(shell: Shell) -> None:
         inline.configure_inline_support(shell, backend)
     if "PIL.ImageShow" in sys.modules:
         _adapt_pictures()
+
+
+def _forget_fonts() -> None:
+    """An open font is of no use in a fork: matplotlib closes it there, which would cost each of them memory."""
+    fonts = sys.modules.get("matplotlib.font_manager")
+    cached: Any = getattr(fonts, "_get_font", None)
+    if hasattr(cached, "cache_clear"):
+        cached.cache_clear()
 
 
 def _adapt_pictures() -> None:
@@ -114,9 +123,7 @@ def _use(shell: Shell) -> None:
                 shell.run_cell(cell, store_history=True)
         finally:
             sys.stdout, sys.stderr = streams
-    shell.reset(new_session=True)
-    shell.execution_count = 1
-    shell.forget_loop()
+    shell.forget_cells()
 
 
 SHELL = warm()
