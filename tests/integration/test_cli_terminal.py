@@ -34,8 +34,7 @@ def test_ctrl_c_cancels_the_answer_and_ctrl_d_ends(server: FakeRoost) -> None:
         terminal.expect("(stopped)")
         assert server.chat_left.wait(30), "the request went on"
         terminal.expect("> ")
-        terminal.type("\x03")  # at the prompt: a new line, not the end
-        terminal.expect("> ")
+        terminal.interrupt_prompt("> ")  # a new line, not the end
         terminal.type("again\n")
         terminal.expect("Let me think")
         terminal.expect("> ")

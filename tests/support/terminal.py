@@ -50,10 +50,25 @@ class Terminal:
 
     def expect(self, text: str) -> None:
         """Read on until `text` has come; what came before it is forgotten."""
+        assert self._comes(text, 30), f"no {text!r} in {self.seen!r}"
+
+    def interrupt_prompt(self, text: str) -> None:
+        """Ctrl-C at a prompt, until `text` has come. One that meets Python's `input` between its prompt and its read is
+        noticed with the next key only."""
+        for _ in range(30):
+            self.type("\x03")
+            if self._comes(text, 1):
+                return
+        raise AssertionError(f"no {text!r} in {self.seen!r}")
+
+    def _comes(self, text: str, pause_s: float) -> bool:
+        """Whether `text` comes, with no pause longer than that before it."""
         while text not in self.seen:
-            assert select.select([self._master], [], [], 30)[0], f"no {text!r} in {self.seen!r}"
+            if not select.select([self._master], [], [], pause_s)[0]:
+                return False
             self.seen += os.read(self._master, 4096).decode(errors="replace")
         self.seen = self.seen.partition(text)[2]
+        return True
 
     def close(self) -> None:
         self.process.kill()
