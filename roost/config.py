@@ -2,7 +2,7 @@
 
 Order, later wins: defaults, the TOML file, the command line. The model's address and key also come from the
 environment (`OPENAI_BASE_URL`, `OPENAI_API_KEY`, `OPENAI_MODEL`), as every OpenAI client reads them, and the trace
-collector from `OTEL_EXPORTER_OTLP_ENDPOINT`.
+collector from `OTEL_EXPORTER_OTLP_ENDPOINT`; the database from `ROOST_DATABASE`, since a command line is no secret.
 """
 
 from __future__ import annotations
@@ -52,6 +52,7 @@ class Config:
     host: str = "127.0.0.1"
     port: int = 8700
     data_dir: Path = Path()
+    database: str = field(default="", repr=False)  # URL of a PostgreSQL database; empty: SQLite in data_dir
     region: str = "local"
     account: str = "default"  # owns everything where no keys are configured
     keys: Mapping[str, str] = field(default_factory=dict, repr=False)  # access key id -> secret
@@ -112,6 +113,7 @@ def load(
             name=env.get("OPENAI_MODEL", ""),
         ),
         otlp_endpoint=env.get("OTEL_EXPORTER_OTLP_ENDPOINT", ""),
+        database=env.get("ROOST_DATABASE", ""),
     )
     if file is not None:
         config = _merge(config, _read(file), where=str(file))
@@ -193,6 +195,8 @@ def validate(config: Config) -> Config:
             f"Roost refuses to listen on {config.host} without keys: anyone could run code here. "
             "Add [keys] to the configuration, or use --host 127.0.0.1."
         )
+    if config.database and not config.database.startswith(("postgresql://", "postgres://")):
+        raise ConfigError("'database' is a PostgreSQL URL, as in postgresql://user:password@host:5432/name.")
     if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", config.account):
         raise ConfigError("'account' has 1 to 64 letters, digits, '_' or '-'.")
     for name in _AT_LEAST_1:

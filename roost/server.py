@@ -110,7 +110,7 @@ class Server:
         self.config = config
         self.keys = Keys.of(config.keys, config.account)
         # What is stored.
-        self.store = Store(data / "roost.db")
+        self.store = Store(data / "roost.db", config.database)
         self.packages = PackageStore(data / "code")
         self.catalog = FunctionCatalog(
             self.store, self.packages, keys=self.keys, region=config.region, admit=self._admit
@@ -498,6 +498,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--host", help="address to listen on (default 127.0.0.1)")
     parser.add_argument("--port", type=_whole_number, help="port to listen on (default 8700; 0: a free one)")
     parser.add_argument("--data-dir", type=Path, help="where everything is kept (default ~/.local/share/roost)")
+    parser.add_argument("--database", metavar="URL", help="PostgreSQL instead of SQLite (postgresql://user@host/name)")
     parser.add_argument("--config", type=Path, help="TOML file with settings")
     return parser.parse_args(arguments)
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-import sqlite3
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from roost.store.database import Database
+from roost.store.database import Connection, Database
+from roost.store.sql import upsert
+
+_PUT = upsert("triggers", "account, function, name", "id, type, qualifier, description, config, created, modified")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,11 +32,9 @@ class Triggers:
         self._database = database
 
     async def put(self, record: TriggerRecord) -> None:
-        def work(connection: sqlite3.Connection) -> None:
+        def work(connection: Connection) -> None:
             connection.execute(
-                "INSERT OR REPLACE INTO triggers"
-                " (account, function, name, id, type, qualifier, description, config, created, modified)"
-                " VALUES (?,?,?,?,?,?,?,?,?,?)",
+                _PUT,
                 (
                     record.account,
                     record.function,
@@ -52,14 +52,14 @@ class Triggers:
         await self._database.run(work)
 
     async def delete(self, account: str, function: str, name: str) -> None:
-        def work(connection: sqlite3.Connection) -> None:
+        def work(connection: Connection) -> None:
             key = (account, function, name)
             connection.execute("DELETE FROM triggers WHERE account=? AND function=? AND name=?", key)
 
         await self._database.run(work)
 
     async def list_all(self) -> list[TriggerRecord]:
-        def work(connection: sqlite3.Connection) -> list[TriggerRecord]:
+        def work(connection: Connection) -> list[TriggerRecord]:
             rows = connection.execute(
                 "SELECT account, function, name, id, type, qualifier, description, config, created, modified"
                 " FROM triggers ORDER BY account, function, name"

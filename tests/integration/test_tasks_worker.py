@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,12 +17,14 @@ from roost.functions.tasks.tasks import AsyncTasks
 from roost.model.errors import AccessDenied, NotFound, StorageFull, Throttled
 from roost.model.function import FunctionSpec
 from roost.model.task import FINISHED, Task, TaskState, Verdict
+from roost.store.database import Item
 from roost.store.functions import FunctionRecord
 from roost.store.provision import QualifierKind, QualifierRecord
 from roost.store.store import Store
 from roost.store.tasks import TaskFilter, Tasks
 from tests.support.gateway_world import spec
 from tests.support.scripted_runner import ScriptedRunner
+from tests.support.stores import Place
 
 
 class FewFunctions:
@@ -87,13 +88,13 @@ Start = Callable[..., Any]
 
 
 @pytest.fixture
-async def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Start]:
+async def start(place: Place, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Start]:
     """Opens a world on the same store as the one before, which must have been closed."""
     monkeypatch.setattr(endings, "_PAUSE_S", 0.05)
     opened: list[World] = []
 
     async def start(*, run: bool = True, **limits: int) -> World:
-        store = Store(tmp_path / "roost.db")
+        store = place.store()
         await store.open()
         for name in ("f", "g"):
             await store.functions.put(FunctionRecord(account="a", name=name, id=name, config={}, created=1, modified=1))
@@ -266,14 +267,14 @@ async def test_a_full_disk_refuses_new_tasks_and_keeps_the_outcome_of_those_that
     await world.submit("block", "t")
     await world.until("t", TaskState.RUNNING)
     await world.submit("ok", "later", x_fc_async_delay="1")
-    run = world.store._database.run
+    submit = world.store._database._submit
 
-    async def full(work: Any, *, synced: bool = True, **how: bool) -> Any:
-        if synced:
+    async def full(item: Item) -> Any:
+        if item.synced:
             raise StorageFull("No room left.")
-        return await run(work, synced=False, **how)
+        return await submit(item)
 
-    monkeypatch.setattr(world.store._database, "run", full)
+    monkeypatch.setattr(world.store._database, "_submit", full)
     with pytest.raises(StorageFull):
         await world.submit("ok", "refused")
     world.runner.release.set()
