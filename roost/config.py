@@ -195,8 +195,6 @@ def validate(config: Config) -> Config:
             f"Roost refuses to listen on {config.host} without keys: anyone could run code here. "
             "Add [keys] to the configuration, or use --host 127.0.0.1."
         )
-    if config.database and not config.database.startswith(("postgresql://", "postgres://")):
-        raise ConfigError("'database' is a PostgreSQL URL, as in postgresql://user:password@host:5432/name.")
     if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", config.account):
         raise ConfigError("'account' has 1 to 64 letters, digits, '_' or '-'.")
     for name in _AT_LEAST_1:
@@ -209,13 +207,19 @@ def validate(config: Config) -> Config:
             raise ConfigError(f"'{name}' must be between 64 and {1 << 24}.")
     if not 0.01 <= config.sandbox_cpu <= 1024:
         raise ConfigError("'sandbox_cpu' must be between 0.01 and 1024.")
-    if config.sandbox_domain and not _DOMAIN.fullmatch(config.sandbox_domain):
-        raise ConfigError("'sandbox_domain' is a host name, in lower case, with a port if it is not 80 or 443.")
     for name in ("start_timeout", "stop_grace", "queue_timeout", "orphan_grace"):
         if not 0 < getattr(config, name) <= 3600:
             raise ConfigError(f"'{name}' must be more than 0 and at most 3600 seconds.")
+    _check_addresses(config)
     _check_retention(config)
     return replace(config, data_dir=config.data_dir.absolute())
+
+
+def _check_addresses(config: Config) -> None:
+    if config.database and not config.database.startswith(("postgresql://", "postgres://")):
+        raise ConfigError("'database' is a PostgreSQL URL, as in postgresql://user:password@host:5432/name.")
+    if config.sandbox_domain and not _DOMAIN.fullmatch(config.sandbox_domain):
+        raise ConfigError("'sandbox_domain' is a host name, in lower case, with a port if it is not 80 or 443.")
 
 
 def _check_retention(config: Config) -> None:
