@@ -121,7 +121,7 @@ class Server:
         self.metrics = Metrics(gauges=self._gauges, drops=self._drops, tasks=self._task_gauges)
         self.output = Output(self.logs)
         self.tracing = Tracing(config.otlp_endpoint) if config.otlp_endpoint else None
-        sinks: list[Sink] = [self.meter, self.metrics, self.output]
+        sinks: list[Sink] = [self.meter, self.metrics, self.output, self.logs]
         if self.tracing is not None:
             sinks.append(self.tracing)
         self.saver = UsageSaver(self.meter, lambda snapshot: self.store.settings.put("usage", snapshot))
