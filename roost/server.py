@@ -89,7 +89,7 @@ from roost.store.store import Store
 from roost.telemetry.logs import FunctionLogs
 from roost.telemetry.metering import Meter
 from roost.telemetry.metrics import Drops, FunctionGauges, Metrics, TaskGauges
-from roost.telemetry.observer import Observer, Sink
+from roost.telemetry.observer import Observer
 from roost.telemetry.output import Output
 from roost.telemetry.tracing import Tracing
 from roost.telemetry.usage_saver import UsageSaver
@@ -121,9 +121,6 @@ class Server:
         self.metrics = Metrics(gauges=self._gauges, drops=self._drops, tasks=self._task_gauges)
         self.output = Output(self.logs)
         self.tracing = Tracing(config.otlp_endpoint) if config.otlp_endpoint else None
-        sinks: list[Sink] = [self.meter, self.metrics, self.output, self.logs]
-        if self.tracing is not None:
-            sinks.append(self.tracing)
         self.saver = UsageSaver(self.meter, lambda snapshot: self.store.settings.put("usage", snapshot))
         # What runs.
         self.clock = SteadyClock()
@@ -147,7 +144,7 @@ class Server:
             time_zone=os.environ.get("TZ", "UTC"),
         )
         self.book = SessionBook(self.store.sessions, clock=self.clock, ended=self._session_ended)
-        self.observer = Observer(sinks)
+        self.observer = self._observer()
         self.background = Background()
         around = Surroundings(
             driver=self.driver,
@@ -298,6 +295,15 @@ class Server:
         )
         self.sandbox_domain = config.sandbox_domain
         self.control = Starlette(routes=[*console_routes(console), *fc, *mcp, *e2b])
+
+    def _observer(self) -> Observer:
+        seen = [self.meter.invocation, self.metrics.invocation, self.output.invocation, self.logs.invocation]
+        if self.tracing is not None:
+            seen.append(self.tracing.invocation)
+        return Observer(
+            invocations=seen,
+            transitions=[self.meter.transition, self.metrics.transition, self.output.transition],
+        )
 
     def _workshop(self, around: Surroundings, assembly: SandboxAssembly, registry: TemplateRegistry) -> Workshop:
         """What builds templates."""

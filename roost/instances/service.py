@@ -15,7 +15,7 @@ from roost.model.errors import Conflict
 from roost.model.function import FunctionSpec
 from roost.model.instance import State
 from roost.model.session import Session, SessionState
-from roost.model.usage import InvocationRecord, TransitionRecord
+from roost.model.usage import TransitionRecord
 
 #: Ended instances that are remembered for listings.
 REMEMBERED = 1000
@@ -138,15 +138,12 @@ class InstanceView:
 
 
 class InstanceHistory:
-    """Instances that live, and those that ended recently. A sink of the observer."""
+    """Instances that live, and those that ended recently. A sink of transitions."""
 
     def __init__(self, roster: Roster) -> None:
         self._roster = roster
         self._ended: deque[tuple[str, str, InstanceView]] = deque(maxlen=REMEMBERED)
         self._born: dict[str, float] = {}
-
-    def invocation(self, record: InvocationRecord) -> None:
-        """Not of interest here."""
 
     def transition(self, record: TransitionRecord) -> None:
         """Remember instances that end."""
