@@ -143,7 +143,9 @@ class Server:
             region=config.region,
             time_zone=os.environ.get("TZ", "UTC"),
         )
-        self.book = SessionBook(self.store.sessions, clock=self.clock, ended=self._session_ended)
+        self.book = SessionBook(
+            self.store.sessions, clock=self.clock, ended=self._session_ended, idle=self._session_idle
+        )
         self.observer = self._observer()
         self.background = Background()
         around = Surroundings(
@@ -452,6 +454,9 @@ class Server:
     async def _session_ended(self, session: Session) -> None:
         await self.pauses.ended(session)
         await self.assembly.forget(session, deleted=not self.book.remembers(session))
+
+    async def _session_idle(self, session: Session) -> None:
+        await self.pauses.idle(session)
 
     def _admit(self, spec: FunctionSpec) -> None:
         """Refuse, at deployment, what this machine can't run."""

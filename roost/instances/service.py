@@ -116,13 +116,15 @@ class SessionService:
         await self._book.end(self._book.get(account, function, session_id), forget=True)
 
     async def pause(self, account: str, function: str, session_id: str, *, files_only: bool) -> tuple[Session, bool]:
-        """The paused session, and whether its memory was kept: no driver of this release can."""
-        session = self._book.get(account, function, session_id)
-        return await self._pauses.pause(session), False
+        """The paused session, and whether memory was kept too. Raises NotFound, Conflict unless it is Active."""
+        session = await self._pauses.pause(self._book.get(account, function, session_id), memory=not files_only)
+        return session, self._pauses.in_memory(session)
 
-    async def resume(self, account: str, function: str, session_id: str) -> Session:
-        """Raises NotFound, Conflict unless it is Paused."""
-        return await self._pauses.resume(self._book.get(account, function, session_id))
+    async def resume(self, account: str, function: str, session_id: str) -> tuple[Session, bool]:
+        """The session, and whether its memory is there. Raises NotFound, Conflict unless it is Paused."""
+        session = self._book.get(account, function, session_id)
+        in_memory = self._pauses.in_memory(session)
+        return await self._pauses.resume(session), in_memory
 
 
 @dataclass(frozen=True, kw_only=True)
