@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from roost.functions.tasks.destinations import MAX_EVENT
 from roost.functions.tasks.service import Retention
 from roost.functions.tasks.tasks import AsyncTasks
 from roost.model.errors import AccessDenied, NotFound, StorageFull, Throttled
-from roost.model.function import FunctionSpec
+from roost.model.function import Affinity, FunctionSpec, SessionPolicy
 from roost.model.task import FINISHED, Task, TaskState, Verdict
 from roost.store.functions import FunctionRecord
 from roost.store.provision import QualifierKind, QualifierRecord
@@ -56,21 +57,39 @@ class FewFunctions:
         return lambda: None
 
 
+class Receiver:
+    """A destination: what came, and what it says to the next ones."""
+
+    def __init__(self) -> None:
+        self.got: list[tuple[str, str, dict[str, Any]]] = []
+        self.errors: list[Exception] = []
+
+    async def publish(self, destination: str, event_id: str, body: bytes) -> None:
+        self.got.append((destination, event_id, json.loads(body)))
+        if self.errors:
+            raise self.errors.pop(0)
+
+
 class World:
-    def __init__(self, store: Store, limits: BacklogLimits) -> None:
+    def __init__(self, store: Store, limits: BacklogLimits, clock: Callable[[], float] = time.time) -> None:
         self.store = store
+        self.requests = 0  # of each session
+        self.publisher = Receiver()
         self.catalog = FewFunctions()
         self.runner = ScriptedRunner()
         self.ended: list[str] = []
         self.tasks = AsyncTasks(
-            store=store.tasks, catalog=self.catalog, limits=limits, retention=Retention(), clock=time.time,  # type: ignore[arg-type]
-            ended=lambda task: self.ended.append(task.id),
+            store=store, catalog=self.catalog, limits=limits, retention=Retention(), clock=clock,  # type: ignore[arg-type]
+            publishers={"https": self.publisher}, ended=lambda task: self.ended.append(task.id),
+            requests=lambda lane: self.requests,
         )  # fmt: skip
 
-    async def submit(self, payload: str, id: str, *, function: str = "f", **headers: str) -> None:
+    async def submit(self, payload: str, id: str, *, function: str = "f", session: str = "", **headers: str) -> None:
         sent = {"x-fc-async-task-id": id, **{name.replace("_", "-"): value for name, value in headers.items()}}
+        sessions = SessionPolicy(affinity=Affinity.HEADER_FIELD if session else Affinity.NONE)
         await self.tasks.queue.submit(
-            spec(function, account="a"), qualifier="LATEST", request_id=f"r-{id}", session_id="",
+            spec(function, account="a", sessions=sessions), qualifier="LATEST", request_id=f"r-{id}",
+            session_id=session,
             payload=payload.encode(), headers=sent,
         )  # fmt: skip
 
@@ -84,6 +103,11 @@ class World:
 
 
 Start = Callable[..., Any]
+Over = Callable[[str], Awaitable[None]]
+
+
+async def at_once(instance_id: str) -> None:
+    """Nothing runs there any more."""
 
 
 @pytest.fixture
@@ -92,13 +116,16 @@ async def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterato
     monkeypatch.setattr(endings, "_PAUSE_S", 0.05)
     opened: list[World] = []
 
-    async def start(*, run: bool = True, **limits: int) -> World:
+    async def start(
+        *, run: bool = True, clock: Callable[[], float] = time.time, over: Over = at_once, **limits: int
+    ) -> World:
         store = Store(tmp_path / "roost.db")
         await store.open()
         for name in ("f", "g"):
             await store.functions.put(FunctionRecord(account="a", name=name, id=name, config={}, created=1, modified=1))
-        opened.append(World(store, BacklogLimits(**limits)))
-        await opened[-1].tasks.open()
+        opened.append(World(store, BacklogLimits(**limits), clock))
+        await opened[-1].tasks.interrupted()
+        await opened[-1].tasks.open(over)
         if run:
             opened[-1].tasks.start(opened[-1].runner)
         return opened[-1]

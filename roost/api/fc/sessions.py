@@ -18,6 +18,7 @@ from roost.api.fc.render import iso
 from roost.functions.affinity import IdleTimeout, Ttl
 from roost.functions.catalog import FunctionCatalog
 from roost.functions.definition import NasConfig, OssMountConfig, Shape
+from roost.functions.tasks.service import TaskService
 from roost.functions.volumes import check_apart, volume_mounts
 from roost.model.errors import InvalidArgument
 from roost.model.function import LATEST, Affinity, FunctionSpec
@@ -61,9 +62,10 @@ class _CreateSession(_UpdateSession):
 
 
 class Sessions:
-    def __init__(self, catalog: FunctionCatalog, sessions: SessionManager) -> None:
+    def __init__(self, catalog: FunctionCatalog, sessions: SessionManager, tasks: TaskService) -> None:
         self._catalog = catalog
         self._sessions = sessions
+        self._tasks = tasks
 
     def routes(self, endpoints: Endpoints) -> list[Route]:
         path = "/functions/{name}/sessions"
@@ -101,7 +103,12 @@ class Sessions:
         return session_json(session)
 
     async def _get(self, call: Call) -> Answer:
-        return session_json(await self._sessions.get(*self._key(call)))
+        """With what it is busy with."""
+        session = await self._sessions.get(*self._key(call))
+        body = session_json(session)
+        work = await self._tasks.work_of(*session.key)
+        about = {"busy": work.busy, "tasks": work.tasks, "requests": work.requests}
+        return {**body, "roost": {**body.get("roost", {}), **about}}
 
     async def _list(self, call: Call) -> Answer:
         self._catalog.get(call.account, call.params["name"])
