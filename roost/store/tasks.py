@@ -117,9 +117,22 @@ class Tasks:
 
         return await self._database.run(work, synced=False)
 
-    async def of_session(self, lane: Lane, *, now: float) -> list[Task]:
-        """Those that run, and those that could."""
-        return await self._database.run(lambda connection: _at_work(connection, lane, now), synced=False)
+    async def at_work(self, account: str, function: str, *, now: float) -> dict[str, int]:
+        """How many tasks each of a function's sessions has that run or could."""
+
+        def work(connection: sqlite3.Connection) -> dict[str, int]:
+            found: dict[str, int] = {}
+            for which, values in ((f"{PENDING} AND ready <= ?", (now,)), (HELD, ())):
+                rows = connection.execute(
+                    "SELECT session, count(*) FROM tasks"  # noqa: S608
+                    f" WHERE account=? AND function=? AND session <> '' AND {which} GROUP BY session",
+                    (account, function, *values),
+                )
+                for session, count in rows:
+                    found[session] = found.get(session, 0) + count
+            return found
+
+        return await self._database.run(work, synced=False)
 
     async def due(self, lanes: Sequence[Lane], *, limit: int) -> list[list[Task]]:
         """The first tasks of each lane, in the order in which they are due, now or later."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Annotated, Any
 
@@ -103,12 +103,8 @@ class Sessions:
         return session_json(session)
 
     async def _get(self, call: Call) -> Answer:
-        """With what it is busy with."""
         session = await self._sessions.get(*self._key(call))
-        body = session_json(session)
-        work = await self._tasks.work_of(*session.key)
-        about = {"busy": work.busy, "tasks": work.tasks, "requests": work.requests}
-        return {**body, "roost": {**body.get("roost", {}), **about}}
+        return (await self._with_work(call, [session]))[0]
 
     async def _list(self, call: Call) -> Answer:
         self._catalog.get(call.account, call.params["name"])
@@ -121,7 +117,18 @@ class Sessions:
             limit=limit_of(call.query),
             next_token=call.query.get("nextToken", ""),
         )
-        return with_token({"sessions": [session_json(session) for session in sessions]}, token)
+        return with_token({"sessions": await self._with_work(call, sessions)}, token)
+
+    async def _with_work(self, call: Call, sessions: Sequence[Session]) -> list[dict[str, Any]]:
+        """As JSON, with what they are busy with now."""
+        ids = [session.id for session in sessions]
+        works = await self._tasks.work_of(call.account, call.params["name"], ids)
+        bodies = []
+        for session, work in zip(sessions, works, strict=True):
+            body = session_json(session)
+            about = {"busy": work.busy, "tasks": work.tasks, "requests": work.requests}
+            bodies.append({**body, "roost": {**body.get("roost", {}), **about}})
+        return bodies
 
     async def _update(self, call: Call) -> Answer:
         given = call.parse(_UpdateSession)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from roost.functions.tasks.backlog import Backlog
@@ -106,11 +106,13 @@ class TaskService:
         """What it reported last."""
         return await self._outputs.progress((account, function, task_id))
 
-    async def work_of(self, account: str, function: str, session: str) -> SessionWork:
-        """What a session is busy with."""
-        lane = (account, function, session)
-        tasks = await self._store.of_session(lane, now=self._clock())
-        return SessionWork(tasks=len(tasks), requests=self._requests(lane))
+    async def work_of(self, account: str, function: str, sessions: Collection[str]) -> list[SessionWork]:
+        """What each of these sessions is busy with."""
+        tasks = await self._store.at_work(account, function, now=self._clock()) if sessions else {}
+        return [
+            SessionWork(tasks=tasks.get(session, 0), requests=self._requests((account, function, session)))
+            for session in sessions
+        ]
 
     def watch(self, account: str, function: str, task_id: str, place: Place) -> AsyncGenerator[Moment | None, None]:
         """What happens to a task, from `place` on to its end; None now and then, while nothing does.
