@@ -85,6 +85,14 @@ class TaskOutbox:
 
         await self._database.run(work)
 
+    async def not_later_than(self, latest: float, *, now: float) -> None:
+        """Have what waits for a time after `latest` wait no more: the machine's clock was ahead when that was set."""
+
+        def work(connection: sqlite3.Connection) -> None:
+            connection.execute("UPDATE task_outbox SET due=? WHERE due > ?", (now, latest))
+
+        await self._database.run(work, synced=False, single=True)
+
     async def waiting(self) -> int:
         """How many there are."""
 

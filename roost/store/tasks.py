@@ -238,6 +238,18 @@ class Tasks:
 
         return await self._database.run(work, synced=False)
 
+    async def not_later_than(self, latest: float, *, now: float) -> int:
+        """Have what waits for a time after `latest` wait no more: the machine's clock was ahead when that was set. How
+        many there were."""
+
+        def work(connection: sqlite3.Connection) -> int:
+            return connection.execute(
+                f"UPDATE tasks SET due=?, ready=CASE WHEN ready > ? THEN ? ELSE ready END WHERE {PENDING} AND due > ?",  # noqa: S608
+                (now, now, now, latest),
+            ).rowcount
+
+        return await self._database.run(work, single=True)
+
     async def waiting(self) -> list[Waiting]:
         """Every lane with tasks that wait for a worker."""
 

@@ -7,6 +7,7 @@ or for a day; then the task's record says what became of it.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random
 from collections.abc import Callable, Mapping
@@ -65,6 +66,8 @@ class Outbox:
         await self._background.close()
 
     async def _run(self) -> None:
+        with contextlib.suppress(RoostError):
+            await self._store.not_later_than((now := self._clock()) + _LONGEST_S, now=now)
         while True:
             self._woken.clear()
             wait = _LOOK_S

@@ -22,7 +22,7 @@ from roost.functions.tasks.tapes import Tapes
 from roost.functions.tasks.worker import TaskWorker
 from roost.instances.background import Background
 from roost.model.errors import NotFound
-from roost.model.task import Task, TaskState
+from roost.model.task import MAX_DELAY_S, Task, TaskState
 from roost.store.store import Store
 from roost.store.tasks import Lane
 
@@ -119,6 +119,9 @@ class AsyncTasks:
 
         `over(instance id)` returns when nothing that the former server began there runs any more.
         """
+        now = self._clock()
+        if late := await self._store.not_later_than(now + MAX_DELAY_S, now=now):
+            log.warning("the machine's clock was set back: %d tasks that waited for a later time run now", late)
         self._backlog.restore(await self._store.waiting())
         self._catalog.subscribe(self._changed)
         if self._held:
