@@ -37,7 +37,7 @@ def tasks(
         str | None, typer.Option("--status", help="Only tasks with this status; `retry` without ids: all of them.")
     ] = None,
     prefix: Annotated[str, typer.Option("--prefix", help="Only tasks whose id begins so.")] = "",
-    session: Annotated[str, typer.Option("--session", "-s", help="Only tasks of this session.")] = "",
+    session: Annotated[str, typer.Option("--session", help="Only tasks of this session.")] = "",
     qualifier: Qualifier = None,
     limit: Annotated[int, typer.Option("--limit", min=1, max=10000, help="How many of the latest.")] = 20,
     as_json: AsJson = False,

@@ -294,9 +294,9 @@ def test_addresses_are_checked_and_their_passwords_not_shown(server: Server) -> 
             assert (refused.status_code, why in refused.json()["Message"]) == (400, True), (url, refused.text)
 
 
-@pytest.mark.parametrize("point", ["outbox.due:after", "outbox.done:before"])
-def test_a_crash_on_the_way_loses_no_event(tmp_path: Path, hook: Hook, point: str) -> None:
-    server = CrashingServer(tmp_path / "data", point, 3)
+def test_a_crash_on_the_way_loses_no_event(tmp_path: Path, hook: Hook) -> None:
+    """It comes after an event was delivered, and before that was written down."""
+    server = CrashingServer(tmp_path / "data", "outbox.done:before", 3)
     server.start()
     accepted: list[str] = []
     again = Server(server.data_dir)
@@ -314,6 +314,7 @@ def test_a_crash_on_the_way_loses_no_event(tmp_path: Path, hook: Hook, point: st
             assert settled(again, "source", id)["destinationStatus"] == "Succeeded"
             assert len({headers["webhook-id"] for headers, _ in hook.of(id)}) == 1, "each event has one id"
         assert len(accepted) >= 2
+        assert len(hook.came) > len({headers["webhook-id"] for headers, _ in hook.came}), "one came twice"
         assert again.stop() == 0
     finally:
         server.kill()
