@@ -34,8 +34,10 @@ from roost.config import Config, load
 from roost.functions.catalog import FunctionCatalog
 from roost.functions.packages import PackageStore
 from roost.functions.tasks.backlog import BacklogLimits
+from roost.functions.tasks.ports import Publisher
 from roost.functions.tasks.service import Retention
 from roost.functions.tasks.tasks import AsyncTasks
+from roost.functions.tasks.webhooks import WebhookPublisher
 from roost.gateway.gatekeeper import Gatekeeper
 from roost.gateway.invoke import InvokeLimits
 from roost.gateway.server import Gateway
@@ -213,8 +215,9 @@ class Server:
         self.sandbox_care = SandboxCare(self.lives)
         self.adoption = Adoption(specs=self.catalog, book=self.book, roster=self.roster, sandboxes=self.sandbox_care)
         self.history = InstanceHistory(self.roster)
+        publishers = self._publishers()
         self.tasks = AsyncTasks(
-            store=self.store.tasks,
+            store=self.store,
             catalog=self.catalog,
             limits=BacklogLimits(
                 queued=config.max_queued_tasks,
@@ -223,6 +226,9 @@ class Server:
             ),
             retention=Retention(count=config.keep_tasks, days=config.keep_tasks_days),
             clock=self.clock,
+            publishers=publishers,
+            requests=self.book.in_use,
+            output_bytes=config.task_output_kb << 10,
             ended=lambda task: self.metrics.task_ended(task.account, task.function, task.state.value),
         )
         # What is reached.
@@ -261,7 +267,9 @@ class Server:
             sessions=SessionService(self.book, self.pauses),
             instances=self.history,
             tasks=self.tasks.service,
+            destinations=publishers,
             link_secret=secrets.token_bytes(32),
+            clock=self.clock,
         )
         terms = Terms(
             timeout_s=config.sandbox_timeout,
@@ -306,6 +314,11 @@ class Server:
             invocations=seen,
             transitions=[self.meter.transition, self.metrics.transition, self.output.transition],
         )
+
+    def _publishers(self) -> dict[str, Publisher]:
+        """What takes events about ended tasks out of the server, by the scheme of their destination's address."""
+        self.webhooks = WebhookPublisher(secret=self.config.webhook_secret)
+        return {"http": self.webhooks, "https": self.webhooks}
 
     def _workshop(self, around: Surroundings, assembly: SandboxAssembly, registry: TemplateRegistry) -> Workshop:
         """What builds templates."""
@@ -374,7 +387,7 @@ class Server:
         await self.shelf.book.load()
         await self.volume_shelf.load()
         await self.sandbox_care.load()
-        adopted = await self.adoption.run()
+        adopted = await self.adoption.run(unsettled=await self.tasks.interrupted())
         await self.sandbox_care.reconcile()
         self.build_cache.prepare()  # rooms of builds were swept
         stack.push_async_callback(self.background.close)
@@ -387,7 +400,8 @@ class Server:
             log.info("adopted %d instances of the server before", adopted)
         await stack.enter_async_context(self._control_plane())
         await self.driver.warm(self.templates.get("host"))
-        await self.tasks.open()
+        await self.tasks.open(self.roster.settled)
+        stack.push_async_callback(self.webhooks.close)
         self.catalog.subscribe(self._function_changed)
         for account, name in self.catalog.names():
             for spec in self.catalog.specs(account, name):

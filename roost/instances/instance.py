@@ -238,6 +238,10 @@ class Instance:
         """Return once it takes leases. Raises what prevented it."""
         await self._until(lambda: self.state in LEASABLE)
 
+    async def settled(self) -> None:
+        """Return once it is adopted, or made: what an earlier server began is over. Raises what prevented it."""
+        await self._until(lambda: self.state not in (State.STARTING, State.STOPPING))
+
     async def hold(self) -> None:
         """Freeze it, whoever has leases, until it is let go: memory and processes stay. Raises Unavailable if it does
         not freeze (it runs on then), or what ended it instead."""
@@ -332,12 +336,16 @@ class Instance:
 
     # --- the task ----------------------------------------------------------------------------------------------
 
-    async def run(self, *, adopt: Room | None = None) -> None:
-        """The whole life, from STARTING to STOPPED. Never raises but for cancellation, which stops it at once."""
+    async def run(self, *, adopt: Room | None = None, unsettled: bool = False) -> None:
+        """The whole life, from STARTING to STOPPED. Never raises but for cancellation, which stops it at once.
+
+        `unsettled`: a request that nobody waits for any more may still run in the room that is adopted, and is to be
+        over before the instance is up.
+        """
         reason = StopReason.START_FAILED
         self.served = adopt is not None  # by an earlier server
         try:
-            await self._come_up(self._adopt(adopt) if adopt else self._boot())
+            await self._come_up(self._adopt(adopt, unsettled) if adopt else self._boot())
             reason = StopReason.EXITED
             self._move(State.READY)
             reason = await self._live()
@@ -396,7 +404,7 @@ class Instance:
                 self.room = making.result()
         return making.result()
 
-    async def _adopt(self, room: Room) -> None:
+    async def _adopt(self, room: Room, unsettled: bool) -> None:
         prepared = await self._around.preparer.prepare(self.spec, self.id, self.session)
         self._prepared = prepared
         self.room = room
@@ -405,6 +413,10 @@ class Instance:
         self._watch(room, link)
         await room.thaw()
         await link.attach(self._around.start_timeout)
+        if unsettled:
+            # A handler may ignore that its caller has gone, and a web server need not even notice.
+            await link.restart(RESTART_TIMEOUT)
+            self._forgotten |= self.sessions
 
     def _new_link(self, room: RoomSpec) -> GuestLink:
         spec, on_output = self.spec, self._around.on_output

@@ -194,6 +194,10 @@ class SessionBook:
             self._in_use[key] = left
         self.touch(key)
 
+    def in_use(self, key: Key) -> int:
+        """Requests that have entered."""
+        return self._in_use.get(key, 0)
+
     def touch(self, key: Key) -> None:
         """The session is in use. Memory only; `sweep` stores it now and then."""
         session = self._sessions.get(key)

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from roost.model import task as model
 from roost.model.errors import Conflict, InvalidArgument, NotFound
-from roost.model.task import Task, TaskKey, TaskState, Verdict
+from roost.model.task import Busy, SessionBusy, Task, TaskKey, TaskState, Verdict
 from roost.store.database import Database
+from roost.store.task_outbox import Letter, post
 from roost.store.task_rows import (
     CLAIM,
     COLUMNS,
@@ -25,6 +26,7 @@ from roost.store.task_rows import (
     SELECT,
     UPDATE,
     UPDATE_KNOWN,
+    no_task,
     to_changes,
     to_row,
     to_task,
@@ -44,6 +46,7 @@ class TaskFilter:
     state: TaskState | None = None
     prefix: str = ""
     qualifier: str | None = None
+    session: str | None = None
     started_from: float | None = None
     started_to: float | None = None
     descending: bool = True
@@ -72,17 +75,64 @@ class Tally:
     oldest: float
 
 
+@dataclass(frozen=True, kw_only=True)
+class Kept:
+    """The task that has the id of one that came: the `new` one, or one from before; and the tasks that were stopped
+    for it."""
+
+    task: Task
+    new: bool
+    stopped: tuple[Task, ...] = ()
+
+
 class Tasks:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def enqueue(self, task: Task, payload: bytes) -> tuple[Task, bool]:
-        """Keep a new task; the task that has this id, and whether it is the new one.
+    async def enqueue(self, task: Task, payload: bytes, *, busy: Busy = Busy.ENQUEUE) -> Kept:
+        """Keep a new task, unless its id is known: then nothing changes.
 
-        Raises Conflict when the id is taken by a task that was given other things, NotFound for the function.
+        `busy` says what is done about other tasks of its session that run or could. It and the new task are one change.
+        Raises SessionBusy, Conflict when the id is taken by a task that was given other things, NotFound for the
+        function.
         """
         row = (*to_row(task), payload)
-        return await self._database.run(lambda connection: _enqueue(connection, task, row), single=True)
+
+        def work(connection: sqlite3.Connection) -> Kept:
+            stopped: tuple[Task, ...] = ()
+            if busy is not Busy.ENQUEUE:
+                if connection.execute(SELECT + KEY, task.key).fetchone() is not None:
+                    return _enqueue(connection, task, row)
+                stopped = _make_way(connection, task, busy)
+            return replace(_enqueue(connection, task, row), stopped=stopped)
+
+        return await self._database.run(work, single=busy is Busy.ENQUEUE)
+
+    async def find(self, task: Task) -> Task | None:
+        """The one that has its id, None for none. Raises Conflict when that was given other things."""
+
+        def work(connection: sqlite3.Connection) -> Task | None:
+            row = connection.execute(SELECT + KEY, task.key).fetchone()
+            return None if row is None else _same(to_task(row), task)
+
+        return await self._database.run(work, synced=False)
+
+    async def at_work(self, account: str, function: str, *, now: float) -> dict[str, int]:
+        """How many tasks each of a function's sessions has that run or could."""
+
+        def work(connection: sqlite3.Connection) -> dict[str, int]:
+            found: dict[str, int] = {}
+            for which, values in ((f"{PENDING} AND ready <= ?", (now,)), (HELD, ())):
+                rows = connection.execute(
+                    "SELECT session, count(*) FROM tasks"  # noqa: S608
+                    f" WHERE account=? AND function=? AND session <> '' AND {which} GROUP BY session",
+                    (account, function, *values),
+                )
+                for session, count in rows:
+                    found[session] = found.get(session, 0) + count
+            return found
+
+        return await self._database.run(work, synced=False)
 
     async def due(self, lanes: Sequence[Lane], *, limit: int) -> list[list[Task]]:
         """The first tasks of each lane, in the order in which they are due, now or later."""
@@ -133,11 +183,12 @@ class Tasks:
         now: float,
         result: bytes | None = None,
         follow: tuple[Task, bytes] | None = None,
+        letter: Letter | None = None,
     ) -> Task:
         """End it, or have it wait for another try, as was decided.
 
-        `follow` is the task of its destination, kept in the same transaction. Raises Fenced when it is not as `task`
-        says any more, NotFound.
+        `follow` is the task of its destination, or `letter` the event for it, kept in the same transaction. Raises
+        Fenced when it is not as `task` says any more, NotFound.
         """
         after = model.concluded(task, verdict, epoch=task.epoch, now=now)
         known = (task.epoch, task.state.value)
@@ -146,12 +197,15 @@ class Tasks:
             ended = after
             if follow is not None:
                 ended = model.with_destination(after, _follow(connection, *follow))
+            if letter is not None:
+                ended = replace(after, destination="Pending")
+                post(connection, replace(letter, epoch=ended.epoch))
             if not connection.execute(UPDATE_KNOWN, (*to_changes(ended), result, *task.key, *known)).rowcount:
                 _get(connection, task.key)
                 raise model.Fenced(f"Task {task.id} has gone on without its worker.")
             return ended
 
-        return await self._database.run(work, single=follow is None)
+        return await self._database.run(work, single=follow is None and letter is None)
 
     async def stop(self, key: TaskKey, *, now: float) -> Task:
         """Stopped, or Stopping while a worker has it. Raises NotFound, Fenced when it is over."""
@@ -167,7 +221,7 @@ class Tasks:
         def work(connection: sqlite3.Connection) -> tuple[Task, bytes, bytes | None]:
             row = connection.execute(f"SELECT {COLUMNS}, result, payload FROM tasks{KEY}", key).fetchone()  # noqa: S608
             if row is None:
-                raise _no_task(key)
+                raise no_task(key)
             return to_task(row), row[-1], row[-2]
 
         return await self._database.run(work, synced=False)
@@ -183,6 +237,18 @@ class Tasks:
             return found, "" if last is None else f"{last.enqueued!r}/{last.id}"
 
         return await self._database.run(work, synced=False)
+
+    async def not_later_than(self, latest: float, *, now: float) -> int:
+        """Have what waits for a time after `latest` wait no more: the machine's clock was ahead when that was set. How
+        many there were."""
+
+        def work(connection: sqlite3.Connection) -> int:
+            return connection.execute(
+                f"UPDATE tasks SET due=?, ready=CASE WHEN ready > ? THEN ? ELSE ready END WHERE {PENDING} AND due > ?",  # noqa: S608
+                (now, now, now, latest),
+            ).rowcount
+
+        return await self._database.run(work, single=True)
 
     async def waiting(self) -> list[Waiting]:
         """Every lane with tasks that wait for a worker."""
@@ -249,19 +315,49 @@ class Tasks:
         return await self._database.run(work)
 
 
-def _enqueue(connection: sqlite3.Connection, task: Task, row: tuple[Any, ...]) -> tuple[Task, bool]:
+def _at_work(connection: sqlite3.Connection, lane: Lane, now: float) -> list[Task]:
+    """A lane's tasks that run or could. Those that their callers want to begin later are no work yet."""
+    lane_is = "account=? AND function=? AND session=?"
+    found = []
+    for which, values in ((f"{PENDING} AND ready <= ?", (*lane, now)), (HELD, lane)):
+        rows = connection.execute(f"{SELECT} WHERE {lane_is} AND {which}", values)
+        found += [to_task(row) for row in rows]
+    return found
+
+
+def _make_way(connection: sqlite3.Connection, task: Task, busy: Busy) -> tuple[Task, ...]:
+    """Stop what its session works on, or refuse."""
+    present = _at_work(connection, (task.account, task.function, task.session), task.enqueued)
+    if present and busy is Busy.REJECT:
+        raise SessionBusy(
+            f"Session {task.session} is busy: its task {present[0].id} is {present[0].state.value}.", retry_after=1
+        )
+    changed = []
+    for one in present:
+        after = model.stopped(one, now=task.enqueued, by=task.id)
+        if after is not one:
+            connection.execute(UPDATE, (*to_changes(after), *after.key))
+            changed.append(after)
+    return tuple(changed)
+
+
+def _enqueue(connection: sqlite3.Connection, task: Task, row: tuple[Any, ...]) -> Kept:
     try:
         if connection.execute(INSERT, row).rowcount:
-            return task, True
+            return Kept(task=task, new=True)
     except sqlite3.IntegrityError as error:
         raise NotFound(f"There is no function {task.function[:80]!r}.", code="FunctionNotFound") from error
-    present = _get(connection, task.key)
+    return Kept(task=_same(_get(connection, task.key), task), new=False)
+
+
+def _same(present: Task, task: Task) -> Task:
+    """The task that has the id, if it was given the same things. Raises Conflict."""
     if present.digest != task.digest:
         raise Conflict(
             f"There is a task {task.id} already, with another payload, qualifier or session.",
             code="AsyncTaskAlreadyExists",
         )
-    return present, False
+    return present
 
 
 def _follow(connection: sqlite3.Connection, task: Task, payload: bytes) -> bool:
@@ -276,7 +372,7 @@ def _follow(connection: sqlite3.Connection, task: Task, payload: bytes) -> bool:
 def _get(connection: sqlite3.Connection, key: TaskKey) -> Task:
     row = connection.execute(SELECT + KEY, key).fetchone()
     if row is None:
-        raise _no_task(key)
+        raise no_task(key)
     return to_task(row)
 
 
@@ -286,6 +382,7 @@ def _query(account: str, function: str, wanted: TaskFilter) -> tuple[str, list[A
     conditions: list[tuple[str, Any]] = [
         (" AND state=?", wanted.state and wanted.state.value),
         (" AND qualifier=?", wanted.qualifier),
+        (" AND session=? AND session <> ''", wanted.session),
         (" AND started>=?", wanted.started_from),
         (" AND started<=? AND started>0", wanted.started_to),
     ]
@@ -314,7 +411,3 @@ def _place(token: str) -> tuple[float, str]:
     if not slash:
         raise InvalidArgument(f"nextToken: {token[:40]!r} is not from an earlier answer.")
     return place, id
-
-
-def _no_task(key: TaskKey) -> NotFound:
-    return NotFound(f"Function {key[1]} has no task {key[2][:140]!r}.", code="AsyncTaskNotFound")

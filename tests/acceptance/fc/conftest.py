@@ -161,7 +161,7 @@ def running(folder: Path, *, keys: Keys, limits: PackageLimits | None = None) ->
     catalog = FunctionCatalog(store, packages, keys=keys, choose=random.Random(7))
     sessions, instances = FakeSessions(), FakeInstances()
     tasks = AsyncTasks(
-        store=store.tasks, catalog=catalog, limits=BacklogLimits(), retention=Retention(), clock=time.time
+        store=store, catalog=catalog, limits=BacklogLimits(), retention=Retention(), clock=time.time, publishers={}
     )
     routes = build_fc_api(
         catalog=catalog, sessions=sessions, instances=instances, tasks=tasks.service, keys=keys,
