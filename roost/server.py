@@ -34,8 +34,10 @@ from roost.config import Config, load
 from roost.functions.catalog import FunctionCatalog
 from roost.functions.packages import PackageStore
 from roost.functions.tasks.backlog import BacklogLimits
+from roost.functions.tasks.ports import Publisher
 from roost.functions.tasks.service import Retention
 from roost.functions.tasks.tasks import AsyncTasks
+from roost.functions.tasks.webhooks import WebhookPublisher
 from roost.gateway.gatekeeper import Gatekeeper
 from roost.gateway.invoke import InvokeLimits
 from roost.gateway.server import Gateway
@@ -89,7 +91,7 @@ from roost.store.store import Store
 from roost.telemetry.logs import FunctionLogs
 from roost.telemetry.metering import Meter
 from roost.telemetry.metrics import Drops, FunctionGauges, Metrics, TaskGauges
-from roost.telemetry.observer import Observer, Sink
+from roost.telemetry.observer import Observer
 from roost.telemetry.output import Output
 from roost.telemetry.tracing import Tracing
 from roost.telemetry.usage_saver import UsageSaver
@@ -121,9 +123,6 @@ class Server:
         self.metrics = Metrics(gauges=self._gauges, drops=self._drops, tasks=self._task_gauges)
         self.output = Output(self.logs)
         self.tracing = Tracing(config.otlp_endpoint) if config.otlp_endpoint else None
-        sinks: list[Sink] = [self.meter, self.metrics, self.output]
-        if self.tracing is not None:
-            sinks.append(self.tracing)
         self.saver = UsageSaver(self.meter, lambda snapshot: self.store.settings.put("usage", snapshot))
         # What runs.
         self.clock = SteadyClock()
@@ -146,8 +145,10 @@ class Server:
             region=config.region,
             time_zone=os.environ.get("TZ", "UTC"),
         )
-        self.book = SessionBook(self.store.sessions, clock=self.clock, ended=self._session_ended)
-        self.observer = Observer(sinks)
+        self.book = SessionBook(
+            self.store.sessions, clock=self.clock, ended=self._session_ended, idle=self._session_idle
+        )
+        self.observer = self._observer()
         self.background = Background()
         around = Surroundings(
             driver=self.driver,
@@ -214,8 +215,9 @@ class Server:
         self.sandbox_care = SandboxCare(self.lives)
         self.adoption = Adoption(specs=self.catalog, book=self.book, roster=self.roster, sandboxes=self.sandbox_care)
         self.history = InstanceHistory(self.roster)
+        publishers = self._publishers()
         self.tasks = AsyncTasks(
-            store=self.store.tasks,
+            store=self.store,
             catalog=self.catalog,
             limits=BacklogLimits(
                 queued=config.max_queued_tasks,
@@ -224,6 +226,9 @@ class Server:
             ),
             retention=Retention(count=config.keep_tasks, days=config.keep_tasks_days),
             clock=self.clock,
+            publishers=publishers,
+            requests=self.book.in_use,
+            output_bytes=config.task_output_kb << 10,
             ended=lambda task: self.metrics.task_ended(task.account, task.function, task.state.value),
         )
         # What is reached.
@@ -262,7 +267,9 @@ class Server:
             sessions=SessionService(self.book, self.pauses),
             instances=self.history,
             tasks=self.tasks.service,
+            destinations=publishers,
             link_secret=secrets.token_bytes(32),
+            clock=self.clock,
         )
         terms = Terms(
             timeout_s=config.sandbox_timeout,
@@ -298,6 +305,20 @@ class Server:
         )
         self.sandbox_domain = config.sandbox_domain
         self.control = Starlette(routes=[*console_routes(console), *fc, *mcp, *e2b])
+
+    def _observer(self) -> Observer:
+        seen = [self.meter.invocation, self.metrics.invocation, self.output.invocation, self.logs.invocation]
+        if self.tracing is not None:
+            seen.append(self.tracing.invocation)
+        return Observer(
+            invocations=seen,
+            transitions=[self.meter.transition, self.metrics.transition, self.output.transition],
+        )
+
+    def _publishers(self) -> dict[str, Publisher]:
+        """What takes events about ended tasks out of the server, by the scheme of their destination's address."""
+        self.webhooks = WebhookPublisher(secret=self.config.webhook_secret)
+        return {"http": self.webhooks, "https": self.webhooks}
 
     def _workshop(self, around: Surroundings, assembly: SandboxAssembly, registry: TemplateRegistry) -> Workshop:
         """What builds templates."""
@@ -366,7 +387,7 @@ class Server:
         await self.shelf.book.load()
         await self.volume_shelf.load()
         await self.sandbox_care.load()
-        adopted = await self.adoption.run()
+        adopted = await self.adoption.run(unsettled=await self.tasks.interrupted())
         await self.sandbox_care.reconcile()
         self.build_cache.prepare()  # rooms of builds were swept
         stack.push_async_callback(self.background.close)
@@ -379,7 +400,8 @@ class Server:
             log.info("adopted %d instances of the server before", adopted)
         await stack.enter_async_context(self._control_plane())
         await self.driver.warm(self.templates.get("host"))
-        await self.tasks.open()
+        await self.tasks.open(self.roster.settled)
+        stack.push_async_callback(self.webhooks.close)
         self.catalog.subscribe(self._function_changed)
         for account, name in self.catalog.names():
             for spec in self.catalog.specs(account, name):
@@ -446,6 +468,9 @@ class Server:
     async def _session_ended(self, session: Session) -> None:
         await self.pauses.ended(session)
         await self.assembly.forget(session, deleted=not self.book.remembers(session))
+
+    async def _session_idle(self, session: Session) -> None:
+        await self.pauses.idle(session)
 
     def _admit(self, spec: FunctionSpec) -> None:
         """Refuse, at deployment, what this machine can't run."""

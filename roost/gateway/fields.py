@@ -74,6 +74,16 @@ def frame(head: RequestHead, method: bytes, out: list[bytes]) -> None:
         out.append(b"content-length: 0\r\n")
 
 
+def kept_fields(head: RequestHead, keyed: bool) -> dict[str, str]:
+    """The fields that a function may see, to be sent to it later; of the same name, all values in one."""
+    kept: dict[str, str] = {}
+    for lower, _, value in head.fields:
+        if _for_guest(lower, keyed) and lower not in head.options:
+            name, text = lower.decode("latin-1"), value.decode("latin-1")
+            kept[name] = f"{kept[name]}{'; ' if lower == b'cookie' else ', '}{text}" if name in kept else text
+    return kept
+
+
 def forwarded(head: RequestHead, peer: bytes, out: list[bytes]) -> None:
     """Add the chain of proxies: the client's own claims are kept in front, as every reverse proxy keeps them."""
     get = head.values.get

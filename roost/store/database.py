@@ -51,6 +51,11 @@ class Connection(Protocol):
     def executemany(self, sql: str, rows: Iterable[Sequence[Any]], /) -> object: ...
 
 
+def rows_changed(connection: Connection, cursor: Cursor) -> int:
+    """The plain `then` of a change."""
+    return cursor.rowcount
+
+
 @dataclass(frozen=True, kw_only=True)
 class Work:
     """Statements, of which all take effect or none. May be run more than once; what the last run did counts."""

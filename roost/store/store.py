@@ -15,6 +15,8 @@ from roost.store.secrets import Secrets
 from roost.store.sessions import Sessions
 from roost.store.settings import Settings
 from roost.store.tags import Tags
+from roost.store.task_outbox import TaskOutbox
+from roost.store.task_outputs import TaskOutputs
 from roost.store.tasks import Tasks
 from roost.store.template_tags import TemplateTags
 from roost.store.templates import Templates
@@ -49,6 +51,8 @@ class Store:
         self.templates = Templates(self._database)
         self.settings = Settings(self._database)
         self.tasks = Tasks(self._database)
+        self.task_outputs = TaskOutputs(self._database)
+        self.task_outbox = TaskOutbox(self._database)
 
     async def open(self) -> None:
         """Raises Unavailable when another server uses the data directory or the file can't be used."""

@@ -6,7 +6,8 @@ import json
 from operator import attrgetter
 from typing import Any
 
-from roost.model.task import Task, TaskEvent, TaskState
+from roost.model.errors import NotFound
+from roost.model.task import Task, TaskEvent, TaskKey, TaskState
 
 _NAMES = (
     "account", "function", "id", "qualifier", "request_id", "session", "state", "epoch", "attempts", "spared",
@@ -62,3 +63,7 @@ def to_task(row: tuple[Any, ...]) -> Task:
         TaskEvent(state=TaskState(state), at=at, detail=detail) for state, at, detail in json.loads(values["events"])
     )
     return Task(**values)
+
+
+def no_task(key: TaskKey) -> NotFound:
+    return NotFound(f"Function {key[1]} has no task {key[2][:140]!r}.", code="AsyncTaskNotFound")

@@ -7,13 +7,14 @@ one transaction. A write that names an epoch raises Fenced when the task has gon
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from roost.model import task as model
 from roost.model.errors import Conflict, InvalidArgument, NotFound, RoostError
-from roost.model.task import Task, TaskKey, TaskState, Verdict
-from roost.store.database import Connection, Cursor, Database
+from roost.model.task import Busy, SessionBusy, Task, TaskKey, TaskState, Verdict
+from roost.store.database import Connection, Cursor, Database, rows_changed
+from roost.store.task_outbox import Letter, post
 from roost.store.task_rows import (
     CLAIM,
     COLUMNS,
@@ -24,6 +25,7 @@ from roost.store.task_rows import (
     SELECT,
     UPDATE,
     UPDATE_KNOWN,
+    no_task,
     to_changes,
     to_row,
     to_task,
@@ -43,6 +45,7 @@ class TaskFilter:
     state: TaskState | None = None
     prefix: str = ""
     qualifier: str | None = None
+    session: str | None = None
     started_from: float | None = None
     started_to: float | None = None
     descending: bool = True
@@ -71,20 +74,69 @@ class Tally:
     oldest: float
 
 
+@dataclass(frozen=True, kw_only=True)
+class Kept:
+    """The task that has the id of one that came: the `new` one, or one from before; and the tasks that were stopped
+    for it."""
+
+    task: Task
+    new: bool
+    stopped: tuple[Task, ...] = ()
+
+
 class Tasks:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def enqueue(self, task: Task, payload: bytes) -> tuple[Task, bool]:
-        """Keep a new task; the task that has this id, and whether it is the new one.
+    async def enqueue(self, task: Task, payload: bytes, *, busy: Busy = Busy.ENQUEUE) -> Kept:
+        """Keep a new task, unless its id is known: then nothing changes.
 
-        Raises Conflict when the id is taken by a task that was given other things, NotFound for the function.
+        `busy` says what is done about other tasks of its session that run or could. It and the new task are one change.
+        Raises SessionBusy, Conflict when the id is taken by a task that was given other things, NotFound for the
+        function.
         """
 
-        def then(connection: Connection, cursor: Cursor) -> tuple[Task, bool]:
-            return (task, True) if cursor.rowcount else (_present(connection, task), False)
+        values = _insert(task, payload)
 
-        return await self._database.change(INSERT, _insert(task, payload), then)
+        def kept(connection: Connection, cursor: Cursor) -> Kept:
+            return Kept(task=task, new=True) if cursor.rowcount else Kept(task=_known(connection, task), new=False)
+
+        if busy is Busy.ENQUEUE:
+            return await self._database.change(INSERT, values, kept)
+
+        def work(connection: Connection) -> Kept:
+            if _exists(connection, task.key):
+                return Kept(task=_known(connection, task), new=False)
+            stopped = _make_way(connection, task, busy)
+            return replace(kept(connection, connection.execute(INSERT, values)), stopped=stopped)
+
+        return await self._database.run(work)
+
+    async def find(self, task: Task) -> Task | None:
+        """The one that has its id, None for none. Raises Conflict when that was given other things."""
+
+        def work(connection: Connection) -> Task | None:
+            row = connection.execute(SELECT + KEY, task.key).fetchone()
+            return None if row is None else _same(to_task(row), task)
+
+        return await self._database.run(work, synced=False)
+
+    async def at_work(self, account: str, function: str, *, now: float) -> dict[str, int]:
+        """How many tasks each of a function's sessions has that run or could."""
+
+        def work(connection: Connection) -> dict[str, int]:
+            found: dict[str, int] = {}
+            for which, values in ((f"{PENDING} AND ready <= ?", (now,)), (HELD, ())):
+                rows = connection.execute(
+                    "SELECT session, count(*) FROM tasks"  # noqa: S608
+                    f" WHERE account=? AND function=? AND session <> '' AND {which} GROUP BY session",
+                    (account, function, *values),
+                )
+                for session, count in rows:
+                    found[session] = found.get(session, 0) + count
+            return found
+
+        return await self._database.run(work, synced=False)
 
     async def due(self, lanes: Sequence[Lane], *, limit: int) -> list[list[Task]]:
         """The first tasks of each lane, in the order in which they are due, now or later."""
@@ -134,11 +186,12 @@ class Tasks:
         now: float,
         result: bytes | None = None,
         follow: tuple[Task, bytes] | None = None,
+        letter: Letter | None = None,
     ) -> Task:
         """End it, or have it wait for another try, as was decided.
 
-        `follow` is the task of its destination, kept in the same transaction. Raises Fenced when it is not as `task`
-        says any more, NotFound.
+        `follow` is the task of its destination, or `letter` the event for it, kept in the same transaction. Raises
+        Fenced when it is not as `task` says any more, NotFound.
         """
         after = model.concluded(task, verdict, epoch=task.epoch, now=now)
 
@@ -150,16 +203,17 @@ class Tasks:
                 raise _gone_on(connection, task)
             return ended
 
-        if follow is None:
-            return await self._database.change(UPDATE_KNOWN, values(after), lambda *found: check(*found, ended=after))
-        destination = _insert(*follow)
-
         def work(connection: Connection) -> Task:
-            # What was taken before and is sent again counts as taken.
-            taken = connection.execute(INSERT, destination).rowcount or _exists(connection, follow[0].key)
-            ended = model.with_destination(after, bool(taken))
+            ended = after
+            if follow is not None:
+                ended = model.with_destination(after, _follow(connection, *follow))
+            if letter is not None:
+                ended = replace(after, destination="Pending")
+                post(connection, replace(letter, epoch=ended.epoch))
             return check(connection, connection.execute(UPDATE_KNOWN, values(ended)), ended=ended)
 
+        if follow is None and letter is None:
+            return await self._database.change(UPDATE_KNOWN, values(after), lambda *found: check(*found, ended=after))
         return await self._database.run(work)
 
     async def stop(self, key: TaskKey, *, now: float) -> Task:
@@ -176,7 +230,7 @@ class Tasks:
         def work(connection: Connection) -> tuple[Task, bytes, bytes | None]:
             row = connection.execute(f"SELECT {COLUMNS}, result, payload FROM tasks{KEY}", key).fetchone()  # noqa: S608
             if row is None:
-                raise _no_task(key)
+                raise no_task(key)
             return to_task(row), row[-1], row[-2]
 
         return await self._database.run(work, synced=False)
@@ -192,6 +246,16 @@ class Tasks:
             return found, "" if last is None else f"{last.enqueued!r}/{last.id}"
 
         return await self._database.run(work, synced=False)
+
+    async def not_later_than(self, latest: float, *, now: float) -> int:
+        """Have what waits for a time after `latest` wait no more: the machine's clock was ahead when that was set. How
+        many there were."""
+
+        return await self._database.change(
+            f"UPDATE tasks SET due=?, ready=CASE WHEN ready > ? THEN ? ELSE ready END WHERE {PENDING} AND due > ?",  # noqa: S608
+            (now, now, now, latest),
+            rows_changed,
+        )
 
     async def waiting(self) -> list[Waiting]:
         """Every lane with tasks that wait for a worker."""
@@ -258,23 +322,59 @@ class Tasks:
         return await self._database.run(work)
 
 
+def _at_work(connection: Connection, lane: Lane, now: float) -> list[Task]:
+    """A lane's tasks that run or could. Those that their callers want to begin later are no work yet."""
+    lane_is = "account=? AND function=? AND session=?"
+    found = []
+    for which, values in ((f"{PENDING} AND ready <= ?", (*lane, now)), (HELD, lane)):
+        rows = connection.execute(f"{SELECT} WHERE {lane_is} AND {which}", values)
+        found += [to_task(row) for row in rows]
+    return found
+
+
+def _make_way(connection: Connection, task: Task, busy: Busy) -> tuple[Task, ...]:
+    """Stop what its session works on, or refuse."""
+    present = _at_work(connection, (task.account, task.function, task.session), task.enqueued)
+    if present and busy is Busy.REJECT:
+        raise SessionBusy(
+            f"Session {task.session} is busy: its task {present[0].id} is {present[0].state.value}.", retry_after=1
+        )
+    changed = []
+    for one in present:
+        after = model.stopped(one, now=task.enqueued, by=task.id)
+        if after is not one:
+            connection.execute(UPDATE, (*to_changes(after), *after.key))
+            changed.append(after)
+    return tuple(changed)
+
+
 def _insert(task: Task, payload: bytes) -> tuple[Any, ...]:
     """The values of INSERT."""
     return (*to_row(task), payload, task.account, task.function)
 
 
-def _present(connection: Connection, task: Task) -> Task:
-    """The task that has this one's id. Raises Conflict when it was given other things, NotFound for the function."""
+def _known(connection: Connection, task: Task) -> Task:
+    """The one that has its id already. Raises Conflict; NotFound when there is none, for want of the function."""
     row = connection.execute(SELECT + KEY, task.key).fetchone()
     if row is None:
         raise NotFound(f"There is no function {task.function[:80]!r}.", code="FunctionNotFound")
-    present = to_task(row)
+    return _same(to_task(row), task)
+
+
+def _same(present: Task, task: Task) -> Task:
+    """The task that has the id, if it was given the same things. Raises Conflict."""
     if present.digest != task.digest:
         raise Conflict(
             f"There is a task {task.id} already, with another payload, qualifier or session.",
             code="AsyncTaskAlreadyExists",
         )
     return present
+
+
+def _follow(connection: Connection, task: Task, payload: bytes) -> bool:
+    """Whether the destination's task was taken, now or before; not when its function is gone."""
+    taken = connection.execute(INSERT, _insert(task, payload)).rowcount
+    return bool(taken) or _exists(connection, task.key)
 
 
 def _exists(connection: Connection, key: TaskKey) -> bool:
@@ -284,14 +384,14 @@ def _exists(connection: Connection, key: TaskKey) -> bool:
 def _gone_on(connection: Connection, task: Task) -> RoostError:
     """Why a write that names an epoch and a state found nothing."""
     if not _exists(connection, task.key):
-        return _no_task(task.key)
+        return no_task(task.key)
     return model.Fenced(f"Task {task.id} has gone on without its worker.")
 
 
 def _get(connection: Connection, key: TaskKey) -> Task:
     row = connection.execute(SELECT + KEY, key).fetchone()
     if row is None:
-        raise _no_task(key)
+        raise no_task(key)
     return to_task(row)
 
 
@@ -301,6 +401,7 @@ def _query(account: str, function: str, wanted: TaskFilter) -> tuple[str, list[A
     conditions: list[tuple[str, Any]] = [
         (" AND state=?", wanted.state and wanted.state.value),
         (" AND qualifier=?", wanted.qualifier),
+        (" AND session=? AND session <> ''", wanted.session),
         (" AND started>=?", wanted.started_from),
         (" AND started<=? AND started>0", wanted.started_to),
     ]
@@ -329,7 +430,3 @@ def _place(token: str) -> tuple[float, str]:
     if not slash:
         raise InvalidArgument(f"nextToken: {token[:40]!r} is not from an earlier answer.")
     return place, id
-
-
-def _no_task(key: TaskKey) -> NotFound:
-    return NotFound(f"Function {key[1]} has no task {key[2][:140]!r}.", code="AsyncTaskNotFound")

@@ -155,9 +155,9 @@ from roost.store import migrate
 from roost.store.migrate import Revision, revisions
 from roost.store.store import Store
 
-filler = "".join(f"INSERT INTO x{{n}} VALUES ('{i}');\\n" for i in range(150))
+filler = "".join(f"INSERT INTO x{{n}} VALUES ('{i}');\\n" for i in range(60))
 known = (*revisions(), *(
-    Revision(f"{n}", f"CREATE TABLE x{n} (x TEXT);\\n" + filler.replace("{n}", str(n))) for n in range(901, 931)))
+    Revision(f"{n}", f"CREATE TABLE x{n} (x TEXT);\\n" + filler.replace("{n}", str(n))) for n in range(901, 921)))
 migrate.revisions = lambda: known
 
 async def main():
@@ -175,8 +175,7 @@ async def test_a_server_that_is_killed_in_mid_migration_loses_nothing(place: Pla
     await store.open()
     await store.functions.put(FUNCTION)
     await store.close()
-    numbers: set[str] = set()
-    for _ in range(3):
+    for _ in range(2):
         process = subprocess.Popen([sys.executable, "-c", UPGRADE, str(place.path), place.url], stdout=subprocess.PIPE)
         assert process.stdout is not None and process.stdout.readline() == b"begin\n"
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -185,15 +184,14 @@ async def test_a_server_that_is_killed_in_mid_migration_loses_nothing(place: Pla
         process.wait()
         process.stdout.close()
         [(number,)] = place.rows("SELECT version_num FROM alembic_version")
-        numbers.add(number)
         for step in range(901, int(number) + 1):
-            assert place.rows(f"SELECT count(*) FROM x{step}") == [(150,)]
-        if int(number) < 930:
+            assert place.rows(f"SELECT count(*) FROM x{step}") == [(60,)]
+        if int(number) < 920:
             with pytest.raises(Exception, match=f"x{max(int(number), 900) + 1}"):
                 place.rows(f"SELECT 1 FROM x{max(int(number), 900) + 1}")
     done = subprocess.run([sys.executable, "-c", UPGRADE, str(place.path), place.url], check=False)
     assert done.returncode == 0
-    assert place.rows("SELECT version_num FROM alembic_version") == [("930",)]
+    assert place.rows("SELECT version_num FROM alembic_version") == [("920",)]
     assert place.rows("SELECT name FROM functions") == [("f",)]
 
 

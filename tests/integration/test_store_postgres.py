@@ -19,7 +19,7 @@ from roost.store.connect import database as connect
 from roost.store.database import Connection, Database
 from roost.store.postgres import numbered
 from roost.store.store import Store
-from roost.store.tasks import TaskFilter
+from roost.store.tasks import Kept, TaskFilter
 from tests.support.postgres import USER, Postgres, serving
 from tests.support.stores import Place
 from tests.unit.test_tasks_model import task
@@ -138,7 +138,7 @@ async def test_numbers_in_columns_of_the_other_kind(place: Place) -> None:
         assert isinstance(found.created, float) and isinstance(found.code_size, int)
         for number in range(3):
             made = task(id=f"t{number}", enqueued=1 + number, due=0, ready=2**33)
-            assert await store.tasks.enqueue(made, b"") == (made, True)
+            assert await store.tasks.enqueue(made, b"") == Kept(task=made, new=True)
         page, _ = await store.tasks.page("a", "f", TaskFilter(started_from=0, prefix="t"))
         assert [each.id for each, _ in page] == ["t2", "t1", "t0"]
     finally:

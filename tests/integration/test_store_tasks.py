@@ -12,7 +12,7 @@ from roost.model.errors import Conflict, InvalidArgument, NotFound
 from roost.model.task import Fenced, TaskState, Verdict
 from roost.store.functions import FunctionRecord
 from roost.store.store import Store
-from roost.store.tasks import TaskFilter
+from roost.store.tasks import Kept, TaskFilter
 from tests.support.stores import Place
 from tests.unit.test_tasks_model import task
 
@@ -32,18 +32,18 @@ async def store(place: Place) -> AsyncIterator[Store]:
 
 async def test_a_task_is_kept_as_it_is_given(store: Store) -> None:
     given = task(session="s", fields={"x": "é\0"}, digest="d", hops=2)
-    assert await store.tasks.enqueue(given, b"\0payload") == (given, True)
+    assert await store.tasks.enqueue(given, b"\0payload") == Kept(task=given, new=True)
     assert await store.tasks.get(KEY) == (given, b"\0payload", None)
 
 
 async def test_the_same_id_twice_is_the_first_task_and_with_other_things_a_conflict(store: Store) -> None:
-    first, _ = await store.tasks.enqueue(task(digest="d"), b"1")
-    assert await store.tasks.enqueue(task(digest="d", request_id="later"), b"1") == (first, False)
+    first = (await store.tasks.enqueue(task(digest="d"), b"1")).task
+    assert await store.tasks.enqueue(task(digest="d", request_id="later"), b"1") == Kept(task=first, new=False)
     with pytest.raises(Conflict):
         await store.tasks.enqueue(task(digest="e"), b"2")
     with pytest.raises(NotFound):
         await store.tasks.enqueue(task(function="gone"), b"")
-    assert (await store.tasks.enqueue(task(function="g", digest="e"), b"2"))[1]
+    assert (await store.tasks.enqueue(task(function="g", digest="e"), b"2")).new
 
 
 async def test_one_of_many_that_claim_at_once_gets_it(store: Store) -> None:

@@ -1,7 +1,7 @@
 """`roost.server`, except that it dies by SIGKILL at a named point: `crashing_server POINT NUMBER [arguments of serve]`.
 
-POINT is `<verb of the table of tasks>:before|after`; NUMBER says at which call of it. The verb's change is durable
-after it, and not begun before it.
+POINT is `<verb of the table of tasks>:before|after`, or `outbox.<verb of that table>:before|after`; NUMBER says at
+which call of it. The verb's change is durable after it, and not begun before it.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from roost import server
+from roost.store.task_outbox import TaskOutbox
 from roost.store.tasks import Tasks
 from tests.support.server import READY, Server, share_bundle
 
@@ -54,7 +55,9 @@ class CrashingServer(Server):
 
 def crash_at(point: str, number: int) -> None:
     verb, _, moment = point.partition(":")
-    work: Callable[..., Awaitable[Any]] = getattr(Tasks, verb)
+    table, _, verb = verb.rpartition(".")
+    owner = TaskOutbox if table == "outbox" else Tasks
+    work: Callable[..., Awaitable[Any]] = getattr(owner, verb)
     left = number
 
     @functools.wraps(work)
@@ -69,7 +72,7 @@ def crash_at(point: str, number: int) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         return result
 
-    setattr(Tasks, verb, crashing)
+    setattr(owner, verb, crashing)
 
 
 if __name__ == "__main__":
