@@ -165,7 +165,7 @@ class Invoker:
             session_id=ref.id if ref is not None else "",
             payload=payload,
             headers=headers,
-            http=None if isinstance(route, Event) else http_fields(route, call.request.head, call.keyed),
+            http=None if isinstance(route, Event) else http_fields(route, call.request, call.keyed),
         )
         fields = line("x-fc-request-id", task.request_id) + line("x-fc-async-task-id", task.task_id)
         path = "/" if isinstance(route, Event) else route.prefix
@@ -389,10 +389,11 @@ class Invoker:
             self._observer.invocation(record)
 
 
-def http_fields(route: Http, head: RequestHead, keyed: bool) -> dict[str, str]:
+def http_fields(route: Http, request: Request, keyed: bool) -> dict[str, str]:
     """A request to a function's own address, to be made later."""
-    target = route.target.decode("latin-1")
-    return {":method": head.method, ":prefix": route.prefix, ":target": target, **kept_fields(head, keyed)}
+    head, target = request.head, route.target.decode("latin-1")
+    kept = kept_fields(head, keyed, request.peer)
+    return {":method": head.method, ":prefix": route.prefix, ":target": target, **kept}
 
 
 def _is_async(call: Call) -> bool:

@@ -25,7 +25,7 @@ def frame(kind: bytes, data: bytes = b"") -> bytes:
 
 
 class Task:
-    """`context.task` of an event that runs as an asynchronous task. `attempt` counts from 1."""
+    """`context.task`. `attempt` counts from 1; an invocation that is no task has the id "" and reports to nobody."""
 
     __slots__ = ("_report", "attempt", "id")
 
@@ -40,6 +40,10 @@ class Task:
         if len(data) > MAX_PROGRESS:
             raise ValueError(f"a report of progress has at most {MAX_PROGRESS} bytes of JSON, not {len(data)}")
         self._report(data)
+
+
+#: Of an invocation that is none.
+NO_TASK = Task("", 0, lambda _: None)
 
 
 def is_task(head: Head) -> bool:

@@ -62,6 +62,20 @@ class Screen:
 
 def watch(client: Client, path: str, screen: Screen) -> None:
     """Returns when the task has succeeded; Ctrl-C leaves it as it is. Raises Failed when it ended otherwise."""
+    try:
+        _follow(client, path, screen)
+    except KeyboardInterrupt:
+        return
+    finally:
+        screen.close()
+    end = screen.end or {}
+    if end.get("status") != "Succeeded":
+        more = " ".join(str(end.get(name) or "") for name in ("status", "taskErrorMessage")).strip()
+        raise Failed(f"Task {clean(str(end.get('taskId')))}: {clean(more)}")
+
+
+def _follow(client: Client, path: str, screen: Screen) -> None:
+    """To the end."""
     deadline = time.monotonic() + PATIENCE_S
     while screen.end is None:
         try:
@@ -71,9 +85,6 @@ def watch(client: Client, path: str, screen: Screen) -> None:
                     screen.show(event.name, _object(event.data))
                     screen.last = event.id
                     deadline = time.monotonic() + PATIENCE_S
-        except KeyboardInterrupt:
-            screen.close()
-            return
         except EventTooLarge as error:
             raise Failed(f"The server sent {error}.") from error
         except Unreachable:
@@ -82,10 +93,6 @@ def watch(client: Client, path: str, screen: Screen) -> None:
                 raise
         if screen.end is None:
             time.sleep(PAUSE_S)
-    screen.close()
-    if screen.end.get("status") != "Succeeded":
-        more = " ".join(str(screen.end.get(name) or "") for name in ("status", "taskErrorMessage")).strip()
-        raise Failed(f"Task {screen.end.get('taskId')}: {clean(more)}")
 
 
 def _object(data: str) -> dict[str, Any]:

@@ -44,8 +44,9 @@ async def generator(event, context):
         context.task.progress(number)
         yield f"{number};"
 
-def no_task(event, context):
-    return str(context.task)
+def either(event, context):
+    context.task.progress("told if it is a task")
+    return f"{context.task.id}:{context.task.attempt}"
 """
 WEB = """
 import http.server, time
@@ -100,7 +101,7 @@ def short(found: list[Event]) -> list[Any]:
 
 @pytest.fixture(scope="module")
 def talk(server: Server) -> Server:
-    for name in ("plain", "stream", "coroutine", "generator", "no_task"):
+    for name in ("plain", "stream", "coroutine", "generator", "either"):
         server.deploy(name, {"index.py": TALK}, handler=f"index.{name}", timeout=90)
         configure(server, name, maxAsyncRetryAttempts=0)
     return server
@@ -136,10 +137,12 @@ def test_python_handlers_tell_what_they_do(
 
 
 def test_an_invocation_is_no_task(talk: Server) -> None:
-    assert talk.invoke("no_task").text == "None"
-    assert talk.invoke("generator").status_code in (200, 502)
-    assert submit(talk, "no_task", "", id="plainly").status_code == 202
-    assert short(events(talk, "no_task", "plainly")) == ["Enqueued", "Running", "Succeeded", "end"]
+    assert talk.invoke("either").text == ":0"
+    assert talk.invoke("generator").text == "0;1;2;"
+    assert submit(talk, "either", "", id="as-task").status_code == 202
+    found = events(talk, "either", "as-task")
+    assert short(found) == ["Enqueued", "Running", ["told if it is a task"], "Succeeded", "end"]
+    assert json.loads(found[-1].data)["returnPayload"] == "as-task:1"
 
 
 def test_a_web_server_tells_by_an_event_stream(server: Server) -> None:

@@ -11,13 +11,13 @@ import sqlite3
 import threading
 import time
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.support.crashing_server import CrashingServer
+from tests.support.hook import Hook
 from tests.support.server import NOTHING, Remains, Server, running
 from tests.support.tasks import configure, finished, submit
 
@@ -30,6 +30,7 @@ def handler(event, context):
     return {"statusCode": 200, "body": json.dumps({
         "method": event["requestContext"]["http"]["method"], "path": event["rawPath"],
         "query": event["queryParameters"], "body": event["body"], "binary": event["isBase64Encoded"],
+        "client": event["requestContext"]["http"]["sourceIp"],
         "headers": {name.lower(): value for name, value in event["headers"].items()},
     })}
 """
@@ -71,6 +72,7 @@ def asked(server: Server, method: str, target: str, **options: Any) -> Any:
 def test_a_request_to_a_function_s_own_address_is_made_later(server: Server) -> None:
     server.deploy("echo", {"index.py": ECHO})
     headers = {"x-fc-async-task-id": "put", "x-mine": "yes", "authorization": "Bearer of-the-app", "cookie": "a=1; b=2"}
+    headers |= {"x-forwarded-for": "192.0.2.7", "x-forwarded-proto": "https"}
     reply = asked(server, "PUT", "/echo/some/path?x=1&y=a%20b", headers=headers, content=b"\xff\x00")
     assert (reply.status_code, reply.content) == (202, b"")
     assert reply.headers["x-fc-async-task-id"] == "put"
@@ -82,6 +84,11 @@ def test_a_request_to_a_function_s_own_address_is_made_later(server: Server) -> 
     assert (seen["body"], seen["binary"]) == (base64.b64encode(b"\xff\x00").decode(), True)
     for name in ("x-mine", "authorization", "cookie"):
         assert seen["headers"][name] == headers[name]
+    assert seen["client"] == "192.0.2.7"
+    assert seen["headers"]["x-forwarded-proto"] == "https"
+    with server.client() as client:
+        shown = client.get("/2023-03-30/functions/echo/async-tasks/put").json()
+    assert shown["roost"]["request"] == "PUT /some/path?x=1&y=a%20b"
     same = asked(server, "PUT", "/echo/some/path?x=1&y=a%20b", headers=headers, content=b"\xff\x00")
     assert same.headers["x-fc-request-id"] == reply.headers["x-fc-request-id"]
     for method, target in (("POST", "/echo/some/path?x=1&y=a%20b"), ("PUT", "/echo/some/path?x=2")):
@@ -166,40 +173,6 @@ def sessions(server: Server) -> list[dict[str, Any]]:
 
 
 # -- webhooks
-
-
-class Hook:
-    """A real web server: what came, and with which statuses it answers the next ones."""
-
-    def __init__(self) -> None:
-        self.came: list[tuple[dict[str, str], bytes]] = []
-        self.statuses: list[int] = []
-        hook = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = self.rfile.read(int(self.headers["content-length"]))
-                hook.came.append(({name.lower(): value for name, value in self.headers.items()}, body))
-                status = hook.statuses.pop(0) if hook.statuses else 204
-                self.send_response(status)
-                if status == 302:
-                    self.send_header("location", "/elsewhere")
-                self.send_header("content-length", "0")
-                self.end_headers()
-
-            def log_message(self, *args: object) -> None: ...
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self._server.server_port}/hook"
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
-
-    def close(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-
-    def of(self, task: str) -> list[tuple[dict[str, str], dict[str, Any]]]:
-        parsed = [(headers, json.loads(body)) for headers, body in self.came]
-        return [one for one in parsed if one[1]["requestContext"]["taskId"] == task]
 
 
 @pytest.fixture
@@ -312,7 +285,7 @@ def test_a_crash_on_the_way_loses_no_event(tmp_path: Path, hook: Hook) -> None:
         again.start()
         for id in accepted:
             assert settled(again, "source", id)["destinationStatus"] == "Succeeded"
-            assert len({headers["webhook-id"] for headers, _ in hook.of(id)}) == 1, "each event has one id"
+            assert len(hook.ids(id)) == 1, "each event has one id"
         assert len(accepted) >= 2
         assert len(hook.came) > len({headers["webhook-id"] for headers, _ in hook.came}), "one came twice"
         assert again.stop() == 0

@@ -132,6 +132,8 @@ class AsyncTasks:
                 "sparedAttempts": task.spared,
             },
         }
+        if ":target" in task.fields:
+            body["roost"]["request"] = f"{task.fields[':method']} {task.fields[':target']}"
         if payload is not None:
             body["taskPayload"] = payload.decode("utf-8", "replace")
         return body

@@ -82,6 +82,8 @@ class Outbox:
                     wait = min(max(later - self._clock(), 0.05), _LOOK_S)
             except RoostError as error:
                 log.warning("events about tasks can't be read: %s", error.message)
+            except Exception:
+                log.exception("events about tasks are not sent now")  # a bug of ours must not end it for good
             try:
                 async with asyncio.timeout(wait):
                     await self._woken.wait()
