@@ -92,7 +92,12 @@ from roost.telemetry.metrics import Drops, FunctionGauges, Metrics, TaskGauges
 from roost.telemetry.observer import Observer, Sink
 from roost.telemetry.output import Output
 from roost.telemetry.tracing import Tracing
+from roost.telemetry.trigger_metrics import TriggerCounts
 from roost.telemetry.usage_saver import UsageSaver
+from roost.triggers.alarms import Alarms
+from roost.triggers.manager import TriggerManager
+from roost.triggers.sources import factories
+from roost.triggers.status import Statuses
 
 log = logging.getLogger("roost")
 
@@ -118,7 +123,9 @@ class Server:
         # What is observed.
         self.logs = FunctionLogs(data / "logs", max_bytes_per_file=config.log_file_mb << 20)
         self.meter = Meter()
-        self.metrics = Metrics(gauges=self._gauges, drops=self._drops, tasks=self._task_gauges)
+        self.metrics = Metrics(
+            gauges=self._gauges, drops=self._drops, tasks=self._task_gauges, triggers=self._trigger_counts
+        )
         self.output = Output(self.logs)
         self.tracing = Tracing(config.otlp_endpoint) if config.otlp_endpoint else None
         sinks: list[Sink] = [self.meter, self.metrics, self.output]
@@ -226,6 +233,7 @@ class Server:
             clock=self.clock,
             ended=lambda task: self.metrics.task_ended(task.account, task.function, task.state.value),
         )
+        self.triggers = self._triggers()
         # What is reached.
         self.gateway = Gateway(
             account=config.account,
@@ -262,6 +270,7 @@ class Server:
             sessions=SessionService(self.book, self.pauses),
             instances=self.history,
             tasks=self.tasks.service,
+            statuses=self.statuses,
             link_secret=secrets.token_bytes(32),
         )
         terms = Terms(
@@ -298,6 +307,16 @@ class Server:
         )
         self.sandbox_domain = config.sandbox_domain
         self.control = Starlette(routes=[*console_routes(console), *fc, *mcp, *e2b])
+
+    def _triggers(self) -> TriggerManager:
+        """What serves triggers, and so starts functions by itself."""
+        self.statuses = Statuses()
+        return TriggerManager(
+            catalog=self.catalog,
+            queue=self.tasks.queue,
+            factories=factories(alarms=Alarms(), cursors=self.store.triggers),
+            statuses=self.statuses,
+        )
 
     def _workshop(self, around: Surroundings, assembly: SandboxAssembly, registry: TemplateRegistry) -> Workshop:
         """What builds templates."""
@@ -337,6 +356,8 @@ class Server:
             self.sandbox_domain = self.sandbox_domain or f"localhost:{port}"
             self.tasks.start(self.gateway.tasks)
             stack.push_async_callback(self.tasks.close, drain_s=self.config.stop_grace)
+            self.triggers.start(self.gateway.tasks)
+            stack.push_async_callback(self.triggers.close, grace_s=self.config.stop_grace)
             print(self._ready_line(host, port), flush=True)
             await stop.wait()
             log.info("stopping")
@@ -458,6 +479,9 @@ class Server:
 
     def _task_gauges(self) -> Iterable[TaskGauges]:
         return self.tasks.service.gauges()
+
+    def _trigger_counts(self) -> Iterable[TriggerCounts]:
+        return self.statuses.counts()
 
     def _drops(self) -> Drops:
         return Drops(log_lines=self.logs.dropped, records=self.observer.dropped)

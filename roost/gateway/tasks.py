@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from collections.abc import Mapping
 
 from roost.functions.tasks.policy import Kind, Run
 from roost.functions.tasks.ports import Order
@@ -15,12 +16,14 @@ from roost.gateway.fields import line
 from roost.gateway.head import END, Field, RequestHead, ResponseHead, parse_response
 from roost.gateway.invoke import Invoker
 from roost.gateway.routes import Event
-from roost.model.task import Task
+from roost.model.function import FunctionSpec
 from roost.model.usage import Outcome
 
 #: Function Compute: what a task returns is kept up to 1 MB. Of a longer result nothing is: a part of it means nothing.
 MAX_RESULT = 1 << 20
 _MAX_HEAD = 64 * 1024
+#: For a function to end that is broken off.
+_LET_GO_S = 3.0
 _FAULTS = {Outcome.FUNCTION_ERROR: Kind.FAULT, Outcome.TIMEOUT: Kind.FAULT, Outcome.THROTTLED: Kind.TROUBLE}
 
 
@@ -94,14 +97,14 @@ class TaskRequest(Request):
 
 
 class TaskRunner:
-    """Implements `functions.tasks.ports.Runner`."""
+    """Implements `functions.tasks.ports.Runner`, and `triggers.ports.Invoker`."""
 
     def __init__(self, invoker: Invoker) -> None:
         self._invoker = invoker
 
     async def run(self, order: Order) -> Run:
         task = order.task
-        request = TaskRequest(_head(task))
+        request = TaskRequest(_head(task.fields))
         call = Call(
             request=request,
             route=Event(task.function, task.qualifier),
@@ -133,6 +136,40 @@ class TaskRunner:
         if work.cancelled() or (order.stopped and call.outcome is Outcome.CANCELLED):
             return Run(kind=Kind.STOPPED, begun=order.begun)
         return _judge(call, request, begun=order.begun)
+
+    async def invoke(self, spec: FunctionSpec, *, qualifier: str, request_id: str, payload: bytes) -> Run:
+        """An event that is run now, and is nobody's task. Broken off, it is as if a client had gone."""
+        request = TaskRequest(_head({"content-type": "application/json"}))
+        request.payload = payload
+        request.head.length = len(payload)
+        request.head.has_body = bool(payload)
+        begun = False
+
+        async def begin(_instance_id: str) -> None:
+            nonlocal begun
+            begun = True
+
+        call = Call(
+            request=request,
+            route=Event(spec.name, qualifier),
+            id=request_id,
+            began=time.perf_counter(),
+            started=time.time(),
+            spec=spec,
+            session=self._invoker.plan(spec, request.head),
+        )
+        work = asyncio.get_running_loop().create_task(self._invoker.run_task(call, spec, begin))
+        request.on_gone = lambda: _ignore(work.cancel())
+        try:
+            await asyncio.wait({work})
+        finally:
+            if not work.done():
+                request.lose(ClientGone())
+                await asyncio.wait({work}, timeout=_LET_GO_S)
+            if not work.done():
+                work.cancel()
+                await asyncio.wait({work})
+        return _judge(call, request, begun=begun)
 
 
 def _judge(call: Call, request: TaskRequest, *, begun: bool) -> Run:
@@ -183,11 +220,11 @@ def _said(body: bytes) -> tuple[str, str]:
     return str(kind or ""), str(message or "")
 
 
-def _head(task: Task) -> RequestHead:
+def _head(sent: Mapping[str, str]) -> RequestHead:
     """What the caller would have sent. HTTP/1.0: the reply comes without chunks."""
     fields: list[Field] = [
         (name.encode("latin-1"), name.encode("latin-1"), value.encode("latin-1", "replace"))
-        for name, value in task.fields.items()
+        for name, value in sent.items()
     ]
     return RequestHead(
         method="POST",
