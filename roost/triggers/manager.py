@@ -62,8 +62,9 @@ class TriggerManager:
             self._changed(account, function)
 
     async def close(self, *, grace_s: float) -> None:
-        """Tell every source to end; one that has not within `grace_s` is left."""
+        """Tell every source to end; one that has not within `grace_s` is left. May be called again."""
         self._unsubscribe()
+        self._unsubscribe = lambda: None
         for places in self._functions.values():
             for place in places.values():
                 self._stop(place)

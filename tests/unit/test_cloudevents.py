@@ -180,7 +180,7 @@ def test_githubs_signature_is_githubs_own_example() -> None:
     right = "sha256=757107ea0eb2509fc211221cce984b8a37570b6d7586c22c46f4379c8b043e17"
     check_signature(signed, right, b"Hello, World!")
     check_signature(signed, "sha256=" + right[7:].upper(), b"Hello, World!")
-    for given, content in (
+    for wrong, content in (
         (right, b"Hello, World?"),
         (right[:-1], b"Hello, World!"),
         (right[7:], b"Hello, World!"),
@@ -190,7 +190,7 @@ def test_githubs_signature_is_githubs_own_example() -> None:
         ("sha256=", b""),
     ):
         with pytest.raises(Unauthenticated, match="X-Hub-Signature-256") as caught:
-            check_signature(signed, given, content)
+            check_signature(signed, wrong, content)
         assert caught.value.status == 401
         assert right[7:20] not in caught.value.message
 
@@ -209,9 +209,9 @@ def test_bearer_tokens() -> None:
     signed = hook(authType="bearer", token="a-token-of-the-test")
     check_token(signed, "Bearer a-token-of-the-test")
     check_token(signed, "bearer  a-token-of-the-test ")
-    for given in ("", "Bearer", "Bearer a-token", "Basic a-token-of-the-test", "a-token-of-the-test", "Bearer ü"):
+    for wrong in ("", "Bearer", "Bearer a-token", "Basic a-token-of-the-test", "a-token-of-the-test", "Bearer ü"):
         with pytest.raises(Unauthenticated) as caught:
-            check_token(signed, given)
+            check_token(signed, wrong)
         assert caught.value.status == 401
     check_token(hook(authType="none"), "")
     check_signature(hook(authType="none"), "", b"")

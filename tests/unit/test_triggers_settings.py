@@ -13,7 +13,6 @@ from roost.functions.triggers.settings import MASK, SourceSettings, checked, mas
 from roost.model.errors import InvalidArgument
 from tests.support.triggers import record
 
-
 EVERY = {"cronExpression": "@every 1m"}
 
 
