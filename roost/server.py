@@ -30,6 +30,7 @@ from roost.api.e2b.terms import Terms
 from roost.api.fc.app import build_fc_api
 from roost.api.identity import Identity
 from roost.api.mcp.app import build_mcp_api
+from roost.api.webhooks import Webhooks
 from roost.config import Config, load
 from roost.functions.catalog import FunctionCatalog
 from roost.functions.packages import PackageStore
@@ -94,7 +95,12 @@ from roost.telemetry.metrics import Drops, FunctionGauges, Metrics, TaskGauges
 from roost.telemetry.observer import Observer
 from roost.telemetry.output import Output
 from roost.telemetry.tracing import Tracing
+from roost.telemetry.trigger_metrics import TriggerCounts
 from roost.telemetry.usage_saver import UsageSaver
+from roost.triggers.alarms import Alarms
+from roost.triggers.manager import TriggerManager
+from roost.triggers.sources import factories
+from roost.triggers.status import Statuses
 
 log = logging.getLogger("roost")
 
@@ -120,7 +126,9 @@ class Server:
         # What is observed.
         self.logs = FunctionLogs(data / "logs", max_bytes_per_file=config.log_file_mb << 20)
         self.meter = Meter()
-        self.metrics = Metrics(gauges=self._gauges, drops=self._drops, tasks=self._task_gauges)
+        self.metrics = Metrics(
+            gauges=self._gauges, drops=self._drops, tasks=self._task_gauges, triggers=self._trigger_counts
+        )
         self.output = Output(self.logs)
         self.tracing = Tracing(config.otlp_endpoint) if config.otlp_endpoint else None
         self.saver = UsageSaver(self.meter, lambda snapshot: self.store.settings.put("usage", snapshot))
@@ -248,6 +256,7 @@ class Server:
             sandboxes=SandboxTraffic(self.lives),
             sandbox_domain=config.sandbox_domain,
         )
+        self.triggers = self._triggers()
         console = Console(
             roster=self.roster,
             sandboxes=self.sandboxes.instances,
@@ -268,6 +277,7 @@ class Server:
             instances=self.history,
             tasks=self.tasks.service,
             destinations=publishers,
+            statuses=self.statuses,
             link_secret=secrets.token_bytes(32),
             clock=self.clock,
         )
@@ -304,7 +314,20 @@ class Server:
             terms=terms,
         )
         self.sandbox_domain = config.sandbox_domain
-        self.control = Starlette(routes=[*console_routes(console), *fc, *mcp, *e2b])
+        self.control = Starlette(
+            routes=[*console_routes(console), *fc, *Webhooks(self.catalog, self.triggers.delivery).routes(), *mcp, *e2b]
+        )
+
+    def _triggers(self) -> TriggerManager:
+        """What serves triggers, and so starts functions by itself."""
+        self.statuses = Statuses()
+        return TriggerManager(
+            catalog=self.catalog,
+            queue=self.tasks.queue,
+            invoker=self.gateway.tasks,
+            factories=factories(alarms=Alarms(), cursors=self.store.triggers),
+            statuses=self.statuses,
+        )
 
     def _observer(self) -> Observer:
         seen = [self.meter.invocation, self.metrics.invocation, self.output.invocation, self.logs.invocation]
@@ -358,6 +381,8 @@ class Server:
             self.sandbox_domain = self.sandbox_domain or f"localhost:{port}"
             self.tasks.start(self.gateway.tasks)
             stack.push_async_callback(self.tasks.close, drain_s=self.config.stop_grace)
+            self.triggers.start()
+            stack.push_async_callback(self.triggers.close, grace_s=self.config.stop_grace)
             print(self._ready_line(host, port), flush=True)
             await stop.wait()
             log.info("stopping")
@@ -483,6 +508,9 @@ class Server:
 
     def _task_gauges(self) -> Iterable[TaskGauges]:
         return self.tasks.service.gauges()
+
+    def _trigger_counts(self) -> Iterable[TriggerCounts]:
+        return self.statuses.counts()
 
     def _drops(self) -> Drops:
         return Drops(log_lines=self.logs.dropped, records=self.observer.dropped)
