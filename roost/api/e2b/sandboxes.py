@@ -11,6 +11,7 @@ from starlette.routing import Route
 
 from roost.api.e2b import shapes
 from roost.api.e2b.call import NEXT_TOKEN, Answer, Call, Endpoints
+from roost.api.e2b.logs import excerpt, level_of
 from roost.api.e2b.render import created, detail, listed, log_entry, metric, moment
 from roost.api.e2b.terms import Terms
 from roost.model.errors import InvalidArgument
@@ -19,6 +20,7 @@ from roost.sandboxes.fleet import Order, SandboxFleet
 from roost.sandboxes.lines import KEPT_LINES, LogLine
 from roost.sandboxes.listing import Listing, page
 
+TOTAL_RUNNING = "x-total-running"
 MOST_LISTED = 100
 #: `GET /sandboxes` has no pages.
 MOST_RUNNING = 5000
@@ -156,7 +158,8 @@ class Sandboxes:
             token=call.query.get("nextToken", ""),
         )
         shown, token = page(self._fleet.of_account(call.account), listing)
-        headers = {NEXT_TOKEN: token} if token else {}
+        running = sum(sandbox.state is SandboxState.RUNNING for sandbox in self._fleet.of_account(call.account))
+        headers = {TOTAL_RUNNING: str(running), **({NEXT_TOKEN: token} if token else {})}
         return JSONResponse([listed(sandbox) for sandbox in shown], headers=headers)
 
     # --- what is observed ----------------------------------------------------------------------------------------
@@ -189,19 +192,9 @@ class Sandboxes:
         }
 
     async def logs_v2(self, call: Call) -> Answer:
-        direction, level = call.query.get("direction", "forward"), call.query.get("level", "debug")
-        if direction not in ("forward", "backward") or level not in ("debug", "info", "warn", "error"):
-            raise InvalidArgument("direction is 'forward' or 'backward'; level is 'debug', 'info', 'warn' or 'error'.")
-        forward = direction == "forward"
-        lines = self._lines(call) if forward else self._lines(call)[::-1]
-        if "cursor" in call.query:
-            cursor = call.number("cursor", 0, most=1 << 50) / 1000
-            lines = [line for line in lines if (line.at >= cursor if forward else line.at <= cursor)]
-        search = call.query.get("search", "")
-        worst = level in ("warn", "error")
-        lines = [line for line in lines if search in line.text and (line.stream == "stderr" or not worst)]
-        limit = call.number("limit", KEPT_LINES, most=KEPT_LINES)
-        return {"logs": [log_entry(line) for line in lines[:limit]]}
+        search, worst = call.query.get("search", ""), level_of(call) in ("warn", "error")
+        lines = [line for line in self._lines(call) if search in line.text and (line.stream == "stderr" or not worst)]
+        return {"logs": [log_entry(line) for line in excerpt(call, lines, most=KEPT_LINES)]}
 
     def _lines(self, call: Call) -> list[LogLine]:
         return self._fleet.entry(call.account, call.path["id"]).lines.all()
