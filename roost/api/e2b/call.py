@@ -28,6 +28,8 @@ API_KEY = "x-api-key"
 NEXT_TOKEN = "x-next-token"  # noqa: S105
 #: Names fields of the body that this server does not know: a newer client may mean something by them.
 IGNORED = "x-roost-ignored"
+#: Names fields that were taken and kept, and change nothing on this server.
+WITHOUT_EFFECT = "x-roost-without-effect"
 
 #: Where E2B's status is another than Roost's.
 _STATUS: dict[type[RoostError], int] = {Unauthenticated: 401}

@@ -6,11 +6,11 @@ from collections.abc import Callable
 from datetime import datetime
 from urllib.parse import parse_qsl, unquote
 
-from starlette.responses import JSONResponse
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from roost.api.e2b import shapes
-from roost.api.e2b.call import NEXT_TOKEN, Answer, Call, Endpoints
+from roost.api.e2b.call import NEXT_TOKEN, WITHOUT_EFFECT, Answer, Call, Endpoints
 from roost.api.e2b.logs import excerpt, level_of
 from roost.api.e2b.render import created, detail, listed, log_entry, metric, moment
 from roost.api.e2b.terms import Terms
@@ -82,7 +82,10 @@ class Sandboxes:
             public=self._terms.public if public is None else public,
         )
         sandbox = await self._fleet.create(order, _idempotency_key(call))
-        return JSONResponse(created(sandbox, self._domain()), status_code=201)
+        without_effect = asked.network.without_effect()
+        self._tell(call.account, sandbox.id, without_effect)
+        body = {**created(sandbox, self._domain()), "withoutEffect": without_effect}
+        return JSONResponse(body, status_code=201, headers=_notice(without_effect))
 
     async def connect(self, call: Call) -> Answer:
         asked = call.parse(shapes.Connect)
@@ -131,7 +134,15 @@ class Sandboxes:
         await self._fleet.set_network(
             call.account, call.path["id"], {**stays, **asked.stored()}, asked.allow_internet_access
         )
-        return None
+        without_effect = asked.without_effect()
+        self._tell(call.account, call.path["id"], without_effect)
+        return Response(status_code=204, headers=_notice(without_effect))
+
+    def _tell(self, account: str, id: str, fields: list[str]) -> None:
+        """In the sandbox's own log: the official clients show no header."""
+        for field in fields:
+            text = f"roost: {field} has no effect: a sandbox of this server has no network but its package indexes"
+            self._fleet.note(account, id, text)
 
     # --- listings ------------------------------------------------------------------------------------------------
 
@@ -198,6 +209,10 @@ class Sandboxes:
 
     def _lines(self, call: Call) -> list[LogLine]:
         return self._fleet.entry(call.account, call.path["id"]).lines.all()
+
+
+def _notice(without_effect: list[str]) -> dict[str, str]:
+    return {WITHOUT_EFFECT: ", ".join(without_effect)} if without_effect else {}
 
 
 def _idempotency_key(call: Call) -> str:
