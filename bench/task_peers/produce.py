@@ -3,7 +3,8 @@
     python -m bench.task_peers.produce MODULE --prefix a --count 5000 --producers 32 --seconds 10
     python -m bench.task_peers.produce MODULE --prefix a --rate 50 --seconds 8
 
-Connects, prints `ready`, waits for a line of input, begins. Each producer waits until its task is accepted, and then
+Connects, prints `ready`, waits for a line of input, begins. The line is the time before which no task may run, for
+queues that would (BENCH_RELEASE to the modules); else 0. Each producer waits until its task is accepted, and then
 submits its next; with --rate tasks are submitted when it is time, however many are still under way. Prints one JSON
 object: `accepted` (id and time of each), `failed`, the first `error`, `cpu` (seconds of this process).
 
@@ -106,7 +107,7 @@ async def run(options: argparse.Namespace) -> None:
     if hasattr(producer, "open"):
         await producer.open()
     print("ready", flush=True)
-    await asyncio.to_thread(sys.stdin.readline)
+    os.environ["BENCH_RELEASE"] = await asyncio.to_thread(sys.stdin.readline)
     work = Submissions(options.prefix, options.count, options.seconds)
     cpu = time.process_time()
     submit = producer.submit
