@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import signal
 import sqlite3
 import sys
 import time
@@ -98,6 +99,7 @@ def main() -> None:
     parser.add_argument("--check", action="store_true", help="exit with 1 when a promise is not held")
     parser.add_argument("--runs", type=int, default=0, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, tasks.interrupted)
     print(f"## Tasks on the disk\n\n{_harness.machine()}; tasks of 128 bytes\n\n| SQLite's file | MB |\n|---|---:|")
     found = measure(options.tasks)
     for name, size in found.items():

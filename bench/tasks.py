@@ -326,7 +326,7 @@ def main() -> None:
     parser.add_argument("--check", action="store_true", help="exit with 1 when a promise is not held")
     parser.add_argument("--runs", type=int, default=0, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    signal.signal(signal.SIGTERM, _interrupted)
+    signal.signal(signal.SIGTERM, interrupted)
     print(f"## Queues of durable tasks\n\n{_harness.machine()}; up to {options.tasks} tasks of 128 bytes", flush=True)
     rows: dict[type[_queues.Queue], Outcome] = {}
     missing: dict[str, str] = {}
@@ -351,7 +351,8 @@ def main() -> None:
     sys.exit(1 if options.check and promises.broken else 0)
 
 
-def _interrupted(number: int, frame: FrameType | None) -> None:
+def interrupted(number: int, frame: FrameType | None) -> None:
+    """Ends like Ctrl-C: everything that was started is ended, and its files are removed."""
     sys.exit(128 + number)
 
 
