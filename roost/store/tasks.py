@@ -89,12 +89,12 @@ class Tasks:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def enqueue(self, task: Task, payload: bytes, *, busy: Busy = Busy.ENQUEUE) -> Kept:
+    async def enqueue(self, task: Task, payload: bytes, *, busy: Busy = Busy.ENQUEUE, occupied: bool = False) -> Kept:
         """Keep a new task, unless its id is known: then nothing changes.
 
-        `busy` says what is done about other tasks of its session that run or could. It and the new task are one change.
-        Raises SessionBusy, Conflict when the id is taken by a task that was given other things, NotFound for the
-        function.
+        `busy` says what is done about other tasks of its session that run or could; `occupied`: the session has other
+        work than tasks. What is done and the new task are one change. Raises SessionBusy, Conflict when the id is taken
+        by a task that was given other things, NotFound for the function.
         """
         row = (*to_row(task), payload)
 
@@ -103,19 +103,10 @@ class Tasks:
             if busy is not Busy.ENQUEUE:
                 if connection.execute(SELECT + KEY, task.key).fetchone() is not None:
                     return _enqueue(connection, task, row)
-                stopped = _make_way(connection, task, busy)
+                stopped = _make_way(connection, task, busy, occupied)
             return replace(_enqueue(connection, task, row), stopped=stopped)
 
         return await self._database.run(work, single=busy is Busy.ENQUEUE)
-
-    async def find(self, task: Task) -> Task | None:
-        """The one that has its id, None for none. Raises Conflict when that was given other things."""
-
-        def work(connection: sqlite3.Connection) -> Task | None:
-            row = connection.execute(SELECT + KEY, task.key).fetchone()
-            return None if row is None else _same(to_task(row), task)
-
-        return await self._database.run(work, synced=False)
 
     async def at_work(self, account: str, function: str, *, now: float) -> dict[str, int]:
         """How many tasks each of a function's sessions has that run or could."""
@@ -325,13 +316,14 @@ def _at_work(connection: sqlite3.Connection, lane: Lane, now: float) -> list[Tas
     return found
 
 
-def _make_way(connection: sqlite3.Connection, task: Task, busy: Busy) -> tuple[Task, ...]:
+def _make_way(connection: sqlite3.Connection, task: Task, busy: Busy, occupied: bool) -> tuple[Task, ...]:
     """Stop what its session works on, or refuse."""
     present = _at_work(connection, (task.account, task.function, task.session), task.enqueued)
-    if present and busy is Busy.REJECT:
-        raise SessionBusy(
-            f"Session {task.session} is busy: its task {present[0].id} is {present[0].state.value}.", retry_after=1
-        )
+    if busy is Busy.REJECT and (present or occupied):
+        what = "an instance works on a request of it"
+        if present:
+            what = f"its task {present[-1].id} is {present[-1].state.value}"  # one that runs comes last
+        raise SessionBusy(f"Session {task.session} is busy: {what}.", retry_after=1)
     changed = []
     for one in present:
         after = model.stopped(one, now=task.enqueued, by=task.id)
@@ -347,17 +339,13 @@ def _enqueue(connection: sqlite3.Connection, task: Task, row: tuple[Any, ...]) -
             return Kept(task=task, new=True)
     except sqlite3.IntegrityError as error:
         raise NotFound(f"There is no function {task.function[:80]!r}.", code="FunctionNotFound") from error
-    return Kept(task=_same(_get(connection, task.key), task), new=False)
-
-
-def _same(present: Task, task: Task) -> Task:
-    """The task that has the id, if it was given the same things. Raises Conflict."""
+    present = _get(connection, task.key)
     if present.digest != task.digest:
         raise Conflict(
             f"There is a task {task.id} already, with another payload, qualifier or session.",
             code="AsyncTaskAlreadyExists",
         )
-    return present
+    return Kept(task=present, new=False)
 
 
 def _follow(connection: sqlite3.Connection, task: Task, payload: bytes) -> bool:
