@@ -28,7 +28,8 @@ install: .venv/.installed
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
-.venv/.installed-dev: .venv/.installed requirements-dev.lock
+.venv/.installed-dev: .venv/.installed requirements-dev.lock scripts/system-packages
+	@scripts/system-packages $(BIN)/python tests
 	@echo "Installing what the tests need into .venv"
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check --no-deps -r requirements-dev.lock
 	@touch $@

@@ -30,6 +30,7 @@ from roost.api.e2b.terms import Terms
 from roost.api.fc.app import build_fc_api
 from roost.api.identity import Identity
 from roost.api.mcp.app import build_mcp_api
+from roost.api.webhooks import Webhooks
 from roost.config import Config, load
 from roost.functions.catalog import FunctionCatalog
 from roost.functions.packages import PackageStore
@@ -91,10 +92,15 @@ from roost.store.store import Store
 from roost.telemetry.logs import FunctionLogs
 from roost.telemetry.metering import Meter
 from roost.telemetry.metrics import Drops, FunctionGauges, Metrics, TaskGauges
-from roost.telemetry.observer import Observer, Sink
+from roost.telemetry.observer import Observer
 from roost.telemetry.output import Output
 from roost.telemetry.tracing import Tracing
+from roost.telemetry.trigger_metrics import TriggerCounts
 from roost.telemetry.usage_saver import UsageSaver
+from roost.triggers.alarms import Alarms
+from roost.triggers.manager import TriggerManager
+from roost.triggers.sources import factories
+from roost.triggers.status import Statuses
 
 log = logging.getLogger("roost")
 
@@ -112,7 +118,7 @@ class Server:
         self.config = config
         self.keys = Keys.of(config.keys, config.account)
         # What is stored.
-        self.store = Store(data / "roost.db")
+        self.store = Store(data / "roost.db", config.database)
         self.packages = PackageStore(data / "code")
         self.catalog = FunctionCatalog(
             self.store, self.packages, keys=self.keys, region=config.region, admit=self._admit
@@ -120,12 +126,11 @@ class Server:
         # What is observed.
         self.logs = FunctionLogs(data / "logs", max_bytes_per_file=config.log_file_mb << 20)
         self.meter = Meter()
-        self.metrics = Metrics(gauges=self._gauges, drops=self._drops, tasks=self._task_gauges)
+        self.metrics = Metrics(
+            gauges=self._gauges, drops=self._drops, tasks=self._task_gauges, triggers=self._trigger_counts
+        )
         self.output = Output(self.logs)
         self.tracing = Tracing(config.otlp_endpoint) if config.otlp_endpoint else None
-        sinks: list[Sink] = [self.meter, self.metrics, self.output, self.logs]
-        if self.tracing is not None:
-            sinks.append(self.tracing)
         self.saver = UsageSaver(self.meter, lambda snapshot: self.store.settings.put("usage", snapshot))
         # What runs.
         self.clock = SteadyClock()
@@ -148,8 +153,10 @@ class Server:
             region=config.region,
             time_zone=os.environ.get("TZ", "UTC"),
         )
-        self.book = SessionBook(self.store.sessions, clock=self.clock, ended=self._session_ended)
-        self.observer = Observer(sinks)
+        self.book = SessionBook(
+            self.store.sessions, clock=self.clock, ended=self._session_ended, idle=self._session_idle
+        )
+        self.observer = self._observer()
         self.background = Background()
         around = Surroundings(
             driver=self.driver,
@@ -249,6 +256,7 @@ class Server:
             sandboxes=SandboxTraffic(self.lives),
             sandbox_domain=config.sandbox_domain,
         )
+        self.triggers = self._triggers()
         console = Console(
             roster=self.roster,
             sandboxes=self.sandboxes.instances,
@@ -269,6 +277,7 @@ class Server:
             instances=self.history,
             tasks=self.tasks.service,
             destinations=publishers,
+            statuses=self.statuses,
             link_secret=secrets.token_bytes(32),
             clock=self.clock,
         )
@@ -305,7 +314,29 @@ class Server:
             terms=terms,
         )
         self.sandbox_domain = config.sandbox_domain
-        self.control = Starlette(routes=[*console_routes(console), *fc, *mcp, *e2b])
+        self.control = Starlette(
+            routes=[*console_routes(console), *fc, *Webhooks(self.catalog, self.triggers.delivery).routes(), *mcp, *e2b]
+        )
+
+    def _triggers(self) -> TriggerManager:
+        """What serves triggers, and so starts functions by itself."""
+        self.statuses = Statuses()
+        return TriggerManager(
+            catalog=self.catalog,
+            queue=self.tasks.queue,
+            invoker=self.gateway.tasks,
+            factories=factories(alarms=Alarms(), cursors=self.store.triggers),
+            statuses=self.statuses,
+        )
+
+    def _observer(self) -> Observer:
+        seen = [self.meter.invocation, self.metrics.invocation, self.output.invocation, self.logs.invocation]
+        if self.tracing is not None:
+            seen.append(self.tracing.invocation)
+        return Observer(
+            invocations=seen,
+            transitions=[self.meter.transition, self.metrics.transition, self.output.transition],
+        )
 
     def _publishers(self) -> dict[str, Publisher]:
         """What takes events about ended tasks out of the server, by the scheme of their destination's address."""
@@ -350,6 +381,8 @@ class Server:
             self.sandbox_domain = self.sandbox_domain or f"localhost:{port}"
             self.tasks.start(self.gateway.tasks)
             stack.push_async_callback(self.tasks.close, drain_s=self.config.stop_grace)
+            self.triggers.start()
+            stack.push_async_callback(self.triggers.close, grace_s=self.config.stop_grace)
             print(self._ready_line(host, port), flush=True)
             await stop.wait()
             log.info("stopping")
@@ -461,6 +494,9 @@ class Server:
         await self.pauses.ended(session)
         await self.assembly.forget(session, deleted=not self.book.remembers(session))
 
+    async def _session_idle(self, session: Session) -> None:
+        await self.pauses.idle(session)
+
     def _admit(self, spec: FunctionSpec) -> None:
         """Refuse, at deployment, what this machine can't run."""
         if spec.isolation != self.driver.name:
@@ -472,6 +508,9 @@ class Server:
 
     def _task_gauges(self) -> Iterable[TaskGauges]:
         return self.tasks.service.gauges()
+
+    def _trigger_counts(self) -> Iterable[TriggerCounts]:
+        return self.statuses.counts()
 
     def _drops(self) -> Drops:
         return Drops(log_lines=self.logs.dropped, records=self.observer.dropped)
@@ -512,6 +551,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--host", help="address to listen on (default 127.0.0.1)")
     parser.add_argument("--port", type=_whole_number, help="port to listen on (default 8700; 0: a free one)")
     parser.add_argument("--data-dir", type=Path, help="where everything is kept (default ~/.local/share/roost)")
+    parser.add_argument("--database", metavar="URL", help="PostgreSQL instead of SQLite (postgresql://user@host/name)")
     parser.add_argument("--config", type=Path, help="TOML file with settings")
     return parser.parse_args(arguments)
 

@@ -26,7 +26,7 @@ from roost.functions.rules import CONTAINER_RUNTIME
 from roost.functions.settings import Concurrency, QualifierSettings
 from roost.functions.state import CatalogState, Listener
 from roost.functions.tags import Tags
-from roost.functions.triggers import Triggers
+from roost.functions.triggers.book import Triggers
 from roost.model.errors import AccessDenied, Conflict, InvalidArgument, RoostError, Unavailable
 from roost.model.function import LATEST, FunctionSpec, Scaling
 from roost.model.signature import Keys

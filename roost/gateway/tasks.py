@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from collections.abc import Mapping
 
 from roost.functions.tasks.policy import Kind, Run
 from roost.functions.tasks.ports import Order
@@ -17,11 +18,14 @@ from roost.gateway.head import END, BadMessage, Field, RequestHead, ResponseHead
 from roost.gateway.invoke import Invoker
 from roost.gateway.routes import Event, Http
 from roost.gateway.task_reply import TaskBody, body_of
+from roost.model.function import FunctionSpec
 from roost.model.task import Task
 from roost.model.usage import Outcome
 
 #: Function Compute: what a task returns is kept up to 1 MB. Of a longer result nothing is: a part of it means nothing.
 MAX_RESULT = 1 << 20
+#: For a function to end that is broken off.
+_LET_GO_S = 3.0
 _FAULTS = {Outcome.FUNCTION_ERROR: Kind.FAULT, Outcome.TIMEOUT: Kind.FAULT, Outcome.THROTTLED: Kind.TROUBLE}
 
 
@@ -47,12 +51,12 @@ class _Nobody(ClientConnection):
 
 
 class TaskRequest(Request):
-    """A request whose body is at hand. Of its reply, what comes bit by bit goes to the task's tape, and the result is
-    collected, up to MAX_RESULT."""
+    """A request whose body is at hand. Of its reply, what comes bit by bit goes to the task's tape, if it is a task's,
+    and the result is collected, up to MAX_RESULT."""
 
     __slots__ = ("_body", "_head", "_order", "_pieces", "_size", "answer", "broken", "payload", "reply_head")
 
-    def __init__(self, head: RequestHead, order: Order) -> None:
+    def __init__(self, head: RequestHead, order: Order | None = None) -> None:
         super().__init__(head, _Nobody())
         self.payload = b""
         self.answer: Answer | None = None  # of Roost itself
@@ -81,7 +85,8 @@ class TaskRequest(Request):
             if not mark:
                 return
             self.reply_head = parse_response(self._head)
-            self._body = body_of(self.reply_head, _Late(self._order, self))
+            if self._order is not None:
+                self._body = body_of(self.reply_head, _Late(self._order, self))
         if data and self._body is not None:
             try:
                 data = self._body.feed(data)
@@ -149,7 +154,7 @@ class _Late:
 
 
 class TaskRunner:
-    """Implements `functions.tasks.ports.Runner`."""
+    """Implements `functions.tasks.ports.Runner`, and `triggers.ports.Invoker`."""
 
     def __init__(self, invoker: Invoker) -> None:
         self._invoker = invoker
@@ -157,7 +162,7 @@ class TaskRunner:
     async def run(self, order: Order) -> Run:
         task = order.task
         route = _route(task)
-        request = TaskRequest(_head(task), order)
+        request = TaskRequest(_head(task.fields), order)
         call = Call(
             request=request,
             route=route,
@@ -189,6 +194,40 @@ class TaskRunner:
         if work.cancelled() or (order.stopped and call.outcome is Outcome.CANCELLED):
             return Run(kind=Kind.STOPPED, begun=order.begun)
         return _judge(call, request, begun=order.begun)
+
+    async def invoke(self, spec: FunctionSpec, *, qualifier: str, request_id: str, payload: bytes) -> Run:
+        """An event that is run now, and is nobody's task. Broken off, it is as if a client had gone."""
+        request = TaskRequest(_head({"content-type": "application/json"}))
+        request.payload = payload
+        request.head.length = len(payload)
+        request.head.has_body = bool(payload)
+        begun = False
+
+        async def begin(_instance_id: str) -> None:
+            nonlocal begun
+            begun = True
+
+        call = Call(
+            request=request,
+            route=Event(spec.name, qualifier),
+            id=request_id,
+            began=time.perf_counter(),
+            started=time.time(),
+            spec=spec,
+            session=self._invoker.plan(spec, request.head, None),
+        )
+        work = asyncio.get_running_loop().create_task(self._invoker.run_task(call, spec, begin))
+        request.on_gone = lambda: _ignore(work.cancel())
+        try:
+            await asyncio.wait({work})
+        finally:
+            if not work.done():
+                request.lose(ClientGone())
+                await asyncio.wait({work}, timeout=_LET_GO_S)
+            if not work.done():
+                work.cancel()
+                await asyncio.wait({work})
+        return _judge(call, request, begun=begun)
 
 
 def _judge(call: Call, request: TaskRequest, *, begun: bool) -> Run:
@@ -246,16 +285,16 @@ def _route(task: Task) -> Event | Http:
     return Http(task.function, task.qualifier, task.fields[":prefix"], target)
 
 
-def _head(task: Task) -> RequestHead:
+def _head(sent: Mapping[str, str]) -> RequestHead:
     """What the caller sent, or would have sent. HTTP/1.0: the reply comes without chunks."""
     fields: list[Field] = [
         (name.encode("latin-1"), name.encode("latin-1"), value.encode("latin-1", "replace"))
-        for name, value in task.fields.items()
+        for name, value in sent.items()
         if not name.startswith(":")
     ]
     return RequestHead(
-        method=task.fields.get(":method", "POST"),
-        target=task.fields.get(":target", "/invoke").encode("latin-1", "replace"),
+        method=sent.get(":method", "POST"),
+        target=sent.get(":target", "/invoke").encode("latin-1", "replace"),
         fields=fields,
         values={lower: value for lower, _, value in fields},
         http11=False,

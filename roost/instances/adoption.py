@@ -79,6 +79,8 @@ class Adoption:
                     # The files of a session's own instance are in use there, whatever was noted of it since.
                     if session or (known.instance_id == instance.id and known.state is SessionState.ACTIVE):
                         self._roster.pin(known.key, instance)
+                if session is not None and session.state is SessionState.PAUSED:
+                    instance.pause_once_up(memory=True)
                 self._roster.run(instance, adopt=room, unsettled=instance.id in unsettled)
                 return instance.id
         await room.destroy()

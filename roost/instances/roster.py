@@ -199,7 +199,7 @@ class Roster:
             if instance.free_slots > 0:
                 pool.started()
                 pool.offer(instance)
-            elif instance.state is State.PAUSED:
+            elif instance.paused:
                 _move_on(instance)
             if self._hungry and instance.leases == 0 and _is_up(instance):
                 asyncio.get_running_loop().call_soon(self._feed)

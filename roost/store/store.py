@@ -6,7 +6,7 @@ from pathlib import Path
 
 from roost.store.aliases import Aliases
 from roost.store.concurrency import Concurrency
-from roost.store.database import Database
+from roost.store.connect import database
 from roost.store.functions import Functions
 from roost.store.layers import Layers
 from roost.store.provision import Provision
@@ -32,8 +32,9 @@ class Store:
     no effect then.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._database = Database(path)
+    def __init__(self, path: Path, url: str = "") -> None:
+        """In the file `path`, or in the PostgreSQL database at `url`: the folder of `path` is locked either way."""
+        self._database = database(path, url)
         self.functions = Functions(self._database)
         self.versions = Versions(self._database)
         self.aliases = Aliases(self._database)

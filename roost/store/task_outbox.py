@@ -6,12 +6,11 @@ became of it. In between it may be delivered more often than once, always with t
 
 from __future__ import annotations
 
-import sqlite3
 from dataclasses import dataclass
 from operator import attrgetter
 
 from roost.model import task as model
-from roost.store.database import Database
+from roost.store.database import Connection, Database, rows_changed
 from roost.store.task_rows import KEY, SELECT, UPDATE, to_changes, to_task
 
 _NAMES = (
@@ -39,7 +38,7 @@ class Letter:
     body: bytes
 
 
-def post(connection: sqlite3.Connection, letter: Letter) -> None:
+def post(connection: Connection, letter: Letter) -> None:
     """Part of another change."""
     connection.execute(_INSERT, _VALUES(letter))
 
@@ -51,7 +50,7 @@ class TaskOutbox:
     async def due(self, *, now: float, limit: int) -> tuple[list[Letter], float | None]:
         """Those that are due, and when the first of the others is."""
 
-        def work(connection: sqlite3.Connection) -> tuple[list[Letter], float | None]:
+        def work(connection: Connection) -> tuple[list[Letter], float | None]:
             rows = connection.execute(
                 f"SELECT {_COLUMNS} FROM task_outbox WHERE due <= ? ORDER BY due LIMIT ?",  # noqa: S608
                 (now, limit),
@@ -65,16 +64,14 @@ class TaskOutbox:
         """It was not taken, and is tried again."""
         values = (due, letter.attempts + 1, error, letter.id)
 
-        def work(connection: sqlite3.Connection) -> None:
-            connection.execute("UPDATE task_outbox SET due=?, attempts=?, error=? WHERE id=?", values)
-
-        await self._database.run(work, synced=False, single=True)
+        update = "UPDATE task_outbox SET due=?, attempts=?, error=? WHERE id=?"
+        await self._database.change(update, values, rows_changed, synced=False)
 
     async def done(self, letter: Letter, *, now: float, taken: bool, detail: str) -> None:
         """It was taken, or never will be: gone, and written down in the task's record, if that is still there."""
         key = (letter.account, letter.function, letter.task)
 
-        def work(connection: sqlite3.Connection) -> None:
+        def work(connection: Connection) -> None:
             connection.execute("DELETE FROM task_outbox WHERE id=?", (letter.id,))
             row = connection.execute(SELECT + KEY, key).fetchone()
             if row is None:
@@ -87,16 +84,13 @@ class TaskOutbox:
 
     async def not_later_than(self, latest: float, *, now: float) -> None:
         """Have what waits for a time after `latest` wait no more: the machine's clock was ahead when that was set."""
-
-        def work(connection: sqlite3.Connection) -> None:
-            connection.execute("UPDATE task_outbox SET due=? WHERE due > ?", (now, latest))
-
-        await self._database.run(work, synced=False, single=True)
+        update = "UPDATE task_outbox SET due=? WHERE due > ?"
+        await self._database.change(update, (now, latest), rows_changed, synced=False)
 
     async def waiting(self) -> int:
         """How many there are."""
 
-        def work(connection: sqlite3.Connection) -> int:
+        def work(connection: Connection) -> int:
             return int(connection.execute("SELECT count(*) FROM task_outbox").fetchone()[0])
 
         return await self._database.run(work, synced=False)

@@ -6,13 +6,12 @@ loses what had not been handed over yet, a power cut perhaps a little more.
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from roost.model.task import FINISHED, Task, TaskKey
-from roost.store.database import Database
+from roost.store.database import Connection, Database
 from roost.store.task_rows import KEY, SELECT, no_task, to_task
 
 _TASK = "account=? AND function=? AND task=?"
@@ -62,7 +61,7 @@ class TaskOutputs:
         `used` is the answer to the writer's last call, None at its first.
         """
 
-        def work(connection: sqlite3.Connection) -> Used | None:
+        def work(connection: Connection) -> Used | None:
             alive = "SELECT 1 FROM tasks WHERE account=? AND function=? AND id=? AND epoch=?"
             if connection.execute(alive, (*key, epoch)).fetchone() is None:
                 return None
@@ -79,7 +78,7 @@ class TaskOutputs:
         Raises NotFound.
         """
 
-        def work(connection: sqlite3.Connection) -> tuple[Task, bytes | None, list[Entry]]:
+        def work(connection: Connection) -> tuple[Task, bytes | None, list[Entry]]:
             row = connection.execute(SELECT + KEY, key).fetchone()
             if row is None:
                 raise no_task(key)
@@ -99,7 +98,7 @@ class TaskOutputs:
     async def progress(self, key: TaskKey) -> Entry | None:
         """The last report."""
 
-        def work(connection: sqlite3.Connection) -> Entry | None:
+        def work(connection: Connection) -> Entry | None:
             row = connection.execute(
                 "SELECT number, attempt, at, data FROM task_outputs"  # noqa: S608
                 f" WHERE {_TASK} AND kind='progress' ORDER BY number DESC LIMIT 1",
@@ -110,7 +109,7 @@ class TaskOutputs:
         return await self._database.run(work, synced=False)
 
 
-def _append(connection: sqlite3.Connection, key: TaskKey, entry: Entry, used: Used, limit: int) -> Used:
+def _append(connection: Connection, key: TaskKey, entry: Entry, used: Used, limit: int) -> Used:
     data, size = entry.data, len(entry.data)
     if entry.kind is Kind.PROGRESS:
         if used.report and used.progress + size > limit * PROGRESS_SHARE:
@@ -130,7 +129,7 @@ def _append(connection: sqlite3.Connection, key: TaskKey, entry: Entry, used: Us
     return used
 
 
-def _insert(connection: sqlite3.Connection, key: TaskKey, entry: Entry, last: int) -> int:
+def _insert(connection: Connection, key: TaskKey, entry: Entry, last: int) -> int:
     connection.execute(
         "INSERT INTO task_outputs (account, function, task, number, attempt, at, kind, data)"
         " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
@@ -139,7 +138,7 @@ def _insert(connection: sqlite3.Connection, key: TaskKey, entry: Entry, last: in
     return last + 1
 
 
-def _used(connection: sqlite3.Connection, key: TaskKey) -> Used:
+def _used(connection: Connection, key: TaskKey) -> Used:
     rows = connection.execute(
         f"SELECT kind, max(number), sum(length(data)) FROM task_outputs WHERE {_TASK} GROUP BY kind",  # noqa: S608
         key,

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from roost.model.errors import Throttled
-from roost.model.usage import InvocationRecord, TransitionRecord
+from roost.model.usage import InvocationRecord
 from roost.telemetry.attribution import Line
 from roost.telemetry.log_files import LogFiles, Series
 from roost.telemetry.log_record import Clock, LogRecord, Source, clip, encode_notice, notice, visible
@@ -175,9 +175,6 @@ class FunctionLogs:
             for follower in self._followers[function]:
                 follower.offer(to_record(now, record))
         self._wake.set()
-
-    def transition(self, record: TransitionRecord) -> None:
-        """Not of interest here."""
 
     async def tail(self, account: str, function: str, lines: int, request_id: str | None = None) -> list[LogRecord]:
         """The newest `lines` records (at most MAX_TAIL_LINES), oldest first; with `request_id` only that request's.

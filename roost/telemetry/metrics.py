@@ -14,6 +14,7 @@ from prometheus_client.registry import Collector
 
 from roost.model.instance import State
 from roost.model.usage import InvocationRecord, Outcome, TransitionRecord
+from roost.telemetry.trigger_metrics import TriggerCounts, TriggerMetrics
 
 #: Functions with series of their own; what comes on top is counted under OTHER.
 MAX_FUNCTIONS = 1000
@@ -97,7 +98,7 @@ class _Function:
 class Metrics:
     """One server's metrics, in a registry of its own. A sink of the Observer.
 
-    `gauges`, `drops` and `tasks` are asked at each scrape, on the event loop; they must answer from memory.
+    `gauges`, `drops`, `tasks` and `triggers` are asked at each scrape, on the event loop; they must answer from memory.
     """
 
     def __init__(
@@ -106,6 +107,7 @@ class Metrics:
         gauges: Callable[[], Iterable[FunctionGauges]] = tuple,
         drops: Callable[[], Drops] = Drops,
         tasks: Callable[[], Iterable[TaskGauges]] = tuple,
+        triggers: Callable[[], Iterable[TriggerCounts]] = tuple,
         max_functions: int = MAX_FUNCTIONS,
     ) -> None:
         self._registry = CollectorRegistry()
@@ -113,6 +115,7 @@ class Metrics:
         self._max_functions = max_functions
         self._registry.register(_Counts(self._functions))
         self._registry.register(_Now(gauges, drops, tasks))
+        self._registry.register(TriggerMetrics(triggers))
 
     def invocation(self, record: InvocationRecord) -> None:
         counts = self._of(record.account, record.function)

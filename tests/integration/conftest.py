@@ -7,6 +7,7 @@ import pytest
 
 from roost.functions.tasks import endings
 from tests.support.server import NOTHING, Remains, Server, running
+from tests.support.stores import Place
 from tests.support.task_world import NewWorld, worlds
 
 
@@ -20,8 +21,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 @pytest.fixture
-async def new_world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[NewWorld]:
-    """A queue of tasks with its worker, on a store that is the test's own."""
+async def new_world(place: Place, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[NewWorld]:
+    """A queue of tasks with its worker, on a store that is the test's own: the test runs on each backend."""
     monkeypatch.setattr(endings, "_PAUSE_S", 0.05)
-    async for new_world in worlds(tmp_path / "roost.db"):
+    async for new_world in worlds(place):
         yield new_world

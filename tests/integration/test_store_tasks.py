@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
@@ -14,6 +13,7 @@ from roost.model.task import Fenced, TaskState, Verdict
 from roost.store.functions import FunctionRecord
 from roost.store.store import Store
 from roost.store.tasks import Kept, TaskFilter
+from tests.support.stores import Place
 from tests.unit.test_tasks_model import task
 
 KEY = ("a", "f", "t")
@@ -21,8 +21,8 @@ DONE = Verdict(state=TaskState.SUCCEEDED)
 
 
 @pytest.fixture
-async def store(tmp_path: Path) -> AsyncIterator[Store]:
-    found = Store(tmp_path / "roost.db")
+async def store(place: Place) -> AsyncIterator[Store]:
+    found = place.store()
     await found.open()
     for name in ("f", "g"):
         await found.functions.put(FunctionRecord(account="a", name=name, id=name, config={}, created=1.0, modified=1.0))
@@ -183,11 +183,11 @@ async def test_stop_retry_and_the_end_of_a_function(store: Store) -> None:
         await store.tasks.get(KEY)
 
 
-async def test_a_burst_of_tasks_is_all_there_after_the_store_was_closed(store: Store, tmp_path: Path) -> None:
+async def test_a_burst_of_tasks_is_all_there_after_the_store_was_closed(store: Store, place: Place) -> None:
     made = [replace(task(), id=f"t{number}") for number in range(1500)]
     await asyncio.gather(*(store.tasks.enqueue(each, b"x" * 100) for each in made))
     await store.close()
-    again = Store(tmp_path / "roost.db")
+    again = place.store()
     await again.open()
     [waiting] = await again.tasks.waiting()
     assert waiting.count == 1500

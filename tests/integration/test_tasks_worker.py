@@ -13,6 +13,7 @@ from roost.functions.tasks.backlog import Backlog
 from roost.functions.tasks.destinations import MAX_EVENT
 from roost.model.errors import AccessDenied, NotFound, StorageFull, Throttled
 from roost.model.task import Task, TaskState, Verdict
+from roost.store.database import Item
 from roost.store.tasks import TaskFilter, Tasks
 from tests.support.task_world import NewWorld
 
@@ -174,14 +175,14 @@ async def test_a_full_disk_refuses_new_tasks_and_keeps_the_outcome_of_those_that
     await world.submit("block", "t")
     await world.until("t", TaskState.RUNNING)
     await world.submit("ok", "later", x_fc_async_delay="1")
-    run = world.store._database.run
+    submit = world.store._database._submit
 
-    async def full(work: Any, *, synced: bool = True, **how: bool) -> Any:
-        if synced:
+    async def full(item: Item) -> Any:
+        if item.synced:
             raise StorageFull("No room left.")
-        return await run(work, synced=False, **how)
+        return await submit(item)
 
-    monkeypatch.setattr(world.store._database, "run", full)
+    monkeypatch.setattr(world.store._database, "_submit", full)
     with pytest.raises(StorageFull):
         await world.submit("ok", "refused")
     world.runner.release.set()

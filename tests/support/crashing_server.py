@@ -1,7 +1,7 @@
 """`roost.server`, except that it dies by SIGKILL at a named point: `crashing_server POINT NUMBER [arguments of serve]`.
 
-POINT is `<verb of the table of tasks>:before|after`, or `outbox.<verb of that table>:before|after`; NUMBER says at
-which call of it. The verb's change is durable after it, and not begun before it.
+POINT is `<verb of the table of tasks>:before|after`, or `outbox.<verb>` or `triggers.<verb>` of those tables; NUMBER
+says at which call of it. The verb's change is durable after it, and not begun before it.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Any
 from roost import server
 from roost.store.task_outbox import TaskOutbox
 from roost.store.tasks import Tasks
+from roost.store.triggers import Triggers
 from tests.support.server import READY, Server, share_bundle
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -56,7 +57,7 @@ class CrashingServer(Server):
 def crash_at(point: str, number: int) -> None:
     verb, _, moment = point.partition(":")
     table, _, verb = verb.rpartition(".")
-    owner = TaskOutbox if table == "outbox" else Tasks
+    owner = {"": Tasks, "outbox": TaskOutbox, "triggers": Triggers}[table]
     work: Callable[..., Awaitable[Any]] = getattr(owner, verb)
     left = number
 

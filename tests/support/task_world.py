@@ -6,7 +6,6 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from pathlib import Path
 from typing import Any
 
 from roost.functions.tasks.backlog import BacklogLimits
@@ -20,6 +19,7 @@ from roost.store.provision import QualifierKind, QualifierRecord
 from roost.store.store import Store
 from tests.support.gateway_world import spec
 from tests.support.scripted_runner import ScriptedRunner
+from tests.support.stores import Place
 
 
 class FewFunctions:
@@ -105,14 +105,14 @@ async def at_once(instance_id: str) -> None:
     """Nothing runs there any more."""
 
 
-async def worlds(path: Path) -> AsyncIterator[NewWorld]:
+async def worlds(place: Place) -> AsyncIterator[NewWorld]:
     """For a fixture: opens a world on the same store as the one before, which must have been closed."""
     opened: list[World] = []
 
     async def new_world(
         *, run: bool = True, clock: Callable[[], float] = time.time, over: Over = at_once, **limits: int
     ) -> World:
-        store = Store(path)
+        store = place.store()
         await store.open()
         for name in ("f", "g"):
             await store.functions.put(FunctionRecord(account="a", name=name, id=name, config={}, created=1, modified=1))

@@ -24,6 +24,7 @@ from roost.functions.catalog import FunctionCatalog
 from roost.functions.tasks.service import TaskService
 from roost.model.errors import NotFound
 from roost.model.signature import Keys
+from roost.triggers.status import Statuses
 
 _METHODS = ("GET", "POST", "PUT", "DELETE", "PATCH", "OPTIONS")
 
@@ -34,6 +35,7 @@ def build_fc_api(
     sessions: SessionManager,
     instances: Fleet,
     tasks: TaskService,
+    statuses: Statuses,
     keys: Keys,
     link_secret: bytes,
     destinations: Collection[str] = (),
@@ -57,7 +59,7 @@ def build_fc_api(
         Scaling(catalog, catalog.scaling, instances),
         AsyncInvoke(catalog, catalog.async_invoke, destinations),
         AsyncTasks(catalog, tasks, clock=clock),
-        Triggers(catalog),
+        Triggers(catalog, statuses),
         Tags(catalog),
         Sessions(catalog, sessions, tasks),
         Instances(catalog, instances),

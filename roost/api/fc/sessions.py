@@ -156,15 +156,20 @@ class Sessions:
     async def _pause(self, call: Call) -> Answer:
         files_only = bool(call.query_bool("fileSystemOnly"))
         session, memory_kept = await self._sessions.pause(*self._key(call), files_only=files_only)
-        # The API has no field for it, and the caller has to know.
-        return JSONResponse(session_json(session), headers={"x-roost-paused": "memory" if memory_kept else "files"})
+        return _with_rung(session, "x-roost-paused", memory_kept)
 
     async def _resume(self, call: Call) -> Answer:
-        return session_json(await self._sessions.resume(*self._key(call)))
+        session, memory_kept = await self._sessions.resume(*self._key(call))
+        return _with_rung(session, "x-roost-resumed", memory_kept)
 
     def _key(self, call: Call) -> tuple[str, str, str]:
         self._catalog.get(call.account, call.params["name"])
         return call.account, call.params["name"], check_session_id(call.params["session"])
+
+
+def _with_rung(session: Session, header: str, memory_kept: bool) -> JSONResponse:
+    """The API has no field for what was kept, and the caller has to know."""
+    return JSONResponse(session_json(session), headers={header: "memory" if memory_kept else "files"})
 
 
 def session_json(session: Session) -> dict[str, Any]:

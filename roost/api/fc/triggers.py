@@ -1,8 +1,9 @@
-"""Triggers of type http."""
+"""Triggers: what starts a function, and how it is doing."""
 
 from __future__ import annotations
 
 import json
+import time
 from typing import Annotated, Any
 
 from pydantic import Field
@@ -14,14 +15,19 @@ from roost.api.fc.render import iso
 from roost.functions.catalog import FunctionCatalog
 from roost.functions.definition import Shape
 from roost.functions.names import function_arn
+from roost.functions.triggers.http import HTTP
+from roost.functions.triggers.kinds import TIMER, WEBHOOK, is_enabled, visible_config
+from roost.functions.triggers.settings import settings_of
+from roost.functions.triggers.timer import TimerSettings
 from roost.model.function import LATEST
 from roost.store.triggers import TriggerRecord
+from roost.triggers.status import Statuses, TriggerStatus, state_of
 
 Text = Annotated[str, Field(max_length=1024)]
 
 
 class _UpdateTrigger(Shape):
-    """`invocationRole` has no meaning here; it is accepted because clients send it."""
+    """`invocationRole` and `sourceArn` have no meaning here: they are kept and shown, as clients send them."""
 
     description: Annotated[str, Field(max_length=256)] | None = None
     qualifier: Text | None = None
@@ -37,8 +43,9 @@ class _CreateTrigger(_UpdateTrigger):
 
 
 class Triggers:
-    def __init__(self, catalog: FunctionCatalog) -> None:
+    def __init__(self, catalog: FunctionCatalog, statuses: Statuses) -> None:
         self._catalog = catalog
+        self._statuses = statuses
         self._triggers = catalog.triggers
 
     def routes(self, endpoints: Endpoints) -> list[Route]:
@@ -61,6 +68,8 @@ class Triggers:
             qualifier=given.qualifier,
             config=given.trigger_config,
             description=given.description or "",
+            source_arn=given.source_arn or "",
+            invocation_role=given.invocation_role or "",
         )
         return self._json(call, record)
 
@@ -86,6 +95,7 @@ class Triggers:
             qualifier=given.qualifier,
             config=given.trigger_config,
             description=given.description,
+            invocation_role=given.invocation_role,
         )
         return self._json(call, record)
 
@@ -94,17 +104,45 @@ class Triggers:
         return None
 
     def _json(self, call: Call, record: TriggerRecord) -> dict[str, Any]:
-        suffix = "" if record.qualifier == LATEST else f":{record.qualifier}"
-        url = f"{call.base_url}/{record.function}{suffix}/"
-        return {
+        status = self._statuses.find(record)
+        shown: dict[str, Any] = {
             "triggerId": record.id,
             "triggerName": record.name,
             "triggerType": record.type,
             "qualifier": record.qualifier,
             "description": record.description,
-            "triggerConfig": json.dumps(dict(record.config)),
-            "httpTrigger": {"urlInternet": url, "urlIntranet": url},
+            "triggerConfig": json.dumps(visible_config(record)),
+            "sourceArn": record.source_arn,
+            "invocationRole": record.invocation_role,
             "targetArn": function_arn(self._catalog.region, record.account, record.function),
+            "status": state_of(record, status),
             "createdTime": iso(record.created),
             "lastModifiedTime": iso(record.modified),
         }
+        if record.type == HTTP:
+            suffix = "" if record.qualifier == LATEST else f":{record.qualifier}"
+            url = f"{call.base_url}/{record.function}{suffix}/"
+            shown["httpTrigger"] = {"urlInternet": url, "urlIntranet": url}
+        else:
+            shown["roost"] = _extension(record, status)
+        if record.type == WEBHOOK:
+            url = f"{call.base_url}/webhooks/{record.account}/{record.function}/{record.name}"
+            shown["httpTrigger"] = {"urlInternet": url, "urlIntranet": url}
+        return shown
+
+
+def _extension(record: TriggerRecord, status: TriggerStatus) -> dict[str, Any]:
+    """What Function Compute has no fields for. Counts are since the server's start."""
+    shown: dict[str, Any] = {
+        "delivered": status.delivered_count,
+        "enqueued": status.enqueued_count,
+        "failed": status.failed_count,
+        "deadLettered": status.dead_lettered_count,
+    }
+    if status.last_success:
+        shown["lastSuccessTime"] = iso(status.last_success)
+    if status.last_error:
+        shown |= {"lastError": status.last_error, "lastErrorTime": iso(status.last_error_at)}
+    if record.type == TIMER and is_enabled(record):
+        shown["nextTime"] = iso(settings_of(TimerSettings, record).schedule(record).after(time.time()))
+    return shown

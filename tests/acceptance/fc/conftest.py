@@ -32,6 +32,7 @@ from roost.model.function import FunctionSpec
 from roost.model.session import Session, SessionState, check_session_transition
 from roost.model.signature import AccessKey, Keys
 from roost.store.store import Store
+from roost.triggers.status import Statuses
 
 KEY_ID, SECRET, ACCOUNT = "LTAItest", "a-secret-of-the-test", "acct1"
 
@@ -99,10 +100,10 @@ class FakeSessions:
         check_session_transition(session, SessionState.PAUSING)
         return self._keep(replace(session, state=SessionState.PAUSED)), not files_only
 
-    async def resume(self, account: str, function: str, session_id: str) -> Session:
+    async def resume(self, account: str, function: str, session_id: str) -> tuple[Session, bool]:
         session = await self.get(account, function, session_id)
         check_session_transition(session, SessionState.RESUMING)
-        return self._keep(replace(session, state=SessionState.ACTIVE))
+        return self._keep(replace(session, state=SessionState.ACTIVE)), True
 
     def _keep(self, session: Session) -> Session:
         self.sessions[session.key] = session
@@ -164,7 +165,8 @@ def running(folder: Path, *, keys: Keys, limits: PackageLimits | None = None) ->
         store=store, catalog=catalog, limits=BacklogLimits(), retention=Retention(), clock=time.time, publishers={}
     )
     routes = build_fc_api(
-        catalog=catalog, sessions=sessions, instances=instances, tasks=tasks.service, keys=keys,
+        catalog=catalog, sessions=sessions, instances=instances, tasks=tasks.service, statuses=Statuses(),
+        keys=keys,
         link_secret=b"link-secret-of-the-test",
     )  # fmt: skip
 

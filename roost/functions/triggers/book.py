@@ -1,44 +1,26 @@
-"""Triggers of functions. This release has the `http` type: who may call a function's address, and how."""
+"""Triggers of functions: created, shown, changed and removed, durably."""
 
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping
 from dataclasses import replace
-from typing import Annotated, Any, Literal
 
-from pydantic import Field
-
-from roost.functions.access import ALL_METHODS, OPEN, HttpAccess, HttpAuth, hash_key
-from roost.functions.definition import Shape
+from roost.functions.access import OPEN, HttpAccess, HttpAuth, hash_key
 from roost.functions.names import check_trigger_name
-from roost.functions.parse import parse, parse_json_text
 from roost.functions.state import CatalogState
-from roost.model.errors import AccessDenied, Conflict, InvalidArgument, NotFound
+from roost.functions.triggers.http import HTTP, access_of
+from roost.functions.triggers.kinds import check_config, is_enabled
+from roost.model.errors import AccessDenied, Conflict, NotFound
 from roost.model.function import LATEST
 from roost.model.signature import Keys
 from roost.store.triggers import TriggerRecord
 
-HTTP = "http"
-Method = Literal["GET", "POST", "PUT", "DELETE", "HEAD", "PATCH", "OPTIONS"]
-
-
-class _HttpTrigger(Shape):
-    auth_type: str = HttpAuth.ANONYMOUS.value
-    methods: Annotated[list[Method], Field(min_length=1, max_length=7)]
-    auth_config: str | dict[str, Any] | None = None
-    disable_url_internet: Annotated[bool | None, Field(alias="disableURLInternet")] = None
-
-
-class _BearerKeys(Shape):
-    """`keys` come in once, in clear; `keyHashes` (SHA-256, hex) is what is kept, shown, and may come back."""
-
-    keys: Annotated[list[Annotated[str, Field(min_length=16, max_length=512)]], Field(max_length=100)] | None = None
-    key_hashes: Annotated[list[Annotated[str, Field(pattern="^[0-9a-f]{64}$")]], Field(max_length=100)] | None = None
+#: Of one function.
+MAX_TRIGGERS = 100
 
 
 class Triggers:
-    """At most one http trigger for each qualifier of a function."""
+    """At most one http trigger for each qualifier of a function; of the others as many as one likes."""
 
     def __init__(self, state: CatalogState, keys: Keys) -> None:
         self._state = state
@@ -46,17 +28,27 @@ class Triggers:
         self._defaults: dict[str, HttpAccess] = {}  # by account; keys stay as they are while the server runs
 
     async def create(
-        self, account: str, function: str, name: str, *, type: str, qualifier: str | None, config: str, description: str
+        self,
+        account: str,
+        function: str,
+        name: str,
+        *,
+        type: str,
+        qualifier: str | None,
+        config: str,
+        description: str,
+        source_arn: str = "",
+        invocation_role: str = "",
     ) -> TriggerRecord:
         """Raises NotFound, Conflict, InvalidArgument."""
         check_trigger_name(name)
-        if type != HTTP:
-            raise InvalidArgument(f"triggerType: {type[:40]!r} is not supported; this release has 'http'.")
-        parsed = http_config(config)
+        parsed = check_config(type, config)
         async with self._state.lock:
             entry = self._state.entry(account, function)
             if name in entry.triggers:
                 raise Conflict(f"Function {function} has a trigger {name} already.", code="TriggerAlreadyExists")
+            if len(entry.triggers) >= MAX_TRIGGERS:
+                raise Conflict(f"Function {function} has {MAX_TRIGGERS} triggers, the most that one can have.")
             now = self._state.clock()
             record = TriggerRecord(
                 account=account,
@@ -67,6 +59,8 @@ class Triggers:
                 qualifier=qualifier or LATEST,
                 description=description,
                 config=parsed,
+                source_arn=source_arn,
+                invocation_role=invocation_role,
                 created=now,
                 modified=now,
             )
@@ -81,25 +75,26 @@ class Triggers:
         qualifier: str | None = None,
         config: str | None = None,
         description: str | None = None,
+        invocation_role: str | None = None,
     ) -> TriggerRecord:
         """Change what is not None. Raises NotFound, Conflict, InvalidArgument."""
-        parsed = None if config is None else http_config(config)
         async with self._state.lock:
             present = self.get(account, function, name)
             record = replace(
                 present,
                 qualifier=qualifier or present.qualifier,
-                config=present.config if parsed is None else parsed,
+                config=present.config if config is None else check_config(present.type, config, present.config),
                 description=present.description if description is None else description,
-                modified=self._state.clock(),
+                invocation_role=present.invocation_role if invocation_role is None else invocation_role,
             )
-            return await self._put(record)
+            # What changes nothing disturbs nothing: a source at work is not started anew.
+            return present if record == present else await self._put(replace(record, modified=self._state.clock()))
 
     async def _put(self, record: TriggerRecord) -> TriggerRecord:
         entry = self._state.entry(record.account, record.function)
         entry.version_of(record.qualifier)
         for other in entry.triggers.values():
-            if other.name != record.name and other.qualifier == record.qualifier:
+            if other.name != record.name and record.type == other.type == HTTP and other.qualifier == record.qualifier:
                 raise Conflict(
                     f"Trigger {other.name} is the http trigger of {record.qualifier} already.",
                     code="TriggerAlreadyExists",
@@ -134,14 +129,16 @@ class Triggers:
         A function without http triggers is open where the server has no keys, and takes its account's secrets as
         bearer keys where it has. Once it has one, only the qualifiers that have one can be called.
 
-        Raises NotFound (no such function), AccessDenied (no trigger for this qualifier).
+        Raises NotFound (no such function), AccessDenied (no trigger for this qualifier, or it is paused).
         """
-        triggers = self._state.entry(account, name).triggers
+        triggers = [one for one in self._state.entry(account, name).triggers.values() if one.type == HTTP]
         if not triggers:
             return self._default(account)
         wanted = qualifier or LATEST
-        for trigger in triggers.values():
+        for trigger in triggers:
             if trigger.qualifier == wanted:
+                if not is_enabled(trigger):
+                    raise AccessDenied(f"Trigger {trigger.name} of function {name} is paused.")
                 return access_of(trigger.config, self._default(account))
         raise AccessDenied(f"Function {name} has no http trigger for {wanted[:80]}.")
 
@@ -153,40 +150,3 @@ class Triggers:
             hashes = frozenset(hash_key(key.secret) for key in self._keys.of_account(account))
             known = self._defaults[account] = HttpAccess(auth=HttpAuth.BEARER, key_hashes=hashes)
         return known
-
-
-def http_config(text: str) -> dict[str, Any]:
-    """A trigger's `triggerConfig`, checked, with every key replaced by its hash. Raises InvalidArgument."""
-    parsed = parse_json_text(_HttpTrigger, text, "triggerConfig")
-    if parsed.auth_type not in set(HttpAuth):
-        raise InvalidArgument(
-            f"triggerConfig.authType: {parsed.auth_type[:40]!r} is not supported; use 'anonymous' or 'bearer'."
-        )
-    result: dict[str, Any] = {"authType": parsed.auth_type, "methods": list(dict.fromkeys(parsed.methods))}
-    if parsed.disable_url_internet is not None:
-        result["disableURLInternet"] = parsed.disable_url_internet
-    hashes = _key_hashes(parsed.auth_config)
-    if hashes and parsed.auth_type == HttpAuth.ANONYMOUS:
-        raise InvalidArgument("triggerConfig.authConfig: keys have no use with authType 'anonymous'.")
-    if hashes:
-        result["authConfig"] = {"keyHashes": hashes}
-    return result
-
-
-def _key_hashes(config: str | dict[str, Any] | None) -> list[str]:
-    where = "triggerConfig.authConfig"
-    if not config:
-        return []
-    bearer = (
-        parse_json_text(_BearerKeys, config, where) if isinstance(config, str) else parse(_BearerKeys, config, where)
-    )
-    return list(dict.fromkeys([*(bearer.key_hashes or ()), *(hash_key(key) for key in bearer.keys or ())]))
-
-
-def access_of(config: Mapping[str, Any], default: HttpAccess) -> HttpAccess:
-    """What a stored `triggerConfig` grants. Bearer without keys of its own takes those of the account."""
-    methods = frozenset(config.get("methods", ALL_METHODS))
-    if config["authType"] == HttpAuth.ANONYMOUS:
-        return HttpAccess(auth=HttpAuth.ANONYMOUS, methods=methods)
-    hashes = frozenset(config.get("authConfig", {}).get("keyHashes", ())) or default.key_hashes
-    return HttpAccess(auth=HttpAuth.BEARER, key_hashes=hashes, methods=methods)
