@@ -51,7 +51,7 @@ class _Nobody(ClientConnection):
 
 
 class TaskRequest(Request):
-    """A request whose body is at hand. Of its reply, what comes bit by bit goes to its task's tape, if it is a task's,
+    """A request whose body is at hand. Of its reply, what comes bit by bit goes to the task's tape, if it is a task's,
     and the result is collected, up to MAX_RESULT."""
 
     __slots__ = ("_body", "_head", "_order", "_pieces", "_size", "answer", "broken", "payload", "reply_head")

@@ -88,14 +88,13 @@ class Tasks:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def enqueue(self, task: Task, payload: bytes, *, busy: Busy = Busy.ENQUEUE) -> Kept:
+    async def enqueue(self, task: Task, payload: bytes, *, busy: Busy = Busy.ENQUEUE, occupied: bool = False) -> Kept:
         """Keep a new task, unless its id is known: then nothing changes.
 
-        `busy` says what is done about other tasks of its session that run or could. It and the new task are one change.
-        Raises SessionBusy, Conflict when the id is taken by a task that was given other things, NotFound for the
-        function.
+        `busy` says what is done about other tasks of its session that run or could; `occupied`: the session has other
+        work than tasks. What is done and the new task are one change. Raises SessionBusy, Conflict when the id is taken
+        by a task that was given other things, NotFound for the function.
         """
-
         values = _insert(task, payload)
 
         def kept(connection: Connection, cursor: Cursor) -> Kept:
@@ -107,19 +106,10 @@ class Tasks:
         def work(connection: Connection) -> Kept:
             if _exists(connection, task.key):
                 return Kept(task=_known(connection, task), new=False)
-            stopped = _make_way(connection, task, busy)
+            stopped = _make_way(connection, task, busy, occupied)
             return replace(kept(connection, connection.execute(INSERT, values)), stopped=stopped)
 
         return await self._database.run(work)
-
-    async def find(self, task: Task) -> Task | None:
-        """The one that has its id, None for none. Raises Conflict when that was given other things."""
-
-        def work(connection: Connection) -> Task | None:
-            row = connection.execute(SELECT + KEY, task.key).fetchone()
-            return None if row is None else _same(to_task(row), task)
-
-        return await self._database.run(work, synced=False)
 
     async def at_work(self, account: str, function: str, *, now: float) -> dict[str, int]:
         """How many tasks each of a function's sessions has that run or could."""
@@ -332,13 +322,14 @@ def _at_work(connection: Connection, lane: Lane, now: float) -> list[Task]:
     return found
 
 
-def _make_way(connection: Connection, task: Task, busy: Busy) -> tuple[Task, ...]:
+def _make_way(connection: Connection, task: Task, busy: Busy, occupied: bool) -> tuple[Task, ...]:
     """Stop what its session works on, or refuse."""
     present = _at_work(connection, (task.account, task.function, task.session), task.enqueued)
-    if present and busy is Busy.REJECT:
-        raise SessionBusy(
-            f"Session {task.session} is busy: its task {present[0].id} is {present[0].state.value}.", retry_after=1
-        )
+    if busy is Busy.REJECT and (present or occupied):
+        what = "an instance works on a request of it"
+        if present:
+            what = f"its task {present[-1].id} is {present[-1].state.value}"  # one that runs comes last
+        raise SessionBusy(f"Session {task.session} is busy: {what}.", retry_after=1)
     changed = []
     for one in present:
         after = model.stopped(one, now=task.enqueued, by=task.id)
@@ -354,15 +345,12 @@ def _insert(task: Task, payload: bytes) -> tuple[Any, ...]:
 
 
 def _known(connection: Connection, task: Task) -> Task:
-    """The one that has its id already. Raises Conflict; NotFound when there is none, for want of the function."""
+    """The one that has its id already. Raises Conflict when that was given other things, and NotFound when there is
+    none, for want of the function."""
     row = connection.execute(SELECT + KEY, task.key).fetchone()
     if row is None:
         raise NotFound(f"There is no function {task.function[:80]!r}.", code="FunctionNotFound")
-    return _same(to_task(row), task)
-
-
-def _same(present: Task, task: Task) -> Task:
-    """The task that has the id, if it was given the same things. Raises Conflict."""
+    present = to_task(row)
     if present.digest != task.digest:
         raise Conflict(
             f"There is a task {task.id} already, with another payload, qualifier or session.",

@@ -128,7 +128,8 @@ def killed_at_random(data_dir: Path, start: Start, hook: Hook, rounds: int, seed
     accepted: dict[str, set[str]] = {name: set() for name in KINDS}
     for round in range(rounds):
         with Load(server, f"r{round}", pause=0.02) as load:
-            time.sleep(dice.uniform(0.05, 0.8))
+            wait(lambda load=load: any(load.accepted.values()))  # type: ignore[misc]
+            time.sleep(dice.uniform(0.0, 0.6))
             server.kill()
         for name in KINDS:
             accepted[name] |= load.accepted[name]

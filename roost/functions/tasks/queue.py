@@ -15,7 +15,6 @@ from roost.model.errors import InvalidArgument
 from roost.model.function import Affinity, FunctionSpec
 from roost.model.task import (
     Busy,
-    SessionBusy,
     Task,
     TaskEvent,
     TaskState,
@@ -118,8 +117,6 @@ class TaskQueue:
 
     async def _store_counted(self, task: Task, payload: bytes, busy: Busy) -> Task:
         lane = (task.account, task.function, task.session)
-        if busy is Busy.REJECT and self._requests(lane):
-            return await self._known(task)
         self._backlog.reserve(lane)
         if busy is not Busy.ENQUEUE:
             # Not broken off by a caller that goes: whoever is stopped has to hear of it.
@@ -128,7 +125,8 @@ class TaskQueue:
 
     async def _keep(self, lane: Lane, task: Task, payload: bytes, busy: Busy) -> Task:
         try:
-            kept = await self._store.enqueue(task, payload, busy=busy)
+            occupied = busy is Busy.REJECT and self._requests(lane) > 0
+            kept = await self._store.enqueue(task, payload, busy=busy, occupied=occupied)
         except asyncio.CancelledError:
             self._added(lane, task)  # the caller has gone; the store goes on, and most likely has it
             raise
@@ -146,13 +144,6 @@ class TaskQueue:
     def _added(self, lane: Lane, task: Task) -> None:
         self._backlog.added(lane, task.due)
         self._notify()
-
-    async def _known(self, task: Task) -> Task:
-        """The session is busy, but a task that was accepted before is not refused now."""
-        present = await self._store.find(task)
-        if present is None:
-            raise SessionBusy(f"Session {task.session} is busy: an instance works on a request of it.", retry_after=1)
-        return present
 
 
 def _session(spec: FunctionSpec, session_id: str) -> tuple[str, dict[str, str]]:
