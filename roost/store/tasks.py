@@ -397,7 +397,7 @@ def _get(connection: Connection, key: TaskKey) -> Task:
 
 def _query(account: str, function: str, wanted: TaskFilter) -> tuple[str, list[Any]]:
     payload = "payload" if wanted.with_payload else "NULL"
-    sql = f"SELECT {COLUMNS}, {payload} FROM tasks WHERE account=? AND function=?"  # noqa: S608
+    sql = f"SELECT {COLUMNS}, {payload} FROM tasks WHERE account=? AND function=? AND enqueued>=0"  # noqa: S608
     conditions: list[tuple[str, Any]] = [
         (" AND state=?", wanted.state and wanted.state.value),
         (" AND qualifier=?", wanted.qualifier),
