@@ -1,7 +1,7 @@
 """Does the store shrink when finished tasks age out? 100,000 of them are stored, finished and pruned, on each backend.
 
 SQLite's file is measured with its log, PostgreSQL's table with its indexes (pg_total_relation_size): SQLite gives what
-is free back to the disk, PostgreSQL keeps it for later rows. *Waits* is what a write of somebody else took meanwhile.
+is free back to the disk, PostgreSQL keeps it for later rows. The longest wait is that of another's writes meanwhile.
 """
 
 from __future__ import annotations

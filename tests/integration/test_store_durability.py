@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -18,9 +21,10 @@ from roost.model.function import Affinity
 from roost.model.session import Session, SessionState
 from roost.store.aliases import AliasRecord
 from roost.store.connect import database as sqlite
-from roost.store.database import Connection, Database
+from roost.store.database import Connection, Database, rows_changed
 from roost.store.functions import FunctionRecord
 from roost.store.layers import LayerRecord
+from roost.store.migrate import revisions
 from roost.store.provision import QualifierKind, QualifierRecord
 from roost.store.store import Store
 from roost.store.triggers import TriggerRecord
@@ -301,3 +305,41 @@ async def test_what_was_acknowledged_outlives_a_kill(place: Place, lines: int) -
     assert "" not in acknowledged
     assert len(acknowledged) >= lines
     assert set(acknowledged) <= kept
+
+
+async def test_the_file_gives_back_what_is_no_longer_used_and_writes_go_on_meanwhile(tmp_path: Path) -> None:
+    path = tmp_path / "roost.db"
+    database = sqlite(path)
+    await database.open()
+    for number in range(8):
+        await database.change("INSERT INTO settings VALUES (?, ?)", (f"{number}", "x" * 4_000_000), rows_changed)
+    await database.change("INSERT INTO settings VALUES ('last', '1')", (), rows_changed)
+    assert path.stat().st_size + path.with_name("roost.db-wal").stat().st_size > 30_000_000
+    await database.change("DELETE FROM settings WHERE name <> 'last'", (), rows_changed)
+    for number in range(5):
+        assert await database.change("UPDATE settings SET value=?", (f"{number}",), rows_changed) == 1
+    deadline = time.monotonic() + 20
+    while path.stat().st_size > 8_000_000 or path.with_name("roost.db-wal").stat().st_size > 0:
+        assert time.monotonic() < deadline, path.stat().st_size
+        await asyncio.sleep(0.05)
+    await database.close()
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        assert connection.execute("SELECT * FROM settings").fetchall() == [("last", "4")]
+        assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+
+
+async def test_a_file_from_before_that_learns_it_once(tmp_path: Path) -> None:
+    path = tmp_path / "roost.db"
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        for revision in revisions()[:4]:
+            connection.executescript(revision.script)
+        connection.execute("PRAGMA user_version=4")
+        connection.execute("INSERT INTO settings VALUES ('k', '1')")
+        connection.commit()
+        assert connection.execute("PRAGMA auto_vacuum").fetchone() == (0,)
+    store = Store(path)
+    await store.open()
+    assert await store.settings.get("k") == 1
+    await store.close()
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        assert connection.execute("PRAGMA auto_vacuum").fetchone() == (2,)
