@@ -9,6 +9,7 @@ ROOST := $(CURDIR)/$(BIN)/roost
 # Rooms are made by root. Settings that the server reads from the environment go along.
 KEEP := OPENAI_BASE_URL,OPENAI_API_KEY,OPENAI_MODEL,OTEL_EXPORTER_OTLP_ENDPOINT,XDG_DATA_HOME,ROOST_URL
 AS_ROOT := $(shell [ "$$(id -u)" = 0 ] || echo sudo --preserve-env=$(KEEP))
+NPM_SDKS := tests/acceptance/e2b_js
 NEEDS_ROOT := [ "$$(id -u)" = 0 ] || command -v sudo >/dev/null || \
 	{ echo "Rooms are made by root, and there is no sudo here: run this as root." >&2; exit 1; }
 EXAMPLES := $(dir $(wildcard examples/*/roost.toml))
@@ -33,6 +34,11 @@ install: .venv/.installed
 	@echo "Installing what the tests need into .venv"
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check --no-deps -r requirements-dev.lock
 	@touch $@
+
+# Without npm, or without a registry, the tests of these SDKs fail and say what to run; all others run.
+$(NPM_SDKS)/node_modules/.package-lock.json: $(NPM_SDKS)/package-lock.json
+	@echo "Installing the npm SDKs that tests use into $(NPM_SDKS)"
+	@command -v npm >/dev/null && npm ci --prefix $(NPM_SDKS) --silent && touch $@ || echo "They could not be installed."
 
 up: install
 	@$(NEEDS_ROOT)
@@ -63,7 +69,7 @@ root:
 	@[ "$$(id -u)" = 0 ] || { echo "This makes rooms, which takes root: run it with sudo." >&2; exit 1; }
 
 # Every check runs, also after one that failed; pytest's summary comes last.
-test: root .venv/.installed-dev
+test: root .venv/.installed-dev $(NPM_SDKS)/node_modules/.package-lock.json
 	@failed=""; \
 	$(BIN)/ruff check . || failed="$$failed ruff-check"; \
 	$(BIN)/ruff format --check . || failed="$$failed ruff-format"; \
@@ -88,5 +94,5 @@ lock:
 	@rm -rf .venv-lock
 
 clean:
-	rm -rf .venv .venv-bench .venv-lock .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis dist build
+	rm -rf $(NPM_SDKS)/node_modules .venv .venv-bench .venv-lock .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis dist build
 	find roost tests bench examples -name __pycache__ -type d -prune -exec rm -rf {} +

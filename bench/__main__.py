@@ -10,7 +10,7 @@ import sys
 
 from bench import _servers
 
-ALL = ("cold_start", "warm", "burst", "frozen", "tasks", "fork_files", "sandboxes")
+ALL = ("cold_start", "warm", "burst", "frozen", "tasks", "prune", "fork_files", "sandboxes")
 
 
 def install_peers() -> None:

@@ -301,6 +301,7 @@ class Server:
             workshop=self._workshop(around, sandbox_assembly, registry),
             secrets=self.store.secrets,
             volumes=self.volume_shelf,
+            census=self.lives.census,
             terms=terms,
             domain=lambda: self.sandbox_domain,
             keys=self.keys,

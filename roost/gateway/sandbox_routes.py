@@ -4,6 +4,7 @@
 E2b-Sandbox-Id and E2b-Sandbox-Port             by fields, where the host's name can't say it: localhost, an
                                                 address, sandbox.<domain>
 /files?path=...&signature=v1_...                a signed link without either: the signature tells
+OPTIONS, about to send E2b-Sandbox-Id           a browser's question before; it can't say which sandbox yet
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ DAEMON_PORTS = frozenset({ENVD_PORT, INTERPRETER_PORT})
 _ID = b"e2b-sandbox-id"
 _PORT = b"e2b-sandbox-port"
 _NAMED = re.compile(rb"([0-9]{1,5})-(i[a-z0-9]{19})\.(.+)")
+_WILL_SEND = b"access-control-request-headers"
 _LINK = b"/files?"
 #: A name has 253 bytes at most; what is longer is not even remembered.
 _MOST_HOST = 270
@@ -31,7 +33,8 @@ _MOST_HOST = 270
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SandboxTarget:
-    """`id` is "" when the signature of a link has to tell it. `domain` is what the host's name has behind the id."""
+    """`id` is "" when the signature of a link has to tell it, or nobody needs it. `domain` is what the host's name has
+    behind the id."""
 
     id: str
     port: int
@@ -46,6 +49,8 @@ def target_of(head: RequestHead) -> SandboxTarget | None:
         return named
     if shared and (_ID in values or _PORT in values):
         return _by_fields(values.get(_ID, b""), values.get(_PORT, b""))
+    if shared and head.method == "OPTIONS" and _ID in values.get(_WILL_SEND, b"").lower():
+        return SandboxTarget(id="", port=ENVD_PORT)
     if head.target.startswith(_LINK) and b"signature=v1_" in head.target:
         return SandboxTarget(id="", port=ENVD_PORT)
     return None

@@ -18,6 +18,7 @@ from roost.gateway.faults import Answer, wrap
 from roost.gateway.head import BadMessage, RequestHead, ResponseHead
 from roost.gateway.proxy import End, Exchange, settle
 from roost.gateway.sandbox_access import answer, refusal, signer, unsigned
+from roost.gateway.sandbox_cors import cors_lines, preflight
 from roost.gateway.sandbox_head import room_head
 from roost.gateway.sandbox_routes import DAEMON_PORTS, SandboxTarget, target_of
 from roost.gateway.upstream import Pool, UpstreamConnection
@@ -55,11 +56,11 @@ class _Reply:
     strip_ours = True
     prepare = None
 
-    def __init__(self, restored: bool) -> None:
-        self._restored = restored
+    def __init__(self, lines: bytes, *, restored: bool) -> None:
+        self._lines = lines + b"x-roost-sandbox-restored: files\r\n" if restored else lines
 
     def lines(self, head: ResponseHead) -> bytes:
-        return b"x-roost-sandbox-restored: files\r\n" if self._restored else b""
+        return self._lines
 
     def rewriter(self, head: ResponseHead) -> None:
         return None
@@ -97,14 +98,17 @@ class SandboxPlane:
     def begin(self, request: Request, target: SandboxTarget) -> Coroutine[Any, Any, None] | None:
         """Start to answer. What is left to do is returned, to be run as a task; it may hold a lease, so it must be
         begun."""
+        if target.port in DAEMON_PORTS and (asked := preflight(request.head)) is not None:
+            request.reply(asked)
+            return None
         sandbox = self._traffic.find(target.id) if target.id else signer(self._traffic.known(), request.head)
         if sandbox is None:
-            request.reply(self._gone(target) if target.id else unsigned())
+            self._reply(request, target, self._gone(target) if target.id else unsigned())
             return None
         target = target if target.id else replace(target, id=sandbox.id)
         refused = refusal(sandbox, target.port, request.head, self._traffic.now())
         if refused is not None:
-            request.reply(refused)
+            self._reply(request, target, refused)
             return None
         lease = self._traffic.try_lease(target.id)
         if lease is None:
@@ -147,14 +151,15 @@ class SandboxPlane:
         mask = lease.sandbox.network.get("maskRequestHost") if daemon is None else None
         if isinstance(mask, str):
             host = _field_value(mask.replace("${PORT}", str(target.port)))
+        lines = b"" if daemon is None else cors_lines(request.head)
         head = room_head(request.head, host=host, peer=request.peer, daemon_port=daemon)
-        return Exchange(request, head=head, reply=_Reply(lease.restored))
+        return Exchange(request, head=head, reply=_Reply(lines, restored=lease.restored))
 
     async def _lease_and_run(self, request: Request, target: SandboxTarget) -> None:
         try:
             lease = await self._traffic.lease(target.id)
         except Exception as cause:
-            request.reply(self._failed(target, cause))
+            self._reply(request, target, self._failed(target, cause))
             return
         await self._run(self._flight(request, target, lease))
 
@@ -199,7 +204,7 @@ class SandboxPlane:
         elif end is End.CANCELLED:
             upstream.abort()
             flight.lease.release()
-            self._answer(flight.request, self._gone(flight.target, moving=True))
+            self._answer(flight, self._gone(flight.target, moving=True))
         elif end is End.BROKEN and flight.exchange.replayable:
             upstream.abort()
             self._spawn(self._run(flight))
@@ -209,7 +214,7 @@ class SandboxPlane:
         else:
             refused = flight.exchange.refusal
             if refused is not None:
-                self._answer(flight.request, answer(refused.status, {"code": refused.status, "message": str(refused)}))
+                self._answer(flight, answer(refused.status, {"code": refused.status, "message": str(refused)}))
             self._spawn(self._let_go(flight, upstream))
 
     async def _let_go(self, flight: _Flight, upstream: UpstreamConnection) -> None:
@@ -229,23 +234,27 @@ class SandboxPlane:
                 flight.request.abort()
             elif await lease.ended(wait=flight.daemon):
                 await self._traffic.mourn(lease)
-                self._answer(flight.request, self._gone(target))
+                self._answer(flight, self._gone(target))
             elif isinstance(flight.exchange.error, BadMessage):
-                self._answer(
-                    flight.request, _port_answer(target, f"The port does not speak HTTP: {flight.exchange.error}")
-                )
+                self._answer(flight, _port_answer(target, f"The port does not speak HTTP: {flight.exchange.error}"))
             else:
-                self._answer(flight.request, _port_answer(target, "The sandbox is running but port is not open"))
+                self._answer(flight, _port_answer(target, "The sandbox is running but port is not open"))
         finally:
             lease.release()
 
-    def _answer(self, request: Request, reply: Answer) -> None:
-        if isinstance(request.gone, ClientGone):
+    def _answer(self, flight: _Flight, reply: Answer) -> None:
+        if isinstance(flight.request.gone, ClientGone):
             return
-        if request.answered:
-            request.abort()
+        if flight.request.answered:
+            flight.request.abort()
         else:
-            request.reply(reply)
+            self._reply(flight.request, flight.target, reply)
+
+    @staticmethod
+    def _reply(request: Request, target: SandboxTarget, reply: Answer) -> None:
+        if target.port in DAEMON_PORTS:  # pages are to be able to read why
+            reply = replace(reply, fields=reply.fields + cors_lines(request.head))
+        request.reply(reply)
 
     def _gone(self, target: SandboxTarget, *, moving: bool = False) -> Answer:
         """As clients look for it: they tell a sandbox that is gone by 'was not found'."""

@@ -51,6 +51,10 @@ class BuildLog:
 
     def page(self, offset: int = 0, limit: int = PAGE, *, level: str = LEVELS[0]) -> Sequence[BuildLine]:
         """At most `limit` lines from `offset` on, of those that are of this level or a worse one."""
-        start, least = max(offset, 0), LEVELS.index(level)
-        shown = self._lines if least == 0 else [line for line in self._lines if LEVELS.index(line.level) >= least]
-        return shown[start : start + max(0, min(limit, PAGE))]
+        start = max(offset, 0)
+        return self.lines(level=level)[start : start + max(0, min(limit, PAGE))]
+
+    def lines(self, *, level: str = LEVELS[0]) -> Sequence[BuildLine]:
+        """All of this level or a worse one, the oldest first."""
+        least = LEVELS.index(level)
+        return self._lines if least == 0 else [line for line in self._lines if LEVELS.index(line.level) >= least]

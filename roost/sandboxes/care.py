@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -62,11 +63,17 @@ class SandboxCare:
         """Now and then, note what each sandbox uses. Runs until it is cancelled."""
         while True:
             await asyncio.sleep(EVERY_S)
+            self._count()
             for number, entry in enumerate(list(self._lives.entries.values())):
                 if entry.sandbox.state is SandboxState.RUNNING:
                     self._sample(entry)
                 if number % 50 == 49:
                     await asyncio.sleep(0)
+
+    def _count(self) -> None:
+        entries = self._lives.entries.values()
+        running = (entry.sandbox.account for entry in entries if entry.sandbox.state is SandboxState.RUNNING)
+        self._lives.census.take(self._lives.now(), Counter(running))
 
     def _sample(self, entry: Entry) -> None:
         room = entry.instance.room if entry.instance is not None else None

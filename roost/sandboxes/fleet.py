@@ -85,6 +85,10 @@ class SandboxFleet:
         """For what is observed of it. Raises Gone."""
         return self._entry(account, id)
 
+    def note(self, account: str, id: str, text: str) -> None:
+        """A line of the server's own in its log. Raises Gone."""
+        self._entry(account, id).lines.add(self._lives.now(), "stderr", text)
+
     def instances(self) -> list[Instance]:
         """Those that have a room, or are getting one."""
         return [entry.instance for entry in self._lives.entries.values() if entry.instance is not None]

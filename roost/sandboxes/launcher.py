@@ -62,6 +62,7 @@ class Launcher:
             await asyncio.shield(asyncio.ensure_future(self._undo(entry)))
             raise
         self._lives.set_timer(entry)
+        self._lives.census.started(sandbox.account)
         return sandbox
 
     async def _undo(self, entry: Entry) -> None:

@@ -17,6 +17,7 @@ from roost.model.instance import State, StopReason
 from roost.model.sandbox import PauseMode, Sandbox, SandboxState
 from roost.sandboxes.assembly import SLOTS, SandboxAssembly, spec_of
 from roost.sandboxes.book import SandboxBook
+from roost.sandboxes.census import Census
 from roost.sandboxes.entry import Entry
 from roost.sandboxes.templates import SandboxTemplate
 
@@ -58,6 +59,7 @@ class Lives:
         self.assembly = assembly
         self.entries: dict[str, Entry] = {}
         self.background = Background()
+        self.census = Census()
         self.closing = False
         self._around = replace(around, on_output=self._output)
         self._max_running = max_running

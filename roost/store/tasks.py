@@ -283,16 +283,17 @@ class Tasks:
         return await self._database.run(work, synced=False)
 
     async def prune(self, *, keep: int, ended_before: float) -> int:
-        """Remove some of the finished tasks that ended before that time, and of the others all but the latest `keep`.
+        """Remove some of the finished tasks that ended before that time, and of the others all but the latest
+        `keep` (at least 1), and those that ended with the last of these.
 
         How many were removed; to be called again while it is not 0.
         """
 
         def work(connection: Connection) -> int:
             edge = connection.execute(
-                "SELECT ended FROM tasks WHERE ended > 0 ORDER BY ended DESC LIMIT 1 OFFSET ?", (keep,)
+                "SELECT ended FROM tasks WHERE ended > 0 ORDER BY ended DESC LIMIT 1 OFFSET ?", (keep - 1,)
             ).fetchone()
-            limit = max(ended_before, edge[0] + 1e-9 if edge else 0.0)
+            limit = max(ended_before, edge[0] if edge else 0.0)
             return connection.execute(
                 "DELETE FROM tasks WHERE (account, function, id) IN"
                 " (SELECT account, function, id FROM tasks WHERE ended > 0 AND ended < ? ORDER BY ended LIMIT ?)",
@@ -385,7 +386,7 @@ def _get(connection: Connection, key: TaskKey) -> Task:
 
 def _query(account: str, function: str, wanted: TaskFilter) -> tuple[str, list[Any]]:
     payload = "payload" if wanted.with_payload else "NULL"
-    sql = f"SELECT {COLUMNS}, {payload} FROM tasks WHERE account=? AND function=?"  # noqa: S608
+    sql = f"SELECT {COLUMNS}, {payload} FROM tasks WHERE account=? AND function=? AND enqueued>=0"  # noqa: S608
     conditions: list[tuple[str, Any]] = [
         (" AND state=?", wanted.state and wanted.state.value),
         (" AND qualifier=?", wanted.qualifier),

@@ -73,6 +73,22 @@ async def test_requests_reach_the_daemon_over_kept_connections(tmp_path: Path) -
         await eventually(lambda: not lease)
 
 
+async def test_pages_may_ask_the_daemon_and_read_why_it_refuses(tmp_path: Path) -> None:
+    async with plane(tmp_path, mirror) as (w, _, sandbox):
+
+        def by_page(text: bytes) -> bytes:
+            return text.removesuffix(b"\r\n") + b"Origin: http://localhost:3000\r\n\r\n"
+
+        for request, status in ((head(sandbox), 200), (head(sandbox, token="wrong"), 401)):
+            answer = await ask(w, by_page(request))
+            assert (answer.status, answer.headers["access-control-allow-origin"]) == (status, "*")
+        asked = b"OPTIONS" + by_page(head(sandbox, token="")).removeprefix(b"GET").removesuffix(b"\r\n")
+        answer = await ask(w, asked + b"Access-Control-Request-Method: GET\r\n\r\n")
+        assert (answer.status, answer.headers["access-control-allow-methods"]) == (204, "GET")
+        other = await ask(w, by_page(head(sandbox, port=8000)))
+        assert "access-control-allow-origin" not in other.headers, "what a port of the user's allows is its own"
+
+
 async def test_a_port_s_server_may_close_its_connections_when_it_likes(tmp_path: Path) -> None:
     async def relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if await reader.readline() != b"control\n":

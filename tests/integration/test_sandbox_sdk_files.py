@@ -7,6 +7,7 @@ import io
 import os
 import time
 from collections.abc import Callable, Iterator
+from email import message_from_bytes
 from pathlib import Path
 
 import httpx
@@ -266,7 +267,17 @@ def test_parts_of_a_file_and_states_of_it(sandbox: Sandbox, port: int) -> None:
     assert (part.status_code, part.text, part.headers["content-range"]) == (206, "234", "bytes 2-4/10")
     assert get(range="bytes=-3").text == "789"
     assert get(range="bytes=7-").text == "789"
-    assert get(range="bytes=10-").status_code == 416
+    beyond = get(range="bytes=10-")
+    assert (beyond.status_code, beyond.headers["content-range"]) == (416, "bytes */10")
+    assert get(range="bytes=5-2").status_code == 416
+    several = get(range="bytes=0-1,-2")
+    parts = message_from_bytes(f"content-type: {several.headers['content-type']}\n\n".encode() + several.content)
+    assert several.status_code == 206
+    assert [(part["content-range"], part.get_payload()) for part in parts.get_payload()] == [
+        ("bytes 0-1/10", "01"),
+        ("bytes 8-9/10", "89"),
+    ]
+    assert len(several.content) == int(several.headers["content-length"])
     assert get(**{"if-modified-since": whole.headers["last-modified"]}).status_code == 304
     assert get(**{"accept-encoding": "identity;q=0, br"}).status_code == 406
     assert httpx.head(url, params={"path": "range.txt"}, headers=plain).headers["content-length"] == "10"

@@ -234,7 +234,7 @@ def test_other_wrong_requests(client: httpx.Client, box: Box) -> None:
 
 
 def test_the_old_paths_and_verbs(client: httpx.Client, server: Server) -> None:
-    made = client.post("/sandboxes", json={"templateID": "code-interpreter-v1", "metadata": {"old": "1"}}).json()
+    made = client.post("/sandboxes", json={"templateID": "base", "metadata": {"old": "1"}}).json()
     box = Box(server, client, made["sandboxID"], made["envdAccessToken"], made["trafficAccessToken"])
     assert [found["sandboxID"] for found in client.get("/sandboxes?metadata=old%3D1").json()] == [box.id]
     ends = box.info()["endAt"]

@@ -15,6 +15,7 @@ from roost.gateway.browsers import check_function_caller, check_host, check_sand
 from roost.gateway.faults import Answer
 from roost.gateway.head import RequestHead, parse_request
 from roost.gateway.sandbox_access import refusal, signer
+from roost.gateway.sandbox_cors import cors_lines, preflight
 from roost.gateway.sandbox_head import room_head
 from roost.gateway.sandbox_routes import SandboxTarget, target_of
 from roost.model.errors import AccessDenied, InvalidArgument
@@ -211,3 +212,43 @@ def test_pages_of_sandboxes_are_strangers_to_everything_but_themselves() -> None
             check_function_caller(head(host="localhost:8700", Origin=origin, method="POST"))
     with pytest.raises(AccessDenied):
         check_host(head(host=f"8000-{ID}.evil.test"))
+
+
+def test_a_browser_s_question_before_is_answered_for_every_page() -> None:
+    asked = head(
+        "/files",
+        "OPTIONS",
+        Origin="https://app.example",
+        Access_Control_Request_Method="post",
+        Access_Control_Request_Headers="x-access-token, e2b-sandbox-id",
+    )
+    assert target_of(asked) == SandboxTarget(id="", port=49983)
+    answer = preflight(asked)
+    assert answer is not None
+    assert (answer.status, answer.body) == (204, b"")
+    assert answer.fields.decode().split("\r\n") == [
+        "vary: origin, access-control-request-method, access-control-request-headers",
+        "access-control-allow-origin: *",
+        "access-control-allow-methods: POST",
+        "access-control-allow-headers: x-access-token, e2b-sandbox-id",
+        "access-control-max-age: 7200",
+        "",
+    ]
+
+
+@pytest.mark.parametrize("fields", [{}, {"Origin": "https://app.example", "Access_Control_Request_Method": "TRACE"}])
+def test_what_is_not_allowed_before_is_not_named(fields: dict[str, str]) -> None:
+    answer = preflight(head(method="OPTIONS", **{"Access_Control_Request_Method": "GET"} | fields))
+    assert answer is not None
+    assert b"allow" not in answer.fields
+
+
+def test_other_requests_are_no_questions_before() -> None:
+    assert preflight(head(method="OPTIONS", Origin="https://app.example")) is None
+    assert preflight(head(Access_Control_Request_Method="GET")) is None
+    assert target_of(head(method="OPTIONS", Access_Control_Request_Headers="x-access-token")) is None
+
+
+def test_a_page_may_read_the_answers_it_gets() -> None:
+    assert b"access-control-allow-origin: *\r\n" in cors_lines(head(Origin="https://app.example"))
+    assert cors_lines(head()) == b"vary: origin\r\n"

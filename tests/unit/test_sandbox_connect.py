@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 
 import pytest
@@ -33,7 +34,7 @@ def test_messages_survive_any_cut(messages: list[bytes], step: int) -> None:
 @pytest.mark.parametrize(
     ("data", "code"),
     [
-        (b"\x01\0\0\0\x01x", Code.UNIMPLEMENTED),
+        (b"\x01\0\0\0\x01x", Code.INTERNAL),
         (b"\x02\0\0\0\x02{}", Code.INVALID_ARGUMENT),
         (b"\0\0\0\0\x0b", Code.RESOURCE_EXHAUSTED),
         (b"\0\xff\xff\xff\xff", Code.RESOURCE_EXHAUSTED),
@@ -43,6 +44,20 @@ def test_envelopes_that_are_refused(data: bytes, code: Code) -> None:
     with pytest.raises(ConnectError) as caught:
         Envelopes(limit=10).feed(data)
     assert caught.value.code == code
+
+
+def test_compressed_messages_among_others() -> None:
+    reader = Envelopes(limit=1000, gzip=True)
+    packed = gzip.compress(b"x" * 1000)
+    assert reader.feed(envelope(b"a") + b"\x01" + envelope(packed)[1:] + b"\x01\0\0\0\0") == [b"a", b"x" * 1000, b""]
+    for data, code in (
+        (gzip.compress(b"x" * 1001), Code.RESOURCE_EXHAUSTED),
+        (packed[:-3], Code.INVALID_ARGUMENT),
+        (b"no gzip", Code.INVALID_ARGUMENT),
+    ):
+        with pytest.raises(ConnectError) as caught:
+            Envelopes(limit=1000, gzip=True).feed(b"\x01" + envelope(data)[1:])
+        assert caught.value.code == code
 
 
 def test_a_stream_ends_with_its_error() -> None:

@@ -17,12 +17,12 @@ from roost.guest.sandbox.encodings import (
     accepted,
     content_type,
     identity_accepted,
-    single_range,
 )
 from roost.guest.sandbox.entries import BadMetadata, check_metadata, permissions, readable, timestamp
 from roost.guest.sandbox.identities import User
 from roost.guest.sandbox.multipart import BadMultipart, Data, MultipartParser, Part, PartEnd, parameters
 from roost.guest.sandbox.paths import BadPath, resolve
+from roost.guest.sandbox.ranges import BadRange, Range, parse_ranges
 
 USER = User(name="user", uid=1000, gid=1000, home="/home/user", shell="/bin/bash")
 
@@ -190,17 +190,41 @@ def test_broken_bodies(body: bytes) -> None:
         Inflater("br")
 
 
-def test_ranges() -> None:
-    assert single_range("", 10) is None
-    assert single_range("bytes=0-1,3-4", 10) is None
-    assert single_range("lines=1-2", 10) is None
-    assert single_range("bytes=5-2", 10) is None
-    assert single_range("bytes=2-4", 10) == (2, 5)
-    assert single_range("bytes=2-400", 10) == (2, 10)
-    assert single_range("bytes=-400", 10) == (0, 10)
-    for text in ("bytes=10-", "bytes=-0", "bytes=11-12"):
-        with pytest.raises(ValueError, match="overlap"):
-            single_range(text, 10)
+@pytest.mark.parametrize(
+    ("header", "ranges"),
+    [
+        ("", []),
+        ("bytes=2-4", [Range(2, 5)]),
+        ("bytes=2-400", [Range(2, 10)]),
+        ("bytes=-400", [Range(0, 10)]),
+        ("bytes=7-", [Range(7, 10)]),
+        ("bytes=0-1, 3-4 ,,-1", [Range(0, 2), Range(3, 5), Range(9, 10)]),
+        ("bytes=0-1,40-", [Range(0, 2)]),
+        ("bytes=0-8,1-9", []),  # more than there is: the whole file is shorter
+        ("bytes=", []),
+        ("bytes=" + "0-0," * 101, []),
+    ],
+)
+def test_ranges(header: str, ranges: list[Range]) -> None:
+    assert parse_ranges(header, 10) == ranges
+
+
+@pytest.mark.parametrize(
+    ("header", "overlaps"),
+    [
+        ("bytes=10-", False), ("bytes=-0", False), ("bytes=11-12,20-", False),
+        ("lines=1-2", True), ("bytes=5-2", True), ("bytes=x-", True), ("bytes=-", True), ("bytes=1", True),
+        ("bytes=--1", True), ("bytes=1-2-3", True), ("bytes=" + "9" * 40 + "-", True),
+    ],
+)  # fmt: skip
+def test_ranges_that_are_refused(header: str, overlaps: bool) -> None:
+    with pytest.raises(BadRange) as caught:
+        parse_ranges(header, 10)
+    assert caught.value.overlaps == overlaps
+
+
+def test_of_an_empty_file_the_whole_is_sent() -> None:
+    assert parse_ranges("bytes=0-", 0) == []
 
 
 def test_types_of_contents() -> None:

@@ -11,11 +11,14 @@ from roost.api.e2b.call import Answer, Call, Endpoints
 from roost.api.e2b.sandboxes import Sandboxes
 from roost.api.e2b.secrets import Secrets
 from roost.api.e2b.snapshots import SnapshotRoutes
+from roost.api.e2b.tags import Tags
+from roost.api.e2b.teams import Teams
 from roost.api.e2b.templates import Templates
 from roost.api.e2b.terms import Terms
 from roost.api.e2b.volumes import VolumeContent, Volumes
 from roost.model.errors import NotFound
 from roost.model.signature import Keys
+from roost.sandboxes.census import Census
 from roost.sandboxes.fleet import SandboxFleet
 from roost.sandboxes.registry import TemplateRegistry
 from roost.sandboxes.snapshots import Snapshots
@@ -25,7 +28,10 @@ from roost.sandboxes.workshop import Workshop
 from roost.store.secrets import Secrets as SecretStore
 
 #: First segments of the API; what is below them and no operation is answered in its shape too.
-SEGMENTS = ("sandboxes", "v2", "v3", "templates", "snapshots", "volumes", "volumecontent", "secrets", "teams")
+SEGMENTS = (
+    "sandboxes", "v2", "v3", "templates", "default-templates", "snapshots", "volumes", "volumecontent", "secrets",
+    "teams",
+)  # fmt: skip
 _METHODS = ("GET", "POST", "PUT", "DELETE", "PATCH", "OPTIONS")
 
 
@@ -38,6 +44,7 @@ def build_e2b_api(
     workshop: Workshop,
     secrets: SecretStore,
     volumes: VolumeShelf,
+    census: Census,
     terms: Terms,
     domain: Callable[[], str],
     keys: Keys,
@@ -53,7 +60,9 @@ def build_e2b_api(
         Sandboxes(fleet, terms, domain),
         SnapshotRoutes(snapshots, terms, domain),
         Builds(workshop, link_secret, clock),
+        Tags(shelf, registry),
         Templates(shelf, registry),
+        Teams(census),
         Secrets(secrets, clock),
         Volumes(volumes, fleet),
     )

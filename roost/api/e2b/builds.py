@@ -15,10 +15,11 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from roost.api.e2b.call import Answer, Call, Endpoints, Shape, guarded
+from roost.api.e2b.logs import excerpt, level_of
 from roost.api.e2b.render import moment
 from roost.api.fc.body import STALL_S
 from roost.model.errors import AccessDenied, InvalidArgument
-from roost.sandboxes.build_log import LEVELS, PAGE, BuildLine
+from roost.sandboxes.build_log import PAGE, BuildLine
 from roost.sandboxes.build_queue import Build, BuildStatus
 from roost.sandboxes.workshop import Workshop
 
@@ -51,6 +52,7 @@ class Builds:
             endpoints.route("GET", "/templates/{template}/files/{hash}", self.link),
             endpoints.route("POST", f"/v2{one}", self.start, body_limit=RECIPE_LIMIT),
             endpoints.route("GET", f"{one}/status", self.status),
+            endpoints.route("GET", f"{one}/logs", self.logs),
             Route("/templates/files/{hash}", self.upload, methods=["PUT"]),
         ]
 
@@ -97,11 +99,14 @@ class Builds:
 
     async def status(self, call: Call) -> Answer:
         build = self._workshop.status(call.account, call.path["template"], call.path["build"])
-        level = call.query.get("level", LEVELS[0])
-        if level not in LEVELS:
-            raise InvalidArgument(f"level: one of {', '.join(LEVELS)} is expected.")
+        level = level_of(call)
         offset, limit = call.number("logsOffset", 0, most=1 << 31), call.number("limit", PAGE, most=PAGE)
         return _shown(build, [_line(line) for line in build.log.page(offset, limit, level=level)])
+
+    async def logs(self, call: Call) -> Answer:
+        build = self._workshop.status(call.account, call.path["template"], call.path["build"])
+        lines = excerpt(call, build.log.lines(level=level_of(call)), most=PAGE)
+        return {"logs": [_line(line) for line in lines]}
 
     def _opened(self, request: Request) -> tuple[str, str]:
         """Whose archive a link lets in, and its name. Raises AccessDenied."""

@@ -28,6 +28,8 @@ API_KEY = "x-api-key"
 NEXT_TOKEN = "x-next-token"  # noqa: S105
 #: Names fields of the body that this server does not know: a newer client may mean something by them.
 IGNORED = "x-roost-ignored"
+#: Names fields that were taken and kept, and change nothing on this server.
+WITHOUT_EFFECT = "x-roost-without-effect"
 
 #: Where E2B's status is another than Roost's.
 _STATUS: dict[type[RoostError], int] = {Unauthenticated: 401}
@@ -61,6 +63,11 @@ class Call:
     @property
     def query(self) -> Mapping[str, str]:
         return self.request.query_params
+
+    @property
+    def api_key(self) -> str:
+        """As the caller showed it; "" for none."""
+        return _given_key(self.request)
 
     def json(self) -> dict[str, Any]:
         """The body as an object; without one, an empty object. Raises InvalidArgument."""
@@ -133,10 +140,7 @@ class Endpoints:
         """The account of the request's API key. Raises Unauthenticated."""
         if not self._keys:
             return self._keys.default_account
-        given = request.headers.get(API_KEY, "")
-        if not given:
-            scheme, _, token = request.headers.get("authorization", "").partition(" ")
-            given = token.strip() if scheme.lower() == "bearer" else ""
+        given = _given_key(request)
         if not given:
             raise Unauthenticated("An API key is needed, in the header X-API-KEY.")
         account = ""
@@ -146,6 +150,13 @@ class Endpoints:
         if not account:
             raise Unauthenticated("This API key is not known here.")
         return account
+
+
+def _given_key(request: Request) -> str:
+    if given := request.headers.get(API_KEY, ""):
+        return given
+    scheme, _, token = request.headers.get("authorization", "").partition(" ")
+    return token.strip() if scheme.lower() == "bearer" else ""
 
 
 async def guarded(request: Request, answered: Callable[[], Awaitable[Response]]) -> Response:

@@ -6,11 +6,12 @@ from collections.abc import Callable
 from datetime import datetime
 from urllib.parse import parse_qsl, unquote
 
-from starlette.responses import JSONResponse
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from roost.api.e2b import shapes
-from roost.api.e2b.call import NEXT_TOKEN, Answer, Call, Endpoints
+from roost.api.e2b.call import NEXT_TOKEN, WITHOUT_EFFECT, Answer, Call, Endpoints
+from roost.api.e2b.logs import excerpt, level_of
 from roost.api.e2b.render import created, detail, listed, log_entry, metric, moment
 from roost.api.e2b.terms import Terms
 from roost.model.errors import InvalidArgument
@@ -19,6 +20,7 @@ from roost.sandboxes.fleet import Order, SandboxFleet
 from roost.sandboxes.lines import KEPT_LINES, LogLine
 from roost.sandboxes.listing import Listing, page
 
+TOTAL_RUNNING = "x-total-running"
 MOST_LISTED = 100
 #: `GET /sandboxes` has no pages.
 MOST_RUNNING = 5000
@@ -80,7 +82,10 @@ class Sandboxes:
             public=self._terms.public if public is None else public,
         )
         sandbox = await self._fleet.create(order, _idempotency_key(call))
-        return JSONResponse(created(sandbox, self._domain()), status_code=201)
+        without_effect = asked.network.without_effect()
+        self._tell(call.account, sandbox.id, without_effect)
+        body = {**created(sandbox, self._domain()), "withoutEffect": without_effect}
+        return JSONResponse(body, status_code=201, headers=_notice(without_effect))
 
     async def connect(self, call: Call) -> Answer:
         asked = call.parse(shapes.Connect)
@@ -129,7 +134,15 @@ class Sandboxes:
         await self._fleet.set_network(
             call.account, call.path["id"], {**stays, **asked.stored()}, asked.allow_internet_access
         )
-        return None
+        without_effect = asked.without_effect()
+        self._tell(call.account, call.path["id"], without_effect)
+        return Response(status_code=204, headers=_notice(without_effect))
+
+    def _tell(self, account: str, id: str, fields: list[str]) -> None:
+        """In the sandbox's own log: the official clients show no header."""
+        for field in fields:
+            text = f"roost: {field} has no effect: a sandbox of this server has no network but its package indexes"
+            self._fleet.note(account, id, text)
 
     # --- listings ------------------------------------------------------------------------------------------------
 
@@ -156,7 +169,8 @@ class Sandboxes:
             token=call.query.get("nextToken", ""),
         )
         shown, token = page(self._fleet.of_account(call.account), listing)
-        headers = {NEXT_TOKEN: token} if token else {}
+        running = sum(sandbox.state is SandboxState.RUNNING for sandbox in self._fleet.of_account(call.account))
+        headers = {TOTAL_RUNNING: str(running), **({NEXT_TOKEN: token} if token else {})}
         return JSONResponse([listed(sandbox) for sandbox in shown], headers=headers)
 
     # --- what is observed ----------------------------------------------------------------------------------------
@@ -189,22 +203,16 @@ class Sandboxes:
         }
 
     async def logs_v2(self, call: Call) -> Answer:
-        direction, level = call.query.get("direction", "forward"), call.query.get("level", "debug")
-        if direction not in ("forward", "backward") or level not in ("debug", "info", "warn", "error"):
-            raise InvalidArgument("direction is 'forward' or 'backward'; level is 'debug', 'info', 'warn' or 'error'.")
-        forward = direction == "forward"
-        lines = self._lines(call) if forward else self._lines(call)[::-1]
-        if "cursor" in call.query:
-            cursor = call.number("cursor", 0, most=1 << 50) / 1000
-            lines = [line for line in lines if (line.at >= cursor if forward else line.at <= cursor)]
-        search = call.query.get("search", "")
-        worst = level in ("warn", "error")
-        lines = [line for line in lines if search in line.text and (line.stream == "stderr" or not worst)]
-        limit = call.number("limit", KEPT_LINES, most=KEPT_LINES)
-        return {"logs": [log_entry(line) for line in lines[:limit]]}
+        search, worst = call.query.get("search", ""), level_of(call) in ("warn", "error")
+        lines = [line for line in self._lines(call) if search in line.text and (line.stream == "stderr" or not worst)]
+        return {"logs": [log_entry(line) for line in excerpt(call, lines, most=KEPT_LINES)]}
 
     def _lines(self, call: Call) -> list[LogLine]:
         return self._fleet.entry(call.account, call.path["id"]).lines.all()
+
+
+def _notice(without_effect: list[str]) -> dict[str, str]:
+    return {WITHOUT_EFFECT: ", ".join(without_effect)} if without_effect else {}
 
 
 def _idempotency_key(call: Call) -> str:

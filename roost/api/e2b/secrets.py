@@ -12,7 +12,7 @@ from pydantic import Field
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
-from roost.api.e2b.call import NEXT_TOKEN, Answer, Call, Endpoints, Shape
+from roost.api.e2b.call import NEXT_TOKEN, WITHOUT_EFFECT, Answer, Call, Endpoints, Shape
 from roost.api.e2b.render import moment
 from roost.model.errors import InvalidArgument, NotFound, Throttled
 from roost.model.secret import Secret
@@ -20,6 +20,8 @@ from roost.store.secrets import Secrets as Store
 
 #: Of one account.
 MOST_SECRETS = 1000
+#: No sandbox gets a value yet.
+_NOTICE = {WITHOUT_EFFECT: "value"}
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,127}")
 _PREFIX = "sec_"
 _METADATA_BYTES = 8192
@@ -79,7 +81,7 @@ class Secrets:
             updated=now,
         )
         await self._store.create(secret)
-        return JSONResponse(_shown(secret), status_code=201)
+        return JSONResponse(_shown(secret), status_code=201, headers=_NOTICE)
 
     async def list(self, call: Call) -> Answer:
         limit = call.number("limit", 100, least=1, most=100)
@@ -99,7 +101,7 @@ class Secrets:
             secret, value=asked.value, version=secret.version + 1, metadata=metadata, updated=self._clock()
         )
         await self._store.replace(secret)
-        return _shown(secret)
+        return JSONResponse(_shown(secret), headers=_NOTICE)
 
     async def destroy(self, call: Call) -> Answer:
         secret = await self._find(call)

@@ -45,15 +45,25 @@ class VolumeMount(Shape):
     path: Annotated[str, Field(max_length=1024), AfterValidator(_check_target)]
 
 
-class Network(Shape):
-    allow_public_traffic: bool | None = None
+class NetworkRules(Shape):
+    """What a sandbox may reach, and how."""
+
     allow_out: Hosts | None = None
     deny_out: Hosts | None = None
     dns_servers: Hosts | None = None
     egress_proxy: dict[str, Any] | None = None
+    rules: dict[str, Any] | None = None
+
+    def without_effect(self) -> list[str]:
+        """Names of what is asked for and kept, and changes nothing. `denyOut` does: what it denies is not reached."""
+        given = (("allowOut", self.allow_out), ("dnsServers", self.dns_servers), ("egressProxy", self.egress_proxy))
+        return [f"network.{name}" for name, value in (*given, ("rules", self.rules)) if value]
+
+
+class Network(NetworkRules):
+    allow_public_traffic: bool | None = None
     mask_request_host: Text | None = None
     https_ports: Annotated[list[Port], Field(max_length=100)] | None = None
-    rules: dict[str, Any] | None = None
 
     def stored(self) -> dict[str, Any]:
         """What was given, with the names of the API."""
@@ -100,12 +110,7 @@ class Refresh(Shape):
     duration: Seconds | None = None
 
 
-class NetworkUpdate(Shape):
-    allow_out: Hosts | None = None
-    deny_out: Hosts | None = None
-    dns_servers: Hosts | None = None
-    egress_proxy: dict[str, Any] | None = None
-    rules: dict[str, Any] | None = None
+class NetworkUpdate(NetworkRules):
     allow_internet_access: Annotated[bool | None, Field(alias="allow_internet_access")] = None
 
     def stored(self) -> dict[str, Any]:

@@ -1,34 +1,25 @@
-"""`/templates`: what sandboxes can be made from, by name, and the tags of its builds."""
+"""`/templates`: what sandboxes can be made from, by name."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import Field
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
 from roost.api.e2b.call import NEXT_TOKEN, Answer, Call, Endpoints, Shape
 from roost.api.e2b.render import cpu_count, moment
-from roost.sandboxes.registry import TemplateRegistry, parse_tag
+from roost.model.errors import InvalidArgument
+from roost.sandboxes.registry import TemplateRegistry
 from roost.sandboxes.templates import ENVD_VERSION, SandboxTemplate, TemplateShelf
 
-Tags = Annotated[list[Annotated[str, Field(min_length=1, max_length=128)]], Field(min_length=1, max_length=50)]
-Name = Annotated[str, Field(min_length=1, max_length=256)]
 
-
-class AssignTags(Shape):
-    target: Name
-    tags: Tags
-
-
-class DeleteTags(Shape):
-    name: Name
-    tags: Tags
+class UpdateTemplate(Shape):
+    public: bool = False
 
 
 class Templates:
-    """Reads the shelf; writes tags, and removes, through the registry."""
+    """Reads the shelf; removes through the registry."""
 
     def __init__(self, shelf: TemplateShelf, registry: TemplateRegistry) -> None:
         self._shelf = shelf
@@ -39,13 +30,11 @@ class Templates:
         return [
             endpoints.route("GET", "/templates", self.list),
             endpoints.route("GET", "/v2/templates", self.list_pages),
-            endpoints.route("POST", "/templates/tags", self.assign_tags),
-            endpoints.route("DELETE", "/templates/tags", self.delete_tags),
+            endpoints.route("GET", "/default-templates", self.list_builtin),
             endpoints.route("GET", "/templates/aliases/{template:path}", self.alias),
-            endpoints.route("GET", f"{one}/tags", self.tags),
-            endpoints.route("GET", f"{one}/tags/exists", self.tag_exists),
-            endpoints.route("GET", f"{one}/tags/count", self.count_tags),
             endpoints.route("GET", one, self.get),
+            endpoints.route("PATCH", one, self.update),
+            endpoints.route("PATCH", f"/v2{one}", self.update),
             endpoints.route("DELETE", one, self.remove),
         ]
 
@@ -59,6 +48,9 @@ class Templates:
         headers = {NEXT_TOKEN: str(start + limit)} if len(found) > start + limit else {}
         return JSONResponse([shown(template) for template in found[start : start + limit]], headers=headers)
 
+    async def list_builtin(self, call: Call) -> Answer:
+        return [shown(template) for template in self._shelf.list(call.account) if template.builtin]
+
     async def alias(self, call: Call) -> Answer:
         template = self._template(call)
         return {"templateID": template.id, "public": template.builtin}
@@ -68,31 +60,11 @@ class Templates:
         builds = [_build(build) for build in self._shelf.builds(call.account, template)]
         return {**shown(template), "buildCount": len(builds), "builds": builds}
 
-    async def tags(self, call: Call) -> Answer:
-        return [
-            {"tag": tag, "buildID": build, "createdAt": moment(created)}
-            for tag, build, created in self._shelf.tags(call.account, self._template(call))
-        ]
-
-    async def tag_exists(self, call: Call) -> Answer:
-        template, tag = self._template(call), call.query.get("tag", "").lower()
-        known = tag in {name for name, _, _ in self._shelf.tags(call.account, template)}
-        return {"exists": known, "normalizedTag": tag}
-
-    async def count_tags(self, call: Call) -> Answer:
-        return {"total": len(self._shelf.tags(call.account, self._template(call)))}
-
-    async def assign_tags(self, call: Call) -> Answer:
-        asked = call.parse(AssignTags)
-        tags = [parse_tag(tag) for tag in asked.tags]
-        template = self._shelf.get(asked.target, call.account)
-        await self._registry.assign(call.account, template, tags)
-        return JSONResponse({"tags": tags, "buildID": template.build}, status_code=201)
-
-    async def delete_tags(self, call: Call) -> Answer:
-        asked = call.parse(DeleteTags)
-        await self._registry.unassign(call.account, asked.name, [parse_tag(tag) for tag in asked.tags])
-        return None
+    async def update(self, call: Call) -> Answer:
+        if call.parse(UpdateTemplate).public:
+            raise InvalidArgument("public: a template of this server belongs to one account and is shared with none.")
+        record = self._shelf.own(call.account, call.path["template"])
+        return {"names": [record.name] if record.name else []}
 
     async def remove(self, call: Call) -> Answer:
         """A snapshot too."""

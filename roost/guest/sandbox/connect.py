@@ -1,7 +1,8 @@
 """The Connect protocol with the JSON codec: errors, envelopes, and what of them goes over one exchange.
 
 Unary calls are plain HTTP with `application/json`; streams are `application/connect+json`, each message in an envelope
-of a flag byte and a length. Compressed and binary messages are refused: the official clients send neither.
+of a flag byte and a length. Messages may come compressed with gzip; replies are not, which the protocol leaves to the
+server. Binary messages are refused: the official clients send none.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from enum import StrEnum
 
 from roost.guest.async_server import Exchange
 from roost.guest.http1 import Head
+from roost.guest.sandbox.encodings import BadEncoding, TooLong, gunzip
 from roost.guest.sandbox.messages import BadField, Message, parse
 from roost.guest.sandbox.replies import drain
 
@@ -83,10 +85,12 @@ def end_of_stream(error: ConnectError | None) -> bytes:
 
 
 class Envelopes:
-    """Cuts a stream of bytes into messages. Holds at most one message of `limit` bytes."""
+    """Cuts a stream of bytes into messages. Holds at most one message of `limit` bytes. `gzip`: those that are flagged
+    as compressed are unpacked."""
 
-    def __init__(self, limit: int = MAX_MESSAGE) -> None:
+    def __init__(self, limit: int = MAX_MESSAGE, *, gzip: bool = False) -> None:
         self._limit = limit
+        self._gzip = gzip
         self._buffer = bytearray()
 
     def feed(self, data: bytes) -> list[bytes]:
@@ -95,9 +99,9 @@ class Envelopes:
         messages = []
         while len(self._buffer) >= _HEADER:
             flags, length = self._buffer[0], int.from_bytes(self._buffer[1:_HEADER], "big")
-            if flags & _COMPRESSED:
-                raise ConnectError(Code.UNIMPLEMENTED, "compressed messages are not supported")
-            if flags:
+            if flags == _COMPRESSED and not self._gzip:
+                raise ConnectError(Code.INTERNAL, "protocol error: sent compressed message without compression support")
+            if flags not in (0, _COMPRESSED):
                 raise ConnectError(Code.INVALID_ARGUMENT, f"invalid envelope flags {flags}")
             if length > self._limit:
                 raise ConnectError(
@@ -105,7 +109,8 @@ class Envelopes:
                 )
             if len(self._buffer) < _HEADER + length:
                 break
-            messages.append(bytes(self._buffer[_HEADER : _HEADER + length]))
+            message = bytes(self._buffer[_HEADER : _HEADER + length])
+            messages.append(_unpacked(message, self._limit) if flags and message else message)
             del self._buffer[: _HEADER + length]
         return messages
 
@@ -156,8 +161,10 @@ InputMethod = Callable[[AsyncIterator[Message]], Awaitable[bytes]]
 
 async def serve_unary(exchange: Exchange, method: UnaryMethod) -> None:
     try:
-        _check(exchange.head, UNARY, "content-encoding")
+        gzip = _check(exchange.head, UNARY, "content-encoding")
         body = await _read(exchange)
+        if gzip and body:
+            body = _unpacked(body, MAX_MESSAGE)
         async with asyncio.timeout(timeout_of(exchange.head)):
             reply = await method(_message(body), exchange.head)
     except (ConnectError, BadField, TimeoutError) as error:
@@ -173,9 +180,8 @@ async def serve_stream(exchange: Exchange, method: StreamMethod) -> None:
     failed: ConnectError | None = None
     stream = Stream(exchange)
     try:
-        _check(exchange.head, STREAM, "connect-content-encoding")
+        messages = Envelopes(gzip=_check(exchange.head, STREAM, "connect-content-encoding"))
         timeout = timeout_of(exchange.head)
-        messages = Envelopes()
         found = messages.feed(await _read(exchange))
         if len(found) != 1 or messages.partial:
             raise ConnectError(Code.UNIMPLEMENTED, "unary request has zero or multiple messages, or a broken one")
@@ -192,17 +198,16 @@ async def serve_input(exchange: Exchange, method: InputMethod) -> None:
     failed: ConnectError | None = None
     reply = b""
     try:
-        _check(exchange.head, STREAM, "connect-content-encoding")
+        messages = Envelopes(gzip=_check(exchange.head, STREAM, "connect-content-encoding"))
         async with asyncio.timeout(timeout_of(exchange.head)):
-            reply = envelope(await method(_incoming(exchange)))
+            reply = envelope(await method(_incoming(exchange, messages)))
     except (ConnectError, BadField, TimeoutError) as error:
         failed = _told(error)
         await drain(exchange)
     await exchange.whole(200, [("content-type", STREAM)], reply + end_of_stream(failed))
 
 
-async def _incoming(exchange: Exchange) -> AsyncIterator[Message]:
-    messages = Envelopes()
+async def _incoming(exchange: Exchange, messages: Envelopes) -> AsyncIterator[Message]:
     while data := await exchange.read():
         for message in messages.feed(data):
             yield _message(message)
@@ -220,14 +225,24 @@ async def _read(exchange: Exchange) -> bytes:
     return b"".join(parts)
 
 
-def _check(head: Head, content_type: str, encoding: str) -> None:
+def _check(head: Head, content_type: str, encoding: str) -> bool:
+    """Whether messages may come compressed. Raises ConnectError for what can't be read."""
     given = head.get("content-type").partition(";")[0].strip().lower()
     if given != content_type:
         raise ConnectError(Code.UNIMPLEMENTED, f"content type {given[:80]!r} is not supported: send {content_type}")
-    if head.get(encoding, "identity").lower() not in ("", "identity"):
-        raise ConnectError(
-            Code.UNIMPLEMENTED, f"unknown compression {head.get(encoding)[:40]!r}: supported encodings are identity"
-        )
+    coding = head.get(encoding, "identity").lower()
+    if coding not in ("", "identity", "gzip"):
+        raise ConnectError(Code.UNIMPLEMENTED, f"unknown compression {coding[:40]!r}: supported encodings are gzip")
+    return coding == "gzip"
+
+
+def _unpacked(data: bytes, limit: int) -> bytes:
+    try:
+        return gunzip(data, limit)
+    except BadEncoding as error:
+        raise ConnectError(Code.INVALID_ARGUMENT, f"decompress: {error}") from None
+    except TooLong:
+        raise ConnectError(Code.RESOURCE_EXHAUSTED, f"message size is larger than configured max {limit}") from None
 
 
 def _message(data: bytes) -> Message:

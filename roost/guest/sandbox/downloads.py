@@ -15,6 +15,7 @@ from roost.guest.async_server import Exchange
 from roost.guest.http1 import Head
 from roost.guest.sandbox import encodings
 from roost.guest.sandbox.encodings import NotAcceptable
+from roost.guest.sandbox.ranges import BadRange, Multipart, Range, parse_ranges
 from roost.guest.sandbox.replies import Refused
 from roost.guest.sandbox.uploads import told
 
@@ -79,32 +80,50 @@ async def send_file(exchange: Exchange, fd: int, path: str) -> None:
 
 
 async def _send_plain(exchange: Exchange, fd: int, size: int, fields: list[tuple[str, str]]) -> None:
-    first, end, status = 0, size, 200
+    ranges: list[Range] = []
     # If-Range names a state of the file that can only be a date here; without an equal one the whole file goes out.
     condition = exchange.head.get("if-range")
     if not condition or condition == dict(fields)["last-modified"]:
         try:
-            wanted = encodings.single_range(exchange.head.get("range"), size)
-        except ValueError as error:
-            await exchange.whole(416, [*fields, ("content-range", f"bytes */{size}")], str(error).encode())
+            ranges = parse_ranges(exchange.head.get("range"), size)
+        except BadRange as error:
+            told_size = [] if error.overlaps else [("content-range", f"bytes */{size}")]
+            await exchange.whole(416, [*fields, *told_size], str(error).encode())
             return
-        if wanted is not None:
-            first, end, status = *wanted, 206
-            fields = [*fields, ("content-range", f"bytes {first}-{end - 1}/{size}")]
-    os.lseek(fd, first, os.SEEK_SET)
-    left = end - first
-    if left <= CHUNK:
-        data = _read(fd, left) if left else b""
-        if len(data) == left:
+    if len(ranges) > 1:
+        await _send_parts(exchange, fd, Multipart(ranges, size, dict(fields)["content-type"]), fields)
+        return
+    part, status = Range(0, size), 200
+    if ranges:
+        part, status = ranges[0], 206
+        fields = [*fields, ("content-range", part.told(size))]
+    length = part.end - part.first
+    if length <= CHUNK:
+        data = _read_at(fd, length, part.first) if length else b""
+        if len(data) == length:
             await exchange.whole(status, fields, data)
             return
-        os.lseek(fd, first, os.SEEK_SET)
-    exchange.start(status, [*fields, ("content-length", str(left))])
-    while left > 0 and (data := _read(fd, min(CHUNK, left))):
-        left -= len(data)
+    exchange.start(status, [*fields, ("content-length", str(length))])
+    await _send_part(exchange, fd, part)
+    await exchange.end()
+
+
+async def _send_parts(exchange: Exchange, fd: int, body: Multipart, fields: list[tuple[str, str]]) -> None:
+    kept = [field for field in fields if field[0] != "content-type"]
+    exchange.start(206, [*kept, ("content-type", body.content_type), ("content-length", str(body.length))])
+    for head, part in body.parts:
+        await exchange.write(head)
+        await _send_part(exchange, fd, part)
+    await exchange.write_last(body.last)
+
+
+async def _send_part(exchange: Exchange, fd: int, part: Range) -> None:
+    """Less of it, when the file has become shorter meanwhile."""
+    at = part.first
+    while at < part.end and (data := _read_at(fd, min(CHUNK, part.end - at), at)):
+        at += len(data)
         await exchange.write(data)
         await asyncio.sleep(0)  # a fast reader would keep all others waiting
-    await exchange.end()
 
 
 async def _send_gzip(exchange: Exchange, fd: int, data: bytes, fields: list[tuple[str, str]]) -> None:
@@ -137,6 +156,14 @@ def _read(fd: int, size: int) -> bytes:
         return os.read(fd, size)
     except BlockingIOError:  # a file of /proc that would wait for something to happen
         return b""
+    except OSError as error:
+        raise Interrupted from error
+
+
+def _read_at(fd: int, size: int, offset: int) -> bytes:
+    """Raises Interrupted."""
+    try:
+        return os.pread(fd, size, offset)
     except OSError as error:
         raise Interrupted from error
 

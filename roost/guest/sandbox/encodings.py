@@ -1,15 +1,13 @@
-"""Content codings and ranges of file transfers, as HTTP negotiates them. Pure."""
+"""Content codings and types of file transfers, as HTTP negotiates them. Pure."""
 
 from __future__ import annotations
 
 import mimetypes
-import re
 import zlib
 from collections.abc import Iterator
 
 GZIP, IDENTITY = "gzip", "identity"
 _CHUNK = 256 << 10
-_RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
 #: The standard library's own table: the room's files would be read by the daemon otherwise.
 _TYPES = mimetypes.MimeTypes(filenames=())
 
@@ -62,6 +60,10 @@ def _identity_refused(wanted: list[tuple[str, float]]) -> bool:
     return qualities.get(IDENTITY, qualities.get("*", 1.0)) == 0
 
 
+class TooLong(ValueError):
+    """More than is taken."""
+
+
 class Inflater:
     """Undoes the coding of a body, a bounded piece at a time."""
 
@@ -95,24 +97,17 @@ class Inflater:
             raise BadEncoding("error decompressing request body: unexpected EOF")
 
 
-def single_range(header: str, size: int) -> tuple[int, int] | None:
-    """(first, past the last) byte of a Range header; None if the whole file is to be sent.
-
-    Several ranges at once are not offered, which HTTP allows. Raises ValueError for one beyond the file.
-    """
-    found = _RANGE.fullmatch(header.strip())
-    if found is None or found[1] == found[2] == "":
-        return None
-    if found[1] == "":
-        first, end = max(0, size - int(found[2])), size
-    else:
-        first = int(found[1])
-        end = min(size, int(found[2]) + 1) if found[2] else size
-        if found[2] and int(found[2]) < first:
-            return None
-    if first >= size or end <= first:
-        raise ValueError("invalid range: failed to overlap")
-    return first, end
+def gunzip(data: bytes, limit: int) -> bytes:
+    """All of it. Raises BadEncoding, and TooLong when it is more than `limit` bytes."""
+    inflater = Inflater(GZIP)
+    parts, size = [], 0
+    for part in inflater.feed(data):
+        parts.append(part)
+        size += len(part)
+        if size > limit:
+            raise TooLong(f"over {limit} bytes when it is unpacked")
+    inflater.finish()
+    return b"".join(parts)
 
 
 def content_type(name: str, beginning: bytes) -> str:
