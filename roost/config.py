@@ -24,7 +24,7 @@ _AT_LEAST_1 = (
     "max_instances", "max_waiting", "log_file_mb", "package_cache_mb", "max_sandboxes", "sandbox_timeout",
     "sandbox_max_timeout", "max_snapshots", "build_cache_mb",
     "max_queued_tasks", "max_running_tasks", "max_running_tasks_per_function", "keep_tasks",
-    "task_output_kb",
+    "task_output_kb", "object_size_mb",
 )  # fmt: skip
 #: Settings that are tables: from what to what.
 _MAPS = {"keys": "access key IDs to secrets", "images": "images to templates"}
@@ -79,6 +79,10 @@ class Config:
     build_cache_mb: int = 20480  # of uploads, and as much of steps that later builds may take over
     images: Mapping[str, str] = field(default_factory=dict)  # image in FROM -> the template that stands for it
     volume_disk_mb: int = 10240  # of each volume that sandboxes mount
+    object_store: str = ""  # s3://?endpoint=...&region=...; empty: <data_dir>/objects
+    object_store_key_id: str = ""
+    object_store_key_secret: str = field(default="", repr=False)
+    object_size_mb: int = 5120  # of one object that is put through this server
     log_file_mb: int = 8
     package_cache_mb: int = 2048
     max_queued_tasks: int = 100_000  # asynchronous tasks that wait

@@ -30,6 +30,7 @@ from roost.api.e2b.terms import Terms
 from roost.api.fc.app import build_fc_api
 from roost.api.identity import Identity
 from roost.api.mcp.app import build_mcp_api
+from roost.api.objects import Objects
 from roost.api.webhooks import Webhooks
 from roost.config import Config, load
 from roost.functions.catalog import FunctionCatalog
@@ -67,6 +68,7 @@ from roost.model.function import FunctionSpec, Limits
 from roost.model.session import Session
 from roost.model.signature import Keys
 from roost.model.usage import TransitionRecord
+from roost.objects.stores import open_store
 from roost.sandboxes.assembly import Places as SandboxPlaces
 from roost.sandboxes.assembly import SandboxAssembly
 from roost.sandboxes.book import SandboxBook
@@ -316,17 +318,32 @@ class Server:
         )
         self.sandbox_domain = config.sandbox_domain
         self.control = Starlette(
-            routes=[*console_routes(console), *fc, *Webhooks(self.catalog, self.triggers.delivery).routes(), *mcp, *e2b]
+            routes=[
+                *console_routes(console),
+                *Objects(self.objects, console.identity, most_bytes=config.object_size_mb << 20).routes(),
+                *fc,
+                *Webhooks(self.catalog, self.triggers.delivery).routes(),
+                *mcp,
+                *e2b,
+            ]
         )
 
     def _triggers(self) -> TriggerManager:
         """What serves triggers, and so starts functions by itself."""
+        self.objects = open_store(self.config)
         self.statuses = Statuses()
         return TriggerManager(
             catalog=self.catalog,
             queue=self.tasks.queue,
             invoker=self.gateway.tasks,
-            factories=factories(alarms=Alarms(), cursors=self.store.triggers),
+            factories=factories(
+                alarms=Alarms(),
+                cursors=self.store.triggers,
+                objects=self.objects,
+                seen_objects=self.store.trigger_objects,
+                seen_rows=self.store.trigger_rows,
+                region=self.config.region,
+            ),
             statuses=self.statuses,
         )
 
@@ -392,6 +409,7 @@ class Server:
         await self.store.open()
         stack.push_async_callback(self.store.close)
         self.packages.open()
+        await self.objects.prepare()
         await self.catalog.load()
         await self.book.load()
         self.meter.restore(await self.store.settings.get("usage") or {})

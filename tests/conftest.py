@@ -1,6 +1,7 @@
 """Real servers that tests of every kind ask for by name."""
 
 from tests.support.postgres import postgres, postgres_url
+from tests.support.s3 import s3
 from tests.support.stores import place
 
-__all__ = ["place", "postgres", "postgres_url"]
+__all__ = ["place", "postgres", "postgres_url", "s3"]

@@ -10,6 +10,7 @@ import typer
 
 from roost.sdk import (
     commands_functions,
+    commands_objects,
     commands_sandbox,
     commands_sandbox_use,
     commands_server,
@@ -67,6 +68,7 @@ def build() -> typer.Typer:
     app.command(context_settings=_PASSED_ON, add_help_option=False)(commands_server.doctor)
     app.command(context_settings=_PASSED_ON, add_help_option=False)(commands_server.template)
     app.add_typer(_sandbox(), name="sandbox")
+    app.add_typer(_objects(), name="objects")
     app.add_typer(_triggers(), name="triggers")
     return app
 
@@ -85,6 +87,23 @@ def _triggers() -> typer.Typer:
         commands_triggers.delete,
         commands_triggers.pause,
         commands_triggers.resume,
+    ):
+        app.command()(command)
+    return app
+
+
+def _objects() -> typer.Typer:
+    app = typer.Typer(
+        help="The object store: `roost objects put FILE BUCKET/KEY`, then ls, get, rm.",
+        no_args_is_help=True,
+        rich_markup_mode=None,
+    )
+    for command in (
+        commands_objects.buckets,
+        commands_objects.ls,
+        commands_objects.put,
+        commands_objects.get,
+        commands_objects.rm,
     ):
         app.command()(command)
     return app

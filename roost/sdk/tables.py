@@ -132,6 +132,13 @@ def triggers(rows: Iterable[Row]) -> Table:
     return table
 
 
+def objects(rows: Iterable[Row]) -> Table:
+    table = _table("KEY", "SIZE", "MODIFIED")
+    for row in rows:
+        table.add_row(_text(row.get("key", "")), size(int(row.get("size") or 0)), _text(row.get("modified", "")))
+    return table
+
+
 def sandboxes(rows: Iterable[Row], now: float) -> Table:
     """Sandboxes, running and paused. `now` is Unix seconds."""
     table = _table("SANDBOX", "TEMPLATE", "STATE", "AGE", "ENDS IN", "METADATA")

@@ -20,6 +20,8 @@ from roost.store.task_outputs import TaskOutputs
 from roost.store.tasks import Tasks
 from roost.store.template_tags import TemplateTags
 from roost.store.templates import Templates
+from roost.store.trigger_objects import TriggerObjects
+from roost.store.trigger_rows import TriggerRows
 from roost.store.triggers import Triggers
 from roost.store.versions import Versions
 from roost.store.volumes import Volumes
@@ -43,6 +45,8 @@ class Store:
         self.concurrency = Concurrency(self._database)
         self.provision = Provision(self._database)
         self.triggers = Triggers(self._database)
+        self.trigger_objects = TriggerObjects(self._database)
+        self.trigger_rows = TriggerRows(self._database)
         self.sessions = Sessions(self._database)
         self.sandboxes = Sandboxes(self._database)
         self.secrets = Secrets(self._database)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import uuid
+from collections.abc import Sequence
 from typing import Protocol
 
 from roost.functions.tasks.policy import Kind
@@ -114,3 +115,15 @@ async def enqueue_patiently(delivery: Delivery, event: Event, report: Report) ->
             if wait_s:
                 report.connected()
             return
+
+
+async def enqueue_all(delivery: Delivery, events: Sequence[Event], report: Report) -> None:
+    """Enqueue them side by side, however long that takes: the disk takes many at once.
+
+    Raises what `enqueue_patiently` does, when all the others have been enqueued or have failed, too.
+    """
+    tries = (enqueue_patiently(delivery, event, report) for event in events)
+    outcomes = await asyncio.gather(*tries, return_exceptions=True)
+    for outcome in outcomes:
+        if outcome is not None:
+            raise outcome

@@ -184,6 +184,20 @@ def _signature(headers: dict[str, str]) -> dict[str, str]:
     return {name: value for name, value in headers.items() if name.startswith("x-acs-") or name == "authorization"}
 
 
+def test_objects_want_a_key(keyed: Server, tmp_path: Path) -> None:
+    path = "/roost/objects/inbox/a"
+    with keyed.client() as client:
+        assert client.put(path, content=b"x").status_code == 403
+        assert client.put(path, content=b"x", headers={"authorization": "Bearer wrong"}).status_code == 403
+        assert client.put(path, content=b"bearer", headers={"authorization": f"Bearer {SECRET}"}).status_code == 200
+    assert send(keyed, "PUT", path, b"signed", sent=b"forged").status_code == 403
+    assert send(keyed, "GET", path, b"").content == b"bearer"
+    assert send(keyed, "PUT", path, b"signed").status_code == 200
+    assert send(keyed, "GET", path, b"").content == b"signed"
+    assert send(keyed, "DELETE", path, b"").status_code == 204
+    assert send(keyed, "GET", path, b"").status_code == 404
+
+
 def test_a_request_for_later_shows_its_key_and_does_not_keep_it(keyed: Server, right: Sdk) -> None:
     later = {"x-fc-invocation-type": "Async", "x-fc-async-task-id": "later"}
     with keyed.client() as client:

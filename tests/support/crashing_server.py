@@ -1,7 +1,7 @@
 """`roost.server`, except that it dies by SIGKILL at a named point: `crashing_server POINT NUMBER [arguments of serve]`.
 
-POINT is `<verb of the table of tasks>:before|after`, or `outbox.<verb>` or `triggers.<verb>` of those tables; NUMBER
-says at which call of it. The verb's change is durable after it, and not begun before it.
+POINT is `<verb of the table of tasks>:before|after`, or `<another of TABLES>.<verb>:before|after`; NUMBER says at which
+call of it. The verb's change is durable after it, and not begun before it.
 """
 
 from __future__ import annotations
@@ -19,9 +19,18 @@ from typing import Any
 from roost import server
 from roost.store.task_outbox import TaskOutbox
 from roost.store.tasks import Tasks
+from roost.store.trigger_objects import TriggerObjects
+from roost.store.trigger_rows import TriggerRows
 from roost.store.triggers import Triggers
 from tests.support.server import READY, Server, share_bundle
 
+TABLES: dict[str, type] = {
+    "": Tasks,
+    "outbox": TaskOutbox,
+    "triggers": Triggers,
+    "objects": TriggerObjects,
+    "rows": TriggerRows,
+}
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -36,9 +45,14 @@ class CrashingServer(Server):
         self.data_dir.mkdir(parents=True, exist_ok=True)
         share_bundle(self.data_dir)
         command = [sys.executable, "-m", "tests.support.crashing_server", *self._point]
+        options = ["--port", "0", "--data-dir", str(self.data_dir)]
+        if self._config:
+            file = self.data_dir.parent / f"{self.data_dir.name}.toml"
+            file.write_text(self._config)
+            options += ["--config", str(file)]
         with (self.data_dir.parent / f"{self.data_dir.name}.log").open("a") as log:
             self._process = subprocess.Popen(
-                [*command, "--port", "0", "--data-dir", str(self.data_dir)],
+                [*command, *options],
                 stdout=subprocess.PIPE, stderr=log, text=True, env=self._env, cwd=ROOT,
             )  # fmt: skip
         assert self._process.stdout is not None
@@ -55,9 +69,9 @@ class CrashingServer(Server):
 
 
 def crash_at(point: str, number: int) -> None:
-    verb, _, moment = point.partition(":")
-    table, _, verb = verb.rpartition(".")
-    owner = {"": Tasks, "outbox": TaskOutbox, "triggers": Triggers}[table]
+    where, _, moment = point.partition(":")
+    table, _, verb = where.rpartition(".")
+    owner = TABLES[table]
     work: Callable[..., Awaitable[Any]] = getattr(owner, verb)
     left = number
 

@@ -9,7 +9,7 @@ from roost.functions.access import OPEN, HttpAccess, HttpAuth, hash_key
 from roost.functions.names import check_trigger_name
 from roost.functions.state import CatalogState
 from roost.functions.triggers.http import HTTP, access_of
-from roost.functions.triggers.kinds import check_config, is_enabled
+from roost.functions.triggers.kinds import check_config, check_record, is_enabled
 from roost.model.errors import AccessDenied, Conflict, NotFound
 from roost.model.function import LATEST
 from roost.model.signature import Keys
@@ -91,6 +91,7 @@ class Triggers:
             return present if record == present else await self._put(replace(record, modified=self._state.clock()))
 
     async def _put(self, record: TriggerRecord) -> TriggerRecord:
+        check_record(record)
         entry = self._state.entry(record.account, record.function)
         entry.version_of(record.qualifier)
         for other in entry.triggers.values():

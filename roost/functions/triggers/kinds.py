@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from roost.functions.triggers.http import HTTP, http_config
-from roost.functions.triggers.settings import SourceSettings, checked, shown
+from roost.functions.triggers.objects import ObjectSettings
+from roost.functions.triggers.postgresql import TableSettings
+from roost.functions.triggers.settings import SourceSettings, checked, settings_of, shown
 from roost.functions.triggers.timer import TimerSettings
 from roost.functions.triggers.webhook import WebhookSettings
 from roost.model.errors import InvalidArgument
@@ -17,6 +19,8 @@ TIMER, WEBHOOK = "timer", "webhook"
 SOURCES: Mapping[str, type[SourceSettings]] = {
     TIMER: TimerSettings,
     WEBHOOK: WebhookSettings,
+    "oss": ObjectSettings,
+    "postgresql": TableSettings,
 }
 
 
@@ -29,6 +33,13 @@ def check_config(type: str, text: str, kept: Mapping[str, Any] | None = None) ->
         known = ", ".join(map(repr, (HTTP, *SOURCES)))
         raise InvalidArgument(f"triggerType: {type[:40]!r} is not supported; there are {known}.")
     return checked(shape, text, kept)
+
+
+def check_record(record: TriggerRecord) -> None:
+    """Whether the parts of a trigger fit each other. Raises InvalidArgument."""
+    shape = SOURCES.get(record.type)
+    if shape is not None:
+        settings_of(shape, record).check_record(record)
 
 
 def visible_config(record: TriggerRecord) -> dict[str, Any]:

@@ -33,6 +33,9 @@ class SourceSettings(Shape):
 
     enable: bool = True
 
+    def check_record(self, record: TriggerRecord) -> None:
+        """Raise InvalidArgument for what does not fit these settings beside them, as a `sourceArn`."""
+
     @model_validator(mode="before")
     @classmethod
     def _take_trigger_enable(cls, value: Any) -> Any:
