@@ -37,6 +37,7 @@ from roost.triggers.ports import (
     task_id,
 )
 from roost.triggers.status import Statuses, state_of
+from tests.support.stores import Place
 from tests.support.triggers import until
 
 TIMER = json.dumps({"cronExpression": "@every 1h"})
@@ -82,8 +83,8 @@ class World:
         self.store = store
         self.catalog = FunctionCatalog(store, packages)
         self.tasks = AsyncTasks(
-            store=store.tasks, catalog=self.catalog, limits=BacklogLimits(queued=most), retention=Retention(),
-            clock=lambda: 1_800_000_000.0,
+            store=store, catalog=self.catalog, limits=BacklogLimits(queued=most), retention=Retention(),
+            clock=lambda: 1_800_000_000.0, publishers={},
         )  # fmt: skip
         self.log: list[str] = []
         self.made: list[TriggerRecord] = []
@@ -116,13 +117,18 @@ class World:
         return await self.catalog.triggers.create("a", "f", name, config=config, **values)
 
 
+async def _over(_instance_id: str) -> None:
+    """Nothing runs on the instances of a server before this one: there was none."""
+
+
 @pytest.fixture
-async def world(tmp_path: Path) -> AsyncIterator[World]:
-    store = Store(tmp_path / "roost.db")
+async def world(place: Place, tmp_path: Path) -> AsyncIterator[World]:
+    """On each backend of the store."""
+    store = place.store()
     await store.open()
     made = World(store, tmp_path)
     await made.catalog.load()
-    await made.tasks.open()
+    await made.tasks.open(_over)
     await made.function()
     try:
         yield made
