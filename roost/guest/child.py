@@ -81,6 +81,8 @@ def begin_here() -> tuple[Forked, socket.socket]:
             readers.append(reader)
             os.close(writer)
         undo.pop_all()
+    gc.freeze()
+    gc.enable()
     ours.setblocking(False)
     return (NOBODY, Pipes(stdout=readers[0], stderr=readers[1], status=ours)), theirs
 

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from roost.guest.child import NOBODY, Forked, Pipes
+from roost.guest.gathering import gather
 from roost.guest.sandbox.interpreter.launch import PYTHON
 from roost.guest.sandbox.rehearsal import rehearse_daemon
 from roost.guest.supervisor import Settings, Supervisor
@@ -41,10 +42,10 @@ def rehearse() -> None:
     """Leaves nothing behind, and prevents nothing where it fails: rooms then start as if it had not been."""
     forget_attributes()
     with contextlib.suppress(Exception):  # whatever a template is like
+        _once()
+        gather(_once)
         for _ in range(_TIMES):
             _once()
-    signal.set_wakeup_fd(-1)
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     gc.unfreeze()
     gc.collect()
 
@@ -81,7 +82,11 @@ def _rehearse_supervisor() -> None:
         host.sendall(b"control\n" + json.dumps(_START).encode() + b"\n")
         host.shutdown(socket.SHUT_WR)
         worker = stack.enter_context(contextlib.closing(_Worker()))
-        Supervisor(guest, app, Settings(orphan_s=_ORPHAN_S), fork=worker.fork, spare=lambda: None).run()
+        try:
+            Supervisor(guest, app, Settings(orphan_s=_ORPHAN_S), fork=worker.fork, spare=lambda: None).run()
+        finally:
+            signal.set_wakeup_fd(-1)
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
 
 class _Worker:

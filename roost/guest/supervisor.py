@@ -84,7 +84,11 @@ class Supervisor:
             self._daemon()
             self._reactor.run()
         if self._life is not None:
-            self._life.stop()
+            self._life.close()
+        if self._ahead is not None:  # no start has come
+            self._ahead[1].close()
+        if self._spare is not None:
+            self._spare.close()
 
     def _fork_ahead(self) -> None:
         """What is forked now comes up while the configuration is awaited: a sandbox's first context, where the template
