@@ -33,6 +33,7 @@ class Pipes:
         self.status.close()
 
 
+NOBODY = 2**31 - 1  # no process has this number
 #: Its process id, and the supervisor's ends.
 Forked = tuple[int, Pipes]
 
@@ -63,6 +64,29 @@ def fork_worker(body: Callable[[socket.socket], None], *, keep: tuple[int, ...])
     return pid, Pipes(stdout=out_r, stderr=err_r, status=ours)
 
 
+def begin_here() -> tuple[Forked, socket.socket]:
+    """As `fork_worker`, of a worker that this process is going to be itself: its ends, and the worker's status socket.
+
+    The outputs become this process' own. It must not wait for itself to read them, so they take what there is room for.
+    """
+    ours, theirs = socket.socketpair()
+    with contextlib.ExitStack() as undo:
+        undo.callback(ours.close)
+        undo.callback(theirs.close)
+        readers = []
+        for number in (1, 2):
+            reader, writer = _pipe(undo)
+            os.set_blocking(writer, False)
+            os.dup2(writer, number)
+            readers.append(reader)
+            os.close(writer)
+        undo.pop_all()
+    gc.freeze()
+    gc.enable()
+    ours.setblocking(False)
+    return (NOBODY, Pipes(stdout=readers[0], stderr=readers[1], status=ours)), theirs
+
+
 def kill_tree(leader: int) -> None:
     """SIGKILL the worker and all it started: as the room's init, everything else that lives in the room."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -70,19 +94,6 @@ def kill_tree(leader: int) -> None:
             os.kill(-1, signal.SIGKILL)
         else:
             os.killpg(leader, signal.SIGKILL)
-
-
-def reap() -> list[tuple[int, int]]:
-    """(pid, wait status) of every child that has ended."""
-    ended: list[tuple[int, int]] = []
-    while True:
-        try:
-            pid, status = os.waitpid(-1, os.WNOHANG)
-        except ChildProcessError:
-            return ended
-        if pid == 0:
-            return ended
-        ended.append((pid, status))
 
 
 def _pipe(undo: contextlib.ExitStack) -> tuple[int, int]:

@@ -183,6 +183,13 @@ class Life:
             if child is not None:
                 kill_tree(child.pid)
 
+    def close(self) -> None:
+        """The same, and hear nothing more of it."""
+        self.stop()
+        for child in (self._child, self._hook):
+            if child is not None:
+                child.close()
+
     def pre_stop(self) -> None:
         """Run the hook; `pre_stopped` follows in any case, at the latest after the hook's time limit."""
         hook = self._config.pre_stop

@@ -49,6 +49,20 @@ class Reactor:
         self._timers: list[tuple[float, int, Timer]] = []
         self._order = count()
         self._stopped = False
+        self._left = False
+
+    def fileno(self) -> int:
+        """Readable when `turn` has something to do, besides timers."""
+        return self._epoll.fileno()
+
+    @property
+    def stopped(self) -> bool:
+        return self._stopped
+
+    @property
+    def due(self) -> float | None:
+        """When the next timer fires, by the monotonic clock."""
+        return self._timers[0][0] if self._timers else None
 
     def watch(self, source: HasFileno | int, events: int, callback: Callable[[int], None]) -> None:
         """Call `callback(ready events)` while `source` is ready. Watching again replaces; `events` 0 forgets.
@@ -75,17 +89,23 @@ class Reactor:
         return timer
 
     def run(self) -> None:
-        while not self._stopped:
-            self._turn()
+        """Until `stop`, or until `leave`, after which it may be run again, or turned by another loop."""
+        self._left = False
+        while not (self._stopped or self._left):
+            due = self.due
+            self.turn(None if due is None else max(0.0, due - time.monotonic()))
 
     def stop(self) -> None:
         self._stopped = True
 
+    def leave(self) -> None:
+        self._left = True
+
     def close(self) -> None:
         self._epoll.close()
 
-    def _turn(self) -> None:
-        timeout = max(0.0, self._timers[0][0] - time.monotonic()) if self._timers else None
+    def turn(self, timeout: float | None) -> None:
+        """Wait for so long at most, then do what there is to do."""
         ready = [(self._watched.get(fd), fd, mask) for fd, mask in self._epoll.poll(timeout)]
         for watched, fd, mask in ready:
             # A callback before this one may have forgotten the source, and its number may be another's by now.

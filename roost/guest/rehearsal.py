@@ -18,23 +18,23 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from roost.guest.child import Forked, Pipes
+from roost.guest.child import NOBODY, Forked, Pipes
+from roost.guest.gathering import gather
 from roost.guest.sandbox.interpreter.launch import PYTHON
 from roost.guest.sandbox.rehearsal import rehearse_daemon
 from roost.guest.supervisor import Settings, Supervisor
 
 _TIMES = 12  # the interpreter adapts code after eight calls
-_NOBODY = 2**31 - 1  # no process has this number
 _ORPHAN_S = 0.003  # what ends each rehearsal of the supervisor
 _START = {
     "op": "start",
     "instance": "rehearsal",
-    "runtime": "sandbox",
+    "runtime": "python",
+    "handler": "index.handler",
     "env": {"A": "b"},
     "function": {"name": "rehearsal", "memory": 1},
     "entropy": "00" * 64,
     "time_zone": "UTC",
-    "sandbox": {"user": "root", "workdir": "/", "interpreter": True},
 }
 
 
@@ -42,10 +42,10 @@ def rehearse() -> None:
     """Leaves nothing behind, and prevents nothing where it fails: rooms then start as if it had not been."""
     forget_attributes()
     with contextlib.suppress(Exception):  # whatever a template is like
+        _once()
+        gather(_once)
         for _ in range(_TIMES):
             _once()
-    signal.set_wakeup_fd(-1)
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     gc.unfreeze()
     gc.collect()
 
@@ -82,7 +82,11 @@ def _rehearse_supervisor() -> None:
         host.sendall(b"control\n" + json.dumps(_START).encode() + b"\n")
         host.shutdown(socket.SHUT_WR)
         worker = stack.enter_context(contextlib.closing(_Worker()))
-        Supervisor(guest, app, Settings(orphan_s=_ORPHAN_S), fork=worker.fork).run()
+        try:
+            Supervisor(guest, app, Settings(orphan_s=_ORPHAN_S), fork=worker.fork, spare=lambda: None).run()
+        finally:
+            signal.set_wakeup_fd(-1)
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
 
 class _Worker:
@@ -100,7 +104,7 @@ class _Worker:
             os.close(writer)
             outputs.append(reader)
         ours.setblocking(False)
-        return _NOBODY, Pipes(stdout=outputs[0], stderr=outputs[1], status=ours)
+        return NOBODY, Pipes(stdout=outputs[0], stderr=outputs[1], status=ours)
 
     def close(self) -> None:
         if self._sock is not None:

@@ -1,4 +1,4 @@
-"""PID 1 of the room: serves guest.sock, keeps the worker, reaps what nobody waits for."""
+"""PID 1 of the room: serves guest.sock, keeps the worker (a sandbox's it is itself), reaps what nobody waits for."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ import signal
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from roost.guest.ahead import wait_and_run
-from roost.guest.child import Forked, fork_worker, reap
+from roost.guest.child import Forked, begin_here, fork_worker
 from roost.guest.config import BadStart, StartConfig, parse_start
 from roost.guest.control import ControlChannel, Opening
 from roost.guest.custom import exec_server, run_pre_stop
@@ -20,9 +21,11 @@ from roost.guest.life import Life, Message, failure
 from roost.guest.logs import Outbox
 from roost.guest.pump import log_message
 from roost.guest.reactor import READ, Reactor, Timer
+from roost.guest.reaping import reap
 from roost.guest.relay import Forwarder, Relay, connect_tcp, connect_unix
 from roost.guest.sandbox.daemon import run_sandbox
 from roost.guest.sandbox.interpreter.server import Interpreter
+from roost.guest.sandbox.interpreter.spare import Spare, make_spare
 from roost.guest.worker import run_worker
 
 
@@ -39,17 +42,26 @@ class Supervisor:
     """Owns both listening sockets. `run` returns when the room is to end."""
 
     def __init__(
-        self, guest: socket.socket, app: socket.socket, settings: Settings, *, fork: Callable[..., Forked] = fork_worker
+        self,
+        guest: socket.socket,
+        app: socket.socket,
+        settings: Settings,
+        *,
+        fork: Callable[..., Forked] = fork_worker,
+        spare: Callable[[], Spare | None] = make_spare,
     ) -> None:
         self._guest = guest
         self._app = app
         self._settings = settings
         self._fork = fork
+        self._make_spare = spare
         self._reactor = Reactor()
         self._outbox = Outbox(self._flush)
         self._channel: ControlChannel | None = None
         self._life: Life | None = None
         self._ahead: Forked | None = None
+        self._spare: Spare | None = None
+        self._daemon: Callable[[], None] | None = None
         self._refused: Message = failure("NotStarted", "No start message has come yet.")
         self._orphan: Timer | None = None
         self._egress: Forwarder | None = None
@@ -68,10 +80,22 @@ class Supervisor:
         self._reactor.watch(self._guest, READ, self._accept)
         self._await_control()
         self._reactor.run()
+        if self._daemon is not None:
+            self._daemon()
+            self._reactor.run()
         if self._life is not None:
-            self._life.stop()
+            self._life.close()
+        if self._ahead is not None:  # no start has come
+            self._ahead[1].close()
+        if self._spare is not None:
+            self._spare.close()
 
     def _fork_ahead(self) -> None:
+        """What is forked now comes up while the configuration is awaited: a sandbox's first context, where the template
+        has some, else the worker."""
+        self._spare = self._make_spare()
+        if self._spare is not None:
+            return
         app = self._app
         # Without it, the start itself forks, and reports what prevents that.
         with contextlib.suppress(OSError):
@@ -122,6 +146,8 @@ class Supervisor:
         match message.get("op"):
             case "start" if self._life is None:
                 self._start(message)
+            case "restart" if self._daemon is not None:
+                self._reactor.stop()  # what is to be ended is this process
             case "restart" if self._life is not None:
                 self._life.restart()
             case "pre_stop":
@@ -150,8 +176,27 @@ class Supervisor:
             return
         if config.egress:
             self._open_egress()
+        spare, self._spare = self._spare, None
+        if spare is not None and not config.sandbox.interpreter:
+            spare.close()
+            spare = None
         self._life = self._make_life(config)
-        self._life.start(self._tell_ahead(message))
+        if config.runtime == "sandbox":
+            self._be_daemon(config, self._life, spare)
+        else:
+            self._life.start(self._tell_ahead(message))
+
+    def _be_daemon(self, config: StartConfig, life: Life, spare: Spare | None) -> None:
+        """Be a sandbox's daemon from the next turn on: a process of its own would cost each sandbox three megabytes."""
+        if self._ahead is not None:
+            self._ahead[1].close()  # it ends
+            self._ahead = None
+        forked, status = begin_here()
+        life.start(forked)
+        self._daemon = partial(
+            run_sandbox, config, self._app, status, partial(Interpreter, spare=spare), beside=self._reactor
+        )
+        self._reactor.leave()
 
     def _tell_ahead(self, message: dict[str, Any]) -> Forked | None:
         """The worker that waits for its configuration, when it has been told; None when there is none."""
@@ -179,10 +224,7 @@ class Supervisor:
         app = self._app
 
         def serve(config: StartConfig, status: socket.socket) -> None:
-            if config.runtime == "sandbox":
-                run_sandbox(config, app, status, Interpreter)
-            else:
-                run_worker(config, app, status, Output())
+            run_worker(config, app, status, Output())
 
         return Life(
             self._reactor,

@@ -298,12 +298,9 @@ def test_what_holds_the_output_open_does_not_hold_the_end_of_a_kill(guest: Sandb
 
 
 def daemon(guest: SandboxGuest) -> Path:
-    """/proc of the daemon: the child of the namespace's first process, itself the child of `unshare`."""
-
-    def child(pid: int) -> int:
-        return int(Path(f"/proc/{pid}/task/{pid}/children").read_text().split()[0])
-
-    return Path(f"/proc/{child(child(guest.process.pid))}")
+    """/proc of the daemon: the namespace's first process, the child of `unshare`."""
+    pid = guest.process.pid
+    return Path(f"/proc/{Path(f'/proc/{pid}/task/{pid}/children').read_text().split()[0]}")
 
 
 def resident(guest: SandboxGuest) -> int:

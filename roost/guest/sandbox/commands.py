@@ -8,6 +8,7 @@ import signal
 import time
 
 from roost.guest.faults import StartFailed
+from roost.guest.reaping import wait
 from roost.guest.sandbox import spawn
 from roost.guest.sandbox.identities import Identities, UnknownUser
 from roost.guest.sandbox.paths import resolve
@@ -67,10 +68,13 @@ class Commands:
             user=user,
         )
         null = os.open(os.devnull, os.O_RDONLY)
+        # The daemon does not wait for room in the log's pipes; programs do.
+        outputs = [os.open(f"/proc/self/fd/{number}", os.O_WRONLY | os.O_CLOEXEC) for number in (1, 2)]
         try:
-            return spawn.start(program, (null, 1, 2))
+            return spawn.start(program, (null, outputs[0], outputs[1]))
         finally:
-            os.close(null)
+            for fd in (null, *outputs):
+                os.close(fd)
 
 
 async def _wait(child: spawn.Child, limit_s: float | None = None) -> int:
@@ -82,5 +86,5 @@ async def _wait(child: spawn.Child, limit_s: float | None = None) -> int:
         spawn.signal_group(child.pid, signal.SIGKILL)
     finally:
         os.close(child.pidfd)
-    _, status = os.waitpid(child.pid, 0)
+    status = wait(child.pid)
     return os.waitstatus_to_exitcode(status) if os.WIFEXITED(status) else -1

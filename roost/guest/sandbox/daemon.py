@@ -1,4 +1,4 @@
-"""The sandbox's daemon: one single-threaded process, root of the room, that serves app.sock for all of it."""
+"""The sandbox's daemon: the room's PID 1, root of the room, which serves app.sock for all of it in a single thread."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ import signal
 import socket
 import time
 import traceback
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import Callable, Coroutine
+from typing import Any, Protocol
 
 from roost.guest.async_server import AsyncHandler, AsyncServer, Disconnected, Exchange
 from roost.guest.config import StartConfig
 from roost.guest.environment import BUNDLE_BIN
 from roost.guest.faults import StartFailed
 from roost.guest.loading import reseed_random
+from roost.guest.reactor import Reactor
 from roost.guest.sandbox.commands import Commands
 from roost.guest.sandbox.envd import Envd
 from roost.guest.sandbox.files import Files
@@ -47,30 +48,66 @@ def run_sandbox(
     app: socket.socket,
     status: socket.socket,
     interpreter: Callable[[StartConfig, Identities], Handler] | None = None,
+    *,
+    beside: Reactor,
 ) -> None:
-    """Returns when the sandbox could not start (the supervisor has been told); otherwise serves until killed.
+    """Returns when the sandbox could not start (the supervisor has been told) or `beside`, which goes on, is stopped.
 
     `interpreter` makes the handler of port 49999, for a sandbox that is to have one.
     """
     report = Reporter(status)
     try:
         with asyncio.Runner() as runner:
-            runner.run(_serve(config, app, status, report, interpreter))
+            runner.run(_serve_beside(beside, _serve(config, app, report, interpreter)))
     except StartFailed as error:
         told = {"errorType": error.kind, "errorMessage": error.message, "stackTrace": error.stack}
         report.send({"event": "failed", "error": told})
 
 
+async def _serve_beside(reactor: Reactor, serving: Coroutine[Any, Any, None]) -> None:
+    """Until either has ended. Raises what `serving` raises."""
+    tasks = asyncio.create_task(serving), asyncio.create_task(_turn(reactor))
+    done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    for task in done:
+        task.result()
+
+
+async def _turn(reactor: Reactor) -> None:
+    """Turn it when it has something to do, until it is stopped."""
+    loop = asyncio.get_running_loop()
+    ended: asyncio.Future[None] = loop.create_future()
+    timer: asyncio.TimerHandle | None = None
+
+    def turn() -> None:
+        nonlocal timer
+        if timer is not None:
+            timer.cancel()
+        try:
+            reactor.turn(0)
+        except Exception as error:
+            if not ended.done():
+                ended.set_exception(error)
+            return
+        timer = loop.call_at(reactor.due, turn) if reactor.due is not None else None
+        if reactor.stopped and not ended.done():
+            ended.set_result(None)
+
+    loop.add_reader(reactor.fileno(), turn)
+    turn()
+    try:
+        await ended
+    finally:
+        loop.remove_reader(reactor.fileno())
+
+
 async def _serve(
     config: StartConfig,
     app: socket.socket,
-    status: socket.socket,
     report: Reporter,
     make_interpreter: Callable[[StartConfig, Identities], Handler] | None,
 ) -> None:
     started = time.monotonic()
     _set_up_process(config)
-    _end_with_supervisor(status)
     sandbox = config.sandbox
     identities = Identities(
         default=sandbox.user, env=config.env, workdir=sandbox.workdir, own_python=sandbox.interpreter
@@ -91,7 +128,7 @@ async def _serve(
     await commands.run(sandbox.start_command, sandbox.ready_command)
     init_ms = round((time.monotonic() - started) * 1000, 3)
     report.send({"event": "ready", "init_ms": init_ms, "stops": False})
-    await asyncio.get_running_loop().create_future()  # until killed
+    await asyncio.get_running_loop().create_future()
 
 
 def handler(config: StartConfig, identities: Identities, interpreter: Handler) -> AsyncHandler:
@@ -160,11 +197,3 @@ def _link_sudo(program: str) -> None:
         if os.path.exists(program) and not os.path.lexists(SUDO):
             os.makedirs(os.path.dirname(SUDO), exist_ok=True)
             os.symlink(program, SUDO)
-
-
-def _end_with_supervisor(status: socket.socket) -> None:
-    def on_readable() -> None:
-        if not status.recv(4096):
-            os._exit(0)
-
-    asyncio.get_running_loop().add_reader(status, on_readable)

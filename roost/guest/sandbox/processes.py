@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
+from roost.guest.reaping import wait
 from roost.guest.sandbox import spawn
 from roost.guest.sandbox.audience import Audience, Follower
 from roost.guest.sandbox.connect import envelope
@@ -152,7 +153,7 @@ class Process:
             self._terminal = None
         asyncio.get_running_loop().remove_reader(self._child.pidfd)
         os.close(self._child.pidfd)
-        os.waitpid(self.pid, 0)
+        wait(self.pid)
 
 
 class ProcessTable:

@@ -16,6 +16,7 @@ import signal
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from roost.guest.reaping import expect, wait
 from roost.guest.sandbox.identities import User
 
 #: Of everything that is started here. The daemon's own score stays below it, so that a room that runs out of memory
@@ -87,11 +88,12 @@ def start(program: Program, stdio: tuple[int, int, int], terminal: int | None = 
             raise StartError("exec", error.errno or 0, program.argv[0]) from None
         except _BROKEN:
             raise StartError("exec", errno.EINVAL, program.argv[0]) from None
+    expect(pid)
     try:
         return Child(pid=pid, pidfd=os.pidfd_open(pid))
     except OSError as error:
         signal_group(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
+        wait(pid)
         raise StartError("exec", error.errno or 0, program.argv[0]) from None
 
 

@@ -18,6 +18,7 @@ import struct
 from dataclasses import replace
 
 from roost.guest.control import LineReader, ProtocolError, parse_message
+from roost.guest.reaping import wait
 from roost.guest.sandbox import spawn, sudo_options
 from roost.guest.sandbox.identities import Identities, UnknownUser, User
 from roost.guest.sandbox.messages import BadField, Message, parse
@@ -213,7 +214,7 @@ async def _accompany(sock: socket.socket, child: spawn.Child, *, detached: bool)
         await readable(child.pidfd)
     finally:
         loop.remove_reader(sock)
-    _, status = os.waitpid(child.pid, 0)
+    status = wait(child.pid)
     if os.WIFSIGNALED(status):
         return {"signal": os.WTERMSIG(status)}
     return {"exit": os.WEXITSTATUS(status)}

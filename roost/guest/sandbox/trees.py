@@ -17,6 +17,7 @@ import sys
 from collections.abc import AsyncIterator, Iterator
 
 from roost.guest.child import close_others
+from roost.guest.reaping import expect, wait
 from roost.guest.sandbox.identities import User
 from roost.guest.sandbox.pipes import read_to_end
 
@@ -99,6 +100,7 @@ async def _in_a_fork(path: str) -> None:
         raise
     if pid == 0:
         _remove_and_exit(path, writer)
+    expect(pid)
     try:
         os.close(writer)
         report = await read_to_end(reader, _MAX_REPORT)
@@ -107,7 +109,7 @@ async def _in_a_fork(path: str) -> None:
         raise
     finally:
         os.close(reader)
-        os.waitpid(pid, 0)
+        wait(pid)
     number, _, name = report.partition(b" ")
     if number.isdigit() and int(number):
         raise OSError(int(number), os.strerror(int(number)), os.fsdecode(name))

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NoReturn, Protocol
 
 from roost.guest.fork import fork
+from roost.guest.reaping import expect, wait
 
 Order = Mapping[str, Any]
 Descriptors = tuple[int, int, int]
@@ -63,7 +64,7 @@ class Child:
         self._signal(signal.SIGKILL)
         self.ended = True
         with contextlib.suppress(ChildProcessError):
-            _, self.status = os.waitpid(self._pid, 0)
+            self.status = wait(self._pid)
         os.close(self._pidfd)
         self.on_end()
 
@@ -79,9 +80,10 @@ def spawn(launch: Launch, order: Order, fds: Descriptors) -> Child:
     pid = fork()
     if pid == 0:
         launch(order, fds)
+    expect(pid)
     try:
         return Child(pid)
     except OSError:
         os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
+        wait(pid)
         raise

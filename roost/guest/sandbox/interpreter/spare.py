@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 
 from roost.guest.child import close_others
 from roost.guest.fork import fork
+from roost.guest.reaping import expect, wait
 from roost.guest.sandbox.interpreter.launch import PYTHON, Accounts, Launcher
 from roost.guest.sandbox.interpreter.processes import Child, Descriptors, Order
 
@@ -64,6 +65,7 @@ class Spare:
             raise
         if self.pid == 0:
             _wait(theirs)
+        expect(self.pid)
         theirs.close()
 
     def take(self, accounts: Accounts, order: Order, fds: Descriptors) -> Child | None:
@@ -89,7 +91,7 @@ class Spare:
         self._sock.close()
         with contextlib.suppress(OSError):
             os.kill(self.pid, signal.SIGKILL)
-            os.waitpid(self.pid, 0)
+            wait(self.pid)
 
 
 def make_spare() -> Spare | None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import builtins
 import gc
+import getpass
 import json
 import os
 import signal
@@ -17,6 +19,8 @@ from roost.guest.sandbox.interpreter.python import streams
 from roost.guest.sandbox.interpreter.python.channel import Channel
 from roost.guest.sandbox.interpreter.python.variables import replaced
 from roost.guest.sandbox.interpreter.python.warm import SHELL
+
+_STREAMS = ("stdin", "stdout", "stderr", "__stdin__", "__stdout__", "__stderr__")
 
 
 def run(sock: socket.socket, env: Mapping[str, str]) -> None:
@@ -55,18 +59,28 @@ def _run_cell(channel: Channel, cell: Mapping[str, Any]) -> None:
 
 
 def rehearse() -> None:
-    """Run a cell as `run` does, in the zygote: see `roost.guest.rehearsal`. Afterwards it is as if it had not run."""
-    main, handler = sys.modules["__main__"], signal.getsignal(signal.SIGINT)
+    """Be a context for one cell, in the zygote: see `roost.guest.rehearsal`. Afterwards it is as if it had not been."""
+    main, argv, path, environ = sys.modules["__main__"], sys.argv, list(sys.path), dict(os.environ)
+    asks = builtins.input, getpass.getpass
+    standard = {name: getattr(sys, name) for name in _STREAMS}
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGPIPE, signal.SIGXFSZ)}
     ours, theirs = socket.socketpair()
-    with ours, theirs:
-        SHELL.channel = channel = Channel(theirs)
-        sys.modules["__main__"] = SHELL.user_module
-        ours.sendall(frames.frame(frames.RUN, json.dumps({"code": "1+1", "env": {}}).encode()))
-        _run_cell(channel, channel.receive() or {})
-    SHELL.channel = None
-    SHELL.forget_cells()
-    sys.modules["__main__"] = main
-    signal.signal(signal.SIGINT, handler)
+    try:
+        with ours, theirs:
+            ours.sendall(frames.frame(frames.RUN, json.dumps({"code": "1+1", "env": {}}).encode()))
+            ours.shutdown(socket.SHUT_WR)
+            run(theirs, {"PYTHONUSERBASE": "/nonexistent", **environ})
+    finally:
+        SHELL.channel = None
+        SHELL.forget_cells()
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        for name, stream in standard.items():
+            setattr(sys, name, stream)
+        builtins.input, getpass.getpass = asks
+        os.environ.clear()
+        os.environ.update(environ)
+        sys.modules["__main__"], sys.argv, sys.path[:] = main, argv, path
 
 
 def _reseed() -> None:
