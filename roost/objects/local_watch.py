@@ -73,7 +73,7 @@ class LocalWatch:
         if (self._inotify is None or self._partial) and loop.time() >= self._looked + self._interval_s:
             await self._rebuild()
             return Hint(anywhere=True)
-        return await self._drain()
+        return Hint() if self._inotify is None else await self._drain()
 
     async def _drain(self) -> Hint:
         keys: set[str] = set()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 
 from roost.model.errors import StorageFull
+from roost.objects import local_watch
 from roost.objects.local import LocalStore
 from roost.objects.ports import ObjectStore
 from roost.objects.s3 import S3
@@ -201,6 +203,26 @@ async def test_a_moved_folder_is_all_its_objects(store: Store, local: LocalStore
         await until(lambda: len(inbox.tasks) == 7)
     assert sorted(inbox.objects[2:6]) == [(CREATED, "z/1"), (CREATED, "z/y/2"), (REMOVED, "x/1"), (REMOVED, "x/y/2")]
     assert inbox.objects[6] == (CREATED, "z/y/3")
+
+
+async def test_a_bucket_that_cannot_be_watched_is_listed(
+    store: Store, local: LocalStore, bucket: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The user's inotify instances are used up."""
+
+    def none_left(**options: Any) -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(local_watch, "Inotify", none_left)
+    inbox = Inbox()
+    with (bucket / "slow").open("w") as slow:
+        async with serving(source(store, local, await on(store)), inbox) as notes:
+            await until(lambda: notes.up)
+            (bucket / "a").write_text("a")
+            await until(lambda: inbox.objects == [(CREATED, "a")])
+            slow.close()
+            await until(lambda: len(inbox.tasks) == 2)
+    assert notes.errors == []
 
 
 async def test_a_full_disk_loses_nothing(store: Store, local: LocalStore, bucket: Path) -> None:

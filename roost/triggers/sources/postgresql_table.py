@@ -52,14 +52,21 @@ class Running:
 
 
 class Table:
-    """Methods raise psycopg's errors. `scope` is another one for another table or other columns."""
+    """Methods raise psycopg's errors. `scope` is another one for another database, table or other columns."""
 
     def __init__(
         self, connection: psycopg.AsyncConnection[Any], settings: TableSettings, types: dict[str, str]
     ) -> None:
         self._connection = connection
         self.name = settings.table
-        self.scope = " ".join([settings.table, settings.id_column, settings.order, settings.status_column or ""])
+        where = (
+            connection.info.dbname,
+            settings.table,
+            settings.id_column,
+            settings.order,
+            settings.status_column or "",
+        )
+        self.scope = " ".join(where)
         self._new_status, self._taken_status = settings.new_status, settings.taken_status
         self._names = {
             "table": _name(*settings.table.split(".")),
