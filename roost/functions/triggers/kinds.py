@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from roost.functions.triggers.http import HTTP, http_config
+from roost.functions.triggers.queues import QUEUES
 from roost.functions.triggers.settings import SourceSettings, checked, shown
 from roost.functions.triggers.timer import TimerSettings
 from roost.model.errors import InvalidArgument
@@ -14,6 +15,7 @@ from roost.store.triggers import TriggerRecord
 #: All but http, which is no source of events but a rule of the data plane.
 SOURCES: Mapping[str, type[SourceSettings]] = {
     "timer": TimerSettings,
+    **QUEUES,
 }
 
 
