@@ -10,3 +10,4 @@ from tests.support.queues import MqttQueue
 class TestMqtt(QueueCases):
     broker_kind = Mosquitto
     queue_kind = MqttQueue
+    settles_across_restarts = False

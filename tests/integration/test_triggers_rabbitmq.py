@@ -10,3 +10,4 @@ from tests.support.queues import RabbitQueue
 class TestRabbitmq(QueueCases):
     broker_kind = RabbitServer
     queue_kind = RabbitQueue
+    settles_across_restarts = False

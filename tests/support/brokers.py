@@ -129,7 +129,7 @@ class Mosquitto(Broker):
         # As root it would drop to a user who may not write here.
         config.write_text(
             f"listener {self.port} 127.0.0.1\nallow_anonymous false\npassword_file {passwords}\nuser root\n"
-            f"persistence true\npersistence_location {self.directory}/\nautosave_interval 1\nautosave_on_changes true\n"
+            f"persistence true\npersistence_location {self.directory}/\n"
             "max_queued_messages 0\nlog_type warning\nlog_type error\n"
         )
         return [find(self), "-c", str(config)]
