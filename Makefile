@@ -28,7 +28,8 @@ install: .venv/.installed
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
-.venv/.installed-dev: .venv/.installed requirements-dev.lock
+.venv/.installed-dev: .venv/.installed requirements-dev.lock scripts/system-packages
+	@scripts/system-packages $(BIN)/python tests
 	@echo "Installing what the tests need into .venv"
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check --no-deps -r requirements-dev.lock
 	@touch $@
@@ -80,9 +81,9 @@ bench: root .venv/.installed-dev
 # New pins: what the ranges in pyproject.toml resolve to today, in an environment of its own.
 lock:
 	@rm -rf .venv-lock && $$(scripts/find-python) -m venv .venv-lock
-	@.venv-lock/bin/pip install -qq --disable-pip-version-check hatchling editables '.[otel]'
+	@.venv-lock/bin/pip install -qq --disable-pip-version-check hatchling editables '.[otel,triggers]'
 	@.venv-lock/bin/pip freeze --exclude roost > requirements.lock
-	@.venv-lock/bin/pip install -qq --disable-pip-version-check '.[otel,dev]'
+	@.venv-lock/bin/pip install -qq --disable-pip-version-check '.[otel,triggers,dev]'
 	@.venv-lock/bin/pip freeze --exclude roost | grep -Fvx -f requirements.lock > requirements-dev.lock
 	@rm -rf .venv-lock
 

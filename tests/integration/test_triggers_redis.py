@@ -1,12 +1,90 @@
-"""Triggers of type redis: a real broker, its official client, a real server."""
+"""Triggers of type redis: a real Redis, its official client, a real server."""
 
 from __future__ import annotations
 
-from tests.support.brokers import RedisServer
-from tests.support.queue_cases import QueueCases
-from tests.support.queues import RedisQueue
+from pathlib import Path
+
+import pytest
+
+from roost.model.errors import Unavailable
+from roost.triggers.publish import QueuePublisher
+from tests.support.brokers import PASSWORD, USER, RedisServer, wait_until
+from tests.support.queue_cases import QUICK, QueueCases, encoded, numbered
+from tests.support.queues import Function, RedisQueue
+from tests.support.server import NOTHING, Remains, running
 
 
 class TestRedis(QueueCases):
     broker_kind = RedisServer
     queue_kind = RedisQueue
+
+    def test_what_a_server_held_that_never_comes_back_another_one_takes(
+        self, function: Function, queue: RedisQueue, tmp_path: Path
+    ) -> None:
+        config = queue.config(claimAfterSeconds=1, batch={"size": 1})
+        with running(tmp_path / "data") as gone:
+            lost = Function(gone, queue.name)
+            lost.add(queue.kind, config)
+            queue.send(encoded(["sleep 20"]))
+            wait_until(lambda: bool(lost.notes("begin")))
+            gone.kill()
+            # Its function's room still runs; only a server acknowledges.
+            function.server.deploy(queue.name, {"index.py": "def handler(event, context): return event.decode()"})
+            function.add(queue.kind, config)
+            wait_until(lambda: function.trigger()["roost"]["delivered"] == 1)
+            assert queue.held() == 0
+            gone.start()
+        assert Remains.of(gone.data_dir) == NOTHING
+
+    def test_entries_that_were_trimmed_are_let_go(self, function: Function, queue: RedisQueue) -> None:
+        function.add(queue.kind, queue.config(batch={"size": 3, "windowSeconds": 0.3}))
+        queue.send(encoded(["sleep 20", *numbered("b", 2)]))
+        wait_until(lambda: bool(function.notes("begin")))
+        function.change(queue.config(enable=False))
+        with queue.client() as client:
+            client.xtrim(queue.name, maxlen=1, approximate=False)
+        function.change(queue.config())
+        function.until_done(["b 1"])
+        wait_until(lambda: queue.held() == 0)
+        assert function.bodies("done") == ["b 1"]
+
+    def test_a_stream_that_is_deleted_may_come_again(self, function: Function, queue: RedisQueue) -> None:
+        function.add(queue.kind, queue.config())
+        with queue.client() as client:
+            client.delete(queue.name)
+        queue.send([b"new"])
+        function.until_done(["new"])
+
+    def test_a_dead_letter_stays_pending_until_it_is_kept(self, function: Function, queue: RedisQueue) -> None:
+        with queue.client() as client:
+            client.set(f"{queue.name}:dead", "in the way")
+        function.add(queue.kind, queue.config(retry=QUICK))
+        queue.send([b"poison"])
+        function.until_status("failing")
+        assert "WRONGTYPE" in function.trigger()["roost"]["lastError"]
+        assert queue.held() == 1
+        with queue.client() as client:
+            client.delete(f"{queue.name}:dead")
+        wait_until(lambda: queue.held() == 0)
+        assert [letter.body for letter in queue.dead()] == [b"poison"]
+        assert function.bodies("begin") == ["poison"] * 2
+
+    def test_a_body_may_be_another_field(self, function: Function, queue: RedisQueue) -> None:
+        function.add(queue.kind, queue.config(bodyField="question", startFrom="earliest"))
+        with queue.client() as client:
+            client.xadd(queue.name, {"question": "why?", "from": "me", b"raw": b"\xff"})
+        function.until_done(["why?"])
+        message = function.notes("done")[0]["event"]["batch"][0]
+        assert message["attributes"] == {"from": "me", "raw": {"base64": "/w=="}}
+
+    async def test_events_are_published_to_a_stream(self, queue: RedisQueue) -> None:
+        publisher = QueuePublisher()
+        place = f"redis://{USER}:{PASSWORD}@127.0.0.1:{queue.broker.port}/0?stream={queue.name}"
+        await publisher.publish(place, "e1", b"{}")
+        await publisher.publish(place, "e2", b"[]")
+        with pytest.raises(Unavailable, match=r"Redis at 127\.0\.0\.1:\d+ refused the user or password"):
+            await publisher.publish(place.replace(PASSWORD, "wrong"), "e3", b"{}")
+        await publisher.close()
+        with queue.client() as client:
+            entries = [fields for _, fields in client.xrange(queue.name)]
+        assert entries == [{b"id": b"e1", b"body": b"{}"}, {b"id": b"e2", b"body": b"[]"}]

@@ -1,4 +1,4 @@
-"""Real message brokers: each the program of its Debian package, a child process on a free port, in a directory of its own."""
+"""Real message brokers: programs of Debian packages, child processes on free ports, each in a directory of its own."""
 
 from __future__ import annotations
 
@@ -16,8 +16,7 @@ USER, PASSWORD = "roost", "s3cret"
 
 
 class Broker:
-    """Starts in `directory`, and keeps what it has there when it starts again. `url` is an endpoint, `open_url` one without
-    the password."""
+    """Starts in `directory`, and keeps what it has there when it starts again."""
 
     package = ""
     program = ""
@@ -214,7 +213,9 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def wait_until(condition: Callable[[], bool], timeout: float = 20, *, what: Callable[[], str] = lambda: "timed out") -> None:
+def wait_until(
+    condition: Callable[[], bool], timeout: float = 20, *, what: Callable[[], str] = lambda: "timed out"
+) -> None:
     deadline = time.monotonic() + timeout
     while not condition():
         assert time.monotonic() < deadline, what()

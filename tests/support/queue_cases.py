@@ -189,5 +189,3 @@ class QueueCases:
         assert most_held <= 200
         assert max(len(note["bodies"]) for note in function.notes("done")) <= 100
         assert most_mb - before < 60
-
-

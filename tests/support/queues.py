@@ -1,4 +1,4 @@
-"""Queues of real brokers as the tests see them: the official client of each sends messages and looks at what became of them."""
+"""Queues of real brokers: the official client of each sends messages, and looks at what became of them."""
 
 from __future__ import annotations
 
