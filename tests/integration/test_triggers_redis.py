@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 from roost.model.errors import Unavailable
@@ -11,30 +9,21 @@ from roost.triggers.publish import QueuePublisher
 from tests.support.brokers import PASSWORD, USER, RedisServer, wait_until
 from tests.support.queue_cases import QUICK, QueueCases, encoded, numbered
 from tests.support.queues import Function, RedisQueue
-from tests.support.server import NOTHING, Remains, running
 
 
 class TestRedis(QueueCases):
     broker_kind = RedisServer
     queue_kind = RedisQueue
 
-    def test_what_a_server_held_that_never_comes_back_another_one_takes(
-        self, function: Function, queue: RedisQueue, tmp_path: Path
-    ) -> None:
-        config = queue.config(claimAfterSeconds=1, batch={"size": 1})
-        with running(tmp_path / "data") as gone:
-            lost = Function(gone, queue.name)
-            lost.add(queue.kind, config)
-            queue.send(encoded(["sleep 20"]))
-            wait_until(lambda: bool(lost.notes("begin")))
-            gone.kill()
-            # Its function's room still runs; only a server acknowledges.
-            function.server.deploy(queue.name, {"index.py": "def handler(event, context): return event.decode()"})
-            function.add(queue.kind, config)
-            wait_until(lambda: function.trigger()["roost"]["delivered"] == 1)
-            assert queue.held() == 0
-            gone.start()
-        assert Remains.of(gone.data_dir) == NOTHING
+    def test_what_a_dead_consumer_held_another_one_takes(self, function: Function, queue: RedisQueue) -> None:
+        with queue.client() as client:
+            client.xgroup_create(queue.name, "workers", id="0", mkstream=True)
+            queue.send(encoded(numbered("left", 3)))
+            assert len(client.xreadgroup("workers", "dead", {queue.name: ">"}, count=3)[0][1]) == 3
+        function.add(queue.kind, queue.config(claimAfterSeconds=1))
+        function.until_done(numbered("left", 3))
+        assert queue.held() == 0
+        assert all(message["redelivered"] for note in function.notes("done") for message in note["event"]["batch"])
 
     def test_entries_that_were_trimmed_are_let_go(self, function: Function, queue: RedisQueue) -> None:
         function.add(queue.kind, queue.config(batch={"size": 3, "windowSeconds": 0.3}))

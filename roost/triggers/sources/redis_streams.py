@@ -123,7 +123,7 @@ class RedisStream:
         try:
             return await self._own(most) or await self._abandoned(most) or await self._new(most, wait_s)
         except ResponseError as error:
-            if not str(error).startswith("NOGROUP"):
+            if not str(error).startswith(("NOGROUP", "UNBLOCKED")):
                 raise
             # The stream was deleted, or its server lost it. Whatever is there now came after that: nobody has read it.
             await self._make_group("0")
