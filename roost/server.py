@@ -30,6 +30,7 @@ from roost.api.e2b.terms import Terms
 from roost.api.fc.app import build_fc_api
 from roost.api.identity import Identity
 from roost.api.mcp.app import build_mcp_api
+from roost.api.webhooks import Webhooks
 from roost.config import Config, load
 from roost.functions.catalog import FunctionCatalog
 from roost.functions.packages import PackageStore
@@ -233,7 +234,6 @@ class Server:
             clock=self.clock,
             ended=lambda task: self.metrics.task_ended(task.account, task.function, task.state.value),
         )
-        self.triggers = self._triggers()
         # What is reached.
         self.gateway = Gateway(
             account=config.account,
@@ -251,6 +251,7 @@ class Server:
             sandboxes=SandboxTraffic(self.lives),
             sandbox_domain=config.sandbox_domain,
         )
+        self.triggers = self._triggers()
         console = Console(
             roster=self.roster,
             sandboxes=self.sandboxes.instances,
@@ -306,7 +307,9 @@ class Server:
             terms=terms,
         )
         self.sandbox_domain = config.sandbox_domain
-        self.control = Starlette(routes=[*console_routes(console), *fc, *mcp, *e2b])
+        self.control = Starlette(
+            routes=[*console_routes(console), *fc, *Webhooks(self.catalog, self.triggers.delivery).routes(), *mcp, *e2b]
+        )
 
     def _triggers(self) -> TriggerManager:
         """What serves triggers, and so starts functions by itself."""
@@ -314,6 +317,7 @@ class Server:
         return TriggerManager(
             catalog=self.catalog,
             queue=self.tasks.queue,
+            invoker=self.gateway.tasks,
             factories=factories(alarms=Alarms(), cursors=self.store.triggers),
             statuses=self.statuses,
         )
@@ -356,7 +360,7 @@ class Server:
             self.sandbox_domain = self.sandbox_domain or f"localhost:{port}"
             self.tasks.start(self.gateway.tasks)
             stack.push_async_callback(self.tasks.close, drain_s=self.config.stop_grace)
-            self.triggers.start(self.gateway.tasks)
+            self.triggers.start()
             stack.push_async_callback(self.triggers.close, grace_s=self.config.stop_grace)
             print(self._ready_line(host, port), flush=True)
             await stop.wait()

@@ -13,6 +13,7 @@ RESERVED = frozenset(
     {
         "2023-03-30", "healthz", "metrics", "roost",
         "sandboxes", "v2", "v3", "templates", "snapshots", "volumes", "volumecontent", "secrets", "teams",
+        "webhooks",
     }
 )  # fmt: skip
 

@@ -14,6 +14,7 @@ from roost.sdk import (
     commands_sandbox_use,
     commands_server,
     commands_tasks,
+    commands_triggers,
     commands_watch,
 )
 from roost.sdk.errors import CliError, FunctionFault
@@ -66,6 +67,26 @@ def build() -> typer.Typer:
     app.command(context_settings=_PASSED_ON, add_help_option=False)(commands_server.doctor)
     app.command(context_settings=_PASSED_ON, add_help_option=False)(commands_server.template)
     app.add_typer(_sandbox(), name="sandbox")
+    app.add_typer(_triggers(), name="triggers")
+    return app
+
+
+def _triggers() -> typer.Typer:
+    app = typer.Typer(
+        help="What starts functions: timers, webhooks, queues; `roost triggers create`, then ls, show, pause, resume.",
+        no_args_is_help=True,
+        rich_markup_mode=None,
+    )
+    for command in (
+        commands_triggers.ls,
+        commands_triggers.show,
+        commands_triggers.create,
+        commands_triggers.update,
+        commands_triggers.delete,
+        commands_triggers.pause,
+        commands_triggers.resume,
+    ):
+        app.command()(command)
     return app
 
 

@@ -25,7 +25,7 @@ _PIPE_WIDTH = 1000
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 
 
-def _function_names(client: Client) -> list[str]:
+def function_names(client: Client) -> list[str]:
     return [str(one.get("functionName", "")) for one in client.list_all(f"{API}/functions", "functions")]
 
 
@@ -38,7 +38,7 @@ def ps(as_json: AsJson = False) -> None:
     """List functions and their live instances."""
     with connect() as client:
         rows = client.get_json("/roost/instances").get("instances") or []
-        names = _function_names(client)
+        names = function_names(client)
     if as_json:
         typer.echo(json.dumps({"functions": names, "instances": rows}, indent=2))
     elif not rows and not names:
@@ -56,7 +56,7 @@ def top(
 
         def look() -> Table:
             rows = client.get_json("/roost/instances").get("instances") or []
-            return tables.instances(rows, _function_names(client), time.time())
+            return tables.instances(rows, function_names(client), time.time())
 
         if not screen.is_terminal:
             screen.print(look())

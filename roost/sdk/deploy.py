@@ -12,6 +12,7 @@ from typing import Any
 from roost.sdk import bytecode, manifest, package, refusals, vendor
 from roost.sdk.client import API, Client, function_path
 from roost.sdk.errors import Failed, UsageError
+from roost.sdk.triggers import put_triggers
 from roost.sdk.uploads import Uploads
 
 
@@ -53,6 +54,7 @@ class Deployer:
             raise UsageError(f"{directory / manifest.FILE} has no `name`; add one or pass --name.")
         try:
             function = manifest.to_function(parsed, self._environment)
+            triggers = manifest.to_triggers(parsed, self._environment)
         except UsageError as error:
             raise UsageError(f"{directory / manifest.FILE}: {error}") from error
         python = self._python()
@@ -72,6 +74,7 @@ class Deployer:
             self._scale(name, parsed)
             if (config := manifest.to_async_config(parsed)) is not None:
                 self._client.send_json("PUT", function_path(name, "/async-invoke-config"), config)
+            put_triggers(self._client, name, triggers)
         except Failed as error:
             raise _refused(error, directory) from error
         return Deployed(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +59,17 @@ KEYS: dict[str, dict[str, Kind]] = {
     "idle": {"freeze_after": NUMBER, "stop_after": NUMBER},
     "async": {"retries": int, "max_age": int, "delivery": str, "on_success": str, "on_failure": str},
     "volumes": {"name": str, "path": str, "target": str, "read_only": bool},
+    "triggers": {
+        "name": str,
+        "type": str,
+        "qualifier": str,
+        "description": str,
+        "enable": bool,
+        "config": dict,
+    },
 }
+#: Tables that come as often as one likes.
+LISTS = ("volumes", "triggers")
 
 RUNTIMES = {"python": "python3.12", "custom": "custom.debian12"}
 AFFINITIES = {
@@ -87,7 +97,14 @@ MANAGED = (
 )
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,63}")
 _VARIABLE = re.compile(r"\$(?:\$|\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\})")
-_KIND_NAMES = {str: "a string", int: "an integer", bool: "true or false", list: "a list of strings", NUMBER: "a number"}
+_KIND_NAMES = {
+    str: "a string",
+    int: "an integer",
+    bool: "true or false",
+    list: "a list of strings",
+    NUMBER: "a number",
+    dict: "a table",
+}
 
 
 def load(directory: Path) -> dict[str, Any]:
@@ -115,9 +132,9 @@ def validate(parsed: Mapping[str, Any]) -> None:
         if not table or table not in parsed:
             continue
         value = parsed[table]
-        if table == "volumes":
+        if table in LISTS:
             if not isinstance(value, list) or not all(isinstance(one, dict) for one in value):
-                raise UsageError("`volumes` is a list of tables: write [[volumes]].")
+                raise UsageError(f"`{table}` is a list of tables: write [[{table}]].")
             for one in value:
                 _check_table(table, one)
         elif not isinstance(value, dict):
@@ -170,6 +187,14 @@ def _check_meaning(parsed: Mapping[str, Any]) -> None:
     for volume in parsed.get("volumes") or ():
         if "name" not in volume or not volume.get("target", "").startswith("/"):
             raise UsageError("each of `volumes` needs a `name` and an absolute `target`.")
+    _check_triggers(parsed.get("triggers") or ())
+
+
+def _check_triggers(triggers: Sequence[Mapping[str, Any]]) -> None:
+    if not all("name" in one and "type" in one for one in triggers):
+        raise UsageError("each of `triggers` needs a `name` and a `type`.")
+    if len({one["name"] for one in triggers}) < len(triggers):
+        raise UsageError("`triggers` has two of the same `name`.")
 
 
 def expand(text: str, environment: Mapping[str, str]) -> str:
@@ -289,3 +314,28 @@ def to_async_config(parsed: Mapping[str, Any]) -> dict[str, Any] | None:
         if key in table
     }
     return config | ({"destinationConfig": destinations} if destinations else {})
+
+
+def to_triggers(parsed: Mapping[str, Any], environment: Mapping[str, str]) -> list[dict[str, Any]]:
+    """The bodies of CreateTrigger that `[[triggers]]` stand for, with their settings as an object; in the strings of
+    those the environment is put in. `parsed` has been validated. Raises UsageError."""
+    renamed = {"name": "triggerName", "type": "triggerType", "qualifier": "qualifier", "description": "description"}
+    found = []
+    for table in parsed.get("triggers") or ():
+        config = _expanded(table.get("config", {}), environment)
+        if "enable" in table:
+            config["enable"] = table["enable"]
+        trigger = {there: table[here] for here, there in renamed.items() if here in table}
+        found.append({**trigger, "triggerConfig": config})
+    return found
+
+
+def _expanded(value: Any, environment: Mapping[str, str]) -> Any:
+    """With every string in it expanded."""
+    if isinstance(value, dict):
+        return {key: _expanded(one, environment) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_expanded(one, environment) for one in value]
+    if not isinstance(value, str | int | float):
+        raise UsageError(f"`triggers.config` has {value}, which JSON has no type for; write it as a string.")
+    return expand(value, environment) if isinstance(value, str) else value

@@ -33,6 +33,7 @@ _STATE_STYLES = {
     "resuming": "yellow",
     "paused": "blue",
     "running": "green",
+    "failing": "red",
 }
 
 
@@ -40,7 +41,7 @@ def _table(*columns: str) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
         # Names and ids are folded where the line is too short, never cut: people copy them.
-        right = column in {"LEASES", "MEMORY", "CPU", "TRIES"}
+        right = column in {"LEASES", "MEMORY", "CPU", "TRIES", "ENQUEUED", "DELIVERED", "FAILED"}
         table.add_column(column, overflow="fold", no_wrap=column in _SHORT, justify="right" if right else "left")
     return table
 
@@ -102,6 +103,24 @@ def tasks(rows: Iterable[Row], now: float) -> Table:
             duration(float(row.get("durationMs") or 0) / 1000) if row.get("startedTime") else "",
             _text(more.get("sessionId") or ""),
             _text(str(row.get("taskErrorMessage") or "")[:200]),
+        )
+    return table
+
+
+def triggers(rows: Iterable[Row]) -> Table:
+    """Triggers, of whichever functions."""
+    table = _table(
+        "FUNCTION", "TRIGGER", "TYPE", "STATUS", "QUALIFIER", "ENQUEUED", "DELIVERED", "FAILED", "LAST ERROR"
+    )
+    for row in rows:
+        more = row.get("roost") or {}
+        state = clean(str(row.get("status", "")))
+        table.add_row(
+            *[_text(row.get(key, "")) for key in ("functionName", "triggerName", "triggerType")],
+            Text(state, style=_STATE_STYLES.get(state, "")),
+            _text(row.get("qualifier", "")),
+            *[_text(more.get(key, "")) for key in ("enqueued", "delivered", "failed")],
+            _text(str(more.get("lastError") or "")[:200]),
         )
     return table
 

@@ -37,6 +37,11 @@ class Alarms:
     def now(self) -> float:
         return self._wall()
 
+    @property
+    def waiting(self) -> tuple[float, ...]:
+        """The times that are waited for."""
+        return tuple(at for at, _, _ in self._heap)
+
     async def until(self, at: float) -> None:
         """Return when it is `at`, or earlier because the clock was set: look anew what there is to wait for then."""
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()

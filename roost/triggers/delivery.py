@@ -26,7 +26,7 @@ from roost.triggers.status import TriggerStatus
 
 #: As for any event: what a function is given at once, and what is kept for later.
 MAX_INVOKE_BYTES = 32 << 20
-MAX_ENQUEUE_BYTES = 1 << 20
+MAX_ENQUEUE_BYTES = 8 << 20
 
 #: What another try may mend.
 PASSING = (Throttled, StorageFull, Unavailable, AccessDenied)

@@ -41,29 +41,30 @@ class TriggerManager:
         *,
         catalog: FunctionCatalog,
         queue: TaskQueue,
+        invoker: Invoker,
         factories: Mapping[str, Factory],
         statuses: Statuses,
         chance: Callable[[], float] = random.random,
     ) -> None:
         self._catalog = catalog
         self._queue = queue
+        self._invoker = invoker
         self._factories = factories
         self._statuses = statuses
         self._chance = chance
-        self._invoker: Invoker | None = None
         self._functions: dict[tuple[str, str], dict[str, _Place]] = {}  # then by the trigger's id
         self._ending: set[asyncio.Task[None]] = set()
         self._unsubscribe: Callable[[], None] = lambda: None
 
-    def start(self, invoker: Invoker) -> None:
-        self._invoker = invoker
+    def start(self) -> None:
         self._unsubscribe = self._catalog.subscribe(self._changed)
         for account, function in self._catalog.names():
             self._changed(account, function)
 
     async def close(self, *, grace_s: float) -> None:
-        """Tell every source to end; one that has not within `grace_s` is left."""
+        """Tell every source to end; one that has not within `grace_s` is left. May be called again."""
         self._unsubscribe()
+        self._unsubscribe = lambda: None
         for places in self._functions.values():
             for place in places.values():
                 self._stop(place)
@@ -75,7 +76,6 @@ class TriggerManager:
 
     def delivery(self, record: TriggerRecord) -> FunctionDelivery:
         """The way to a trigger's function."""
-        assert self._invoker is not None, "not started"
         return FunctionDelivery(
             record,
             specs=self._catalog,

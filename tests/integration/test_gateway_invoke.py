@@ -14,8 +14,9 @@ from typing import Any
 
 import pytest
 
+from roost.functions.tasks.policy import Kind
 from roost.gateway.invoke import InvokeLimits
-from roost.model.errors import Fault, InstanceExited, Throttled, Unavailable
+from roost.model.errors import Fault, InstanceExited, NotFound, Throttled, Unavailable
 from roost.model.function import FunctionSpec
 from roost.model.usage import Outcome
 from tests.support.gateway_world import (
@@ -489,3 +490,66 @@ async def test_a_request_gone_at_shutdown_gives_its_lease_back(tmp_path: Path) -
     lease: Any = w.fleet.leases[0]
     assert lease.released + len(lease.abandoned) == 1
     assert len(w.records.seen) == 1
+
+
+# --- events that no client waits for -------------------------------------------------------------------------------
+
+
+@on_both_loops
+async def test_an_event_of_a_trigger_is_run_as_an_invocation(tmp_path: Path) -> None:
+    seen: list[bytes] = []
+
+    def answer(head: bytes, body: bytes) -> bytes:
+        seen.append(head + body)
+        return reply(b"done")
+
+    async with world(tmp_path, server(answer)) as w:
+        run = await w.gateway.tasks.invoke(spec(), qualifier="prod", request_id="r-1", payload=b'{"a": 1}')
+        assert (run.kind, run.begun, run.result) == (Kind.SUCCEEDED, True, b"done")
+        assert seen[0].startswith(b"POST /invoke HTTP/1.1\r\n")
+        assert seen[0].endswith(b'\r\n\r\n{"a": 1}')
+        for line in (b"x-fc-request-id: r-1", b"x-fc-qualifier: prod", b"content-type: application/json"):
+            assert line in seen[0]
+        assert w.fleet.leases[0].released == 1
+        assert [(one.request_id, one.outcome) for one in w.records.seen] == [("r-1", Outcome.OK)]
+
+
+@on_both_loops
+async def test_how_an_event_of_a_trigger_fails(tmp_path: Path) -> None:
+    fault = b'{"errorMessage":"m","errorType":"ValueError","stackTrace":[]}'
+    app = server(lambda *_: reply(fault, b"x-fc-error-type: UnhandledInvocationError"))
+    async with world(tmp_path, app) as w:
+        run = await w.gateway.tasks.invoke(spec(), qualifier="LATEST", request_id="r-1", payload=b"")
+        assert (run.kind, run.error_type, run.error) == (Kind.FAULT, "ValueError", "m")
+        w.fleet.error = Throttled("no instance")
+        run = await w.gateway.tasks.invoke(spec(), qualifier="LATEST", request_id="r-2", payload=b"")
+        assert (run.kind, run.begun, run.error) == (Kind.TROUBLE, False, "no instance")
+        w.fleet.error = NotFound("no such version")
+        run = await w.gateway.tasks.invoke(spec(), qualifier="9", request_id="r-3", payload=b"")
+        assert (run.kind, run.error) == (Kind.REFUSED, "no such version")
+
+
+@on_both_loops
+async def test_an_event_of_a_trigger_that_is_broken_off_gives_its_lease_back(tmp_path: Path) -> None:
+    begun = asyncio.Event()
+
+    async def app(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await read_request(reader)
+        begun.set()
+        await reader.read()  # the half-close: it is to end
+        writer.close()
+
+    async with world(tmp_path, app) as w:
+        work = asyncio.create_task(w.gateway.tasks.invoke(spec(), qualifier="L", request_id="r-1", payload=b""))
+        await begun.wait()
+        work.cancel()
+        await asyncio.wait({work}, timeout=5)
+        assert work.cancelled()
+        assert w.fleet.leases[0].released == 1
+        # One that waits for an instance goes at once.
+        w.fleet.gate = asyncio.Event()
+        work = asyncio.create_task(w.gateway.tasks.invoke(spec(), qualifier="L", request_id="r-2", payload=b""))
+        await eventually(lambda: w.fleet.waiting == 1)
+        work.cancel()
+        await asyncio.wait({work}, timeout=5)
+        assert (work.cancelled(), w.fleet.cancelled) == (True, 1)

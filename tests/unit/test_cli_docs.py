@@ -18,14 +18,18 @@ COMMANDS = {name: command for name, command in TOP.items() if not hasattr(comman
     for name, command in getattr(commands, "commands", {}).items()
 }
 
+#: Groups of commands, and the headings of their sections.
+GROUPS = {"sandbox": "Sandboxes", "triggers": "Triggers"}
+
 
 @pytest.mark.parametrize("name", sorted(COMMANDS))
 def test_every_command_and_option_is_documented(name: str) -> None:
-    # The same option may mean another thing in the section about sandboxes.
+    # The same option may mean another thing in the section of a group.
     page = (REFERENCE / "cli.md").read_text()
-    before, section, after = re.split(r"^(## Sandboxes\n.*?)(?=^## )", page, flags=re.MULTILINE | re.DOTALL)
     group, _, last = name.rpartition(" ")
-    text = section if group else before + after
+    sections = re.split(r"^(?=## )", page, flags=re.MULTILINE)
+    own = {known: next(one for one in sections if one.startswith(f"## {title}\n")) for known, title in GROUPS.items()}
+    text = own[group] if group else "".join(one for one in sections if one not in own.values())
     assert re.search(rf"^\| `roost {name}[` ]", text, re.MULTILINE)
     rows = [row for row in text.splitlines() if row.startswith("| `-")]
     for parameter in COMMANDS[name].params:

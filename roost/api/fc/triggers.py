@@ -15,7 +15,7 @@ from roost.functions.catalog import FunctionCatalog
 from roost.functions.definition import Shape
 from roost.functions.names import function_arn
 from roost.functions.triggers.http import HTTP
-from roost.functions.triggers.kinds import visible_config
+from roost.functions.triggers.kinds import WEBHOOK, visible_config
 from roost.model.function import LATEST
 from roost.store.triggers import TriggerRecord
 from roost.triggers.status import Statuses, TriggerStatus, state_of
@@ -122,6 +122,9 @@ class Triggers:
             shown["httpTrigger"] = {"urlInternet": url, "urlIntranet": url}
         else:
             shown["roost"] = _extension(status)
+        if record.type == WEBHOOK:
+            url = f"{call.base_url}/webhooks/{record.account}/{record.function}/{record.name}"
+            shown["httpTrigger"] = {"urlInternet": url, "urlIntranet": url}
         return shown
 
 

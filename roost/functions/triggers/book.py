@@ -86,9 +86,9 @@ class Triggers:
                 config=present.config if config is None else check_config(present.type, config, present.config),
                 description=present.description if description is None else description,
                 invocation_role=present.invocation_role if invocation_role is None else invocation_role,
-                modified=self._state.clock(),
             )
-            return await self._put(record)
+            # What changes nothing disturbs nothing: a source at work is not started anew.
+            return present if record == present else await self._put(replace(record, modified=self._state.clock()))
 
     async def _put(self, record: TriggerRecord) -> TriggerRecord:
         entry = self._state.entry(record.account, record.function)

@@ -9,12 +9,15 @@ from roost.functions.triggers.http import HTTP, http_config
 from roost.functions.triggers.queues import QUEUES
 from roost.functions.triggers.settings import SourceSettings, checked, shown
 from roost.functions.triggers.timer import TimerSettings
+from roost.functions.triggers.webhook import WebhookSettings
 from roost.model.errors import InvalidArgument
 from roost.store.triggers import TriggerRecord
 
+WEBHOOK = "webhook"
 #: All but http, which is no source of events but a rule of the data plane.
 SOURCES: Mapping[str, type[SourceSettings]] = {
     "timer": TimerSettings,
+    WEBHOOK: WebhookSettings,
     **QUEUES,
 }
 

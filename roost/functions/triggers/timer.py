@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Annotated
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, field_validator
 
 from roost.functions.triggers.schedule import Schedule, parse_schedule
 from roost.functions.triggers.settings import SourceSettings, wrong
@@ -21,18 +21,20 @@ class CatchUp(StrEnum):
 
 
 class TimerSettings(SourceSettings):
+    time_zone: Annotated[str, Field(max_length=64)] | None = None
     cron_expression: Annotated[str, Field(min_length=1, max_length=256)]
     payload: Annotated[str, Field(max_length=65536)] = ""
-    time_zone: Annotated[str, Field(max_length=64)] | None = None
     catch_up: Annotated[CatchUp, Field(strict=False)] = CatchUp.LAST
 
-    @model_validator(mode="after")
-    def _check_schedule(self) -> TimerSettings:
+    @field_validator("cron_expression")
+    @classmethod
+    def _check_schedule(cls, value: str, info: ValidationInfo) -> str:
         try:
-            parse_schedule(self.cron_expression, self.time_zone, 0.0)
+            parse_schedule(value, info.data.get("time_zone"), 0.0)
         except ValueError as error:
-            raise wrong(f"cronExpression: {error}") from error
-        return self
+            raise wrong(str(error)) from error
+        return value
 
     def schedule(self, record: TriggerRecord) -> Schedule:
+        """Raises ValueError: a time zone may have gone since it was checked."""
         return parse_schedule(self.cron_expression, self.time_zone, record.created)
