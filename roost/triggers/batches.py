@@ -168,6 +168,8 @@ class Batches:
         grace: float | None = None
         try:
             await asyncio.wait({*parts, lost}, return_when=asyncio.FIRST_COMPLETED)
+            error = _error_of(lost, *parts)
+            self._report.trouble(str(error))
         except asyncio.CancelledError:
             grace = STOP_GRACE_S
             raise
@@ -181,9 +183,7 @@ class Batches:
                 await _end(*parts, *self._workers)
                 with contextlib.suppress(Exception):  # whoever is not told gives them out again by itself
                     await self._broker.release(list(self._held))
-        for part in (lost, *parts):
-            if part.done() and not part.cancelled() and (error := part.exception()) is not None:
-                raise error
+        raise error
 
     # --- collecting --------------------------------------------------------------------------------------------
 
@@ -306,6 +306,12 @@ class Batches:
         """Wait, unless all is closing."""
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._closing.wait(), seconds)
+
+
+def _error_of(*futures: asyncio.Future[None]) -> BaseException:
+    """Of those, none of which ends but by failing, the first that has."""
+    errors = [future.exception() for future in futures if future.done()]
+    return next(error for error in errors if error is not None)
 
 
 def _see(future: asyncio.Future[None]) -> None:

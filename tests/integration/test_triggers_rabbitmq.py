@@ -26,7 +26,7 @@ class TestRabbitmq(QueueCases):
                 await channel.declare_queue(queue.name, durable=True, arguments=way)
 
         asyncio.run(make())
-        function.add(queue.kind, queue.config(declare=False, deadLetter={"reject": True}, retry=QUICK))
+        function.add(queue.kind, queue.config(declare=True, deadLetter={"reject": True}, retry=QUICK))
         queue.send([b"poison"])
         wait_until(lambda: [letter.body for letter in asyncio.run(queue.taken("graves"))] == [b"poison"])
 
