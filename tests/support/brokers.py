@@ -42,7 +42,7 @@ class Broker:
     def wrong_url(self) -> str:
         return self.url.replace(PASSWORD, "wrong")
 
-    def start(self, *, timeout: float = 60) -> None:
+    def start(self, *, timeout: float = 120) -> None:
         log = (self.directory / "log").open("ab")
         self._process = subprocess.Popen(
             self.command(),
@@ -169,7 +169,7 @@ class RabbitServer(Broker):
             "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "+S 1:1 +sbwt none +sbwtdcpu none +sbwtdio none",
         }
 
-    def start(self, *, timeout: float = 60) -> None:
+    def start(self, *, timeout: float = 120) -> None:
         if self._names is None:
             self._names = subprocess.Popen(
                 [find(self, "epmd"), "-port", str(self._names_port), "-address", "127.0.0.1"],
@@ -219,4 +219,4 @@ def wait_until(
     deadline = time.monotonic() + timeout
     while not condition():
         assert time.monotonic() < deadline, what()
-        time.sleep(0.05)
+        time.sleep(0.1)

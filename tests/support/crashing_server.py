@@ -1,7 +1,7 @@
 """`roost.server`, except that it dies by SIGKILL at a named point: `crashing_server POINT NUMBER [arguments of serve]`.
 
-POINT is `<verb of the table of tasks>:before|after`; NUMBER says at which call of it. The verb's change is durable
-after it, and not begun before it.
+POINT is `<verb of the table of tasks, or of triggers>:before|after`; NUMBER says at which call of it. The verb's change
+is durable after it, and not begun before it.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any
 
 from roost import server
 from roost.store.tasks import Tasks
+from roost.store.triggers import Triggers
 from tests.support.server import READY, Server, share_bundle
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -54,7 +55,8 @@ class CrashingServer(Server):
 
 def crash_at(point: str, number: int) -> None:
     verb, _, moment = point.partition(":")
-    work: Callable[..., Awaitable[Any]] = getattr(Tasks, verb)
+    table = Tasks if hasattr(Tasks, verb) else Triggers
+    work: Callable[..., Awaitable[Any]] = getattr(table, verb)
     left = number
 
     @functools.wraps(work)
@@ -69,7 +71,7 @@ def crash_at(point: str, number: int) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         return result
 
-    setattr(Tasks, verb, crashing)
+    setattr(table, verb, crashing)
 
 
 if __name__ == "__main__":

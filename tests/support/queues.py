@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import aio_pika
+import httpx
 import nats
 import paho.mqtt.client as mqtt
 import redis
@@ -25,20 +26,20 @@ from tests.support.server import Server
 #: Notes each batch in a file of the host when it begins and when it is done, and does what its messages say.
 NOTES = """
 import json, os, time
-def note(**fields):
-    fd = os.open("/mnt/notes/log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+def note(name, **fields):
+    fd = os.open("/mnt/notes/" + name, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.write(fd, json.dumps(fields).encode() + b"\\n")
     os.close(fd)
 def handler(event, context):
     event = json.loads(event)
     bodies = [message["body"] for message in event["batch"]]
-    note(phase="begin", function=context.function.name, bodies=bodies)
+    note(context.function.name, phase="begin", bodies=bodies)
     for body in bodies:
         if body.startswith("sleep "):
             time.sleep(float(body.split()[1]))
         if body.startswith("poison"):
             raise ValueError("can't do " + body)
-    note(phase="done", function=context.function.name, bodies=bodies, event=event if len(bodies) < 20 else None)
+    note(context.function.name, phase="done", bodies=bodies, event=event if len(bodies) < 20 else None)
 """
 MOUNT = {"nasConfig": {"mountPoints": [{"serverAddr": "notes:/", "mountDir": "/mnt/notes"}]}}
 
@@ -49,12 +50,13 @@ class Function:
     def __init__(self, server: Server, name: str, **fields: Any) -> None:
         self.server = server
         self.name = name
+        self._client = httpx.Client(timeout=30, trust_env=False, verify=False)
         server.deploy(name, {"index.py": NOTES}, timeout=60, **MOUNT, **fields)
 
     def notes(self, phase: str) -> list[dict[str, Any]]:
-        log = self.server.data_dir / "volumes/default/notes/log"
+        log = self.server.data_dir / "volumes/default/notes" / self.name
         found = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
-        return [note for note in found if (note["phase"], note["function"]) == (phase, self.name)]
+        return [note for note in found if note["phase"] == phase]
 
     def bodies(self, phase: str) -> list[str]:
         return [body for note in self.notes(phase) for body in note["bodies"]]
@@ -67,12 +69,16 @@ class Function:
             what=lambda: f"missing {sorted(set(bodies) - set(self.bodies('done')))[:20]}; {self.triggers()}",
         )
 
+    def close(self) -> None:
+        for trigger in self.triggers():
+            self.remove(trigger["triggerName"])
+        self._client.close()
+
     # --- triggers ----------------------------------------------------------------------------------------------
 
     def _call(self, method: str, path: str = "", **body: Any) -> dict[str, Any]:
-        with self.server.client() as client:
-            url = f"/2023-03-30/functions/{self.name}/triggers{path}"
-            reply = client.request(method, url, json=body or None)
+        url = f"{self.server.url}/2023-03-30/functions/{self.name}/triggers{path}"
+        reply = self._client.request(method, url, json=body or None)
         assert reply.status_code < 300, reply.text
         return dict(reply.json()) if reply.content else {}
 
