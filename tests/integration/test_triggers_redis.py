@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import redis
 
 from roost.model.errors import Unavailable
 from roost.triggers.publish import QueuePublisher
@@ -14,6 +15,13 @@ from tests.support.queues import Function, RedisQueue
 class TestRedis(QueueCases):
     broker_kind = RedisServer
     queue_kind = RedisQueue
+    nowhere, refusal = "?stream=no-stream", "WRONGTYPE"
+
+    @pytest.fixture
+    def secure(self, running: RedisServer) -> RedisServer:
+        with redis.Redis(port=running.port, username=USER, password=PASSWORD) as client:
+            client.set("no-stream", "text")
+        return running
 
     def test_what_a_dead_consumer_held_another_one_takes(self, function: Function, queue: RedisQueue) -> None:
         with queue.client() as client:

@@ -10,9 +10,32 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 USER, PASSWORD = "roost", "s3cret"
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """Of 127.0.0.1, signed by itself: whoever trusts `file` as an authority trusts it."""
+
+    file: Path
+    key: Path
+
+    @classmethod
+    def make(cls, directory: Path) -> Certificate:
+        made = cls(directory / "certificate.pem", directory / "key.pem")
+        subprocess.run(
+            [
+                "openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes",
+                "-days", "2", "-subj", "/CN=roost-test", "-addext", "subjectAltName=IP:127.0.0.1",
+                "-keyout", str(made.key), "-out", str(made.file),
+            ],
+            check=True,
+            capture_output=True,
+        )  # fmt: skip
+        return made
 
 
 class Broker:
@@ -21,11 +44,14 @@ class Broker:
     package = ""
     program = ""
     scheme = ""
+    secure_scheme = ""
 
     def __init__(self, directory: Path) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self.directory = directory
         self.port = free_port()
+        self.secure_port = free_port()
+        self.certificate = Certificate.make(directory)
         self._process: subprocess.Popen[bytes] | None = None
 
     def command(self) -> list[str]:
@@ -37,6 +63,10 @@ class Broker:
     @property
     def url(self) -> str:
         return f"{self.scheme}://{USER}:{PASSWORD}@127.0.0.1:{self.port}"
+
+    @property
+    def secure_url(self) -> str:
+        return f"{self.secure_scheme}://{USER}:{PASSWORD}@127.0.0.1:{self.secure_port}"
 
     @property
     def wrong_url(self) -> str:
@@ -89,12 +119,15 @@ class Broker:
 
 
 class RedisServer(Broker):
-    package, program, scheme = "redis-server", "redis-server", "redis"
+    package, program, scheme, secure_scheme = "redis-server", "redis-server", "redis", "rediss"
 
     def command(self) -> list[str]:
         return [
             find(self), "--bind", "127.0.0.1", "--port", str(self.port), "--dir", str(self.directory),
             "--appendonly", "yes", "--appendfsync", "always", "--save", "",
+            "--tls-port", str(self.secure_port), "--tls-auth-clients", "no",
+            "--tls-cert-file", str(self.certificate.file), "--tls-key-file", str(self.certificate.key),
+            "--tls-ca-cert-file", str(self.certificate.file),
             "--user", USER, "on", f">{PASSWORD}", "~*", "&*", "+@all", "--user", "default", "off",
         ]  # fmt: skip
 
@@ -103,17 +136,27 @@ class RedisServer(Broker):
 
 
 class NatsServer(Broker):
-    package, program, scheme = "nats-server", "nats-server", "nats"
+    """Speaks TLS on all connections or on none."""
+
+    package, program, scheme, secure_scheme = "nats-server", "nats-server", "nats", "tls"
+    extra: tuple[str, ...] = ()
 
     def command(self) -> list[str]:
         return [
             find(self), "--addr", "127.0.0.1", "--port", str(self.port), "--jetstream",
-            "--store_dir", str(self.directory / "store"), "--user", USER, "--pass", PASSWORD,
+            "--store_dir", str(self.directory / "store"), "--user", USER, "--pass", PASSWORD, *self.extra,
         ]  # fmt: skip
 
 
+class SecureNatsServer(NatsServer):
+    def __init__(self, directory: Path) -> None:
+        super().__init__(directory)
+        self.secure_port = self.port
+        self.extra = ("--tls", "--tlscert", str(self.certificate.file), "--tlskey", str(self.certificate.key))
+
+
 class Mosquitto(Broker):
-    package, program, scheme = "mosquitto", "mosquitto", "mqtt"
+    package, program, scheme, secure_scheme = "mosquitto", "mosquitto", "mqtt", "mqtts"
 
     def command(self) -> list[str]:
         passwords = self.directory / "passwords"
@@ -127,7 +170,9 @@ class Mosquitto(Broker):
         config = self.directory / "mosquitto.conf"
         # As root it would drop to a user who may not write here.
         config.write_text(
-            f"listener {self.port} 127.0.0.1\nallow_anonymous false\npassword_file {passwords}\nuser root\n"
+            f"listener {self.port} 127.0.0.1\nlistener {self.secure_port} 127.0.0.1\n"
+            f"certfile {self.certificate.file}\nkeyfile {self.certificate.key}\nallow_anonymous false\n"
+            f"password_file {passwords}\nuser root\n"
             f"persistence true\npersistence_location {self.directory}/\n"
             "max_queued_messages 0\nlog_type warning\nlog_type error\n"
         )
@@ -137,7 +182,8 @@ class Mosquitto(Broker):
 class RabbitServer(Broker):
     """With a name server for Erlang nodes (epmd) of its own, since that would otherwise stay behind as a daemon."""
 
-    package, program, scheme = "rabbitmq-server", "/usr/lib/rabbitmq/bin/rabbitmq-server", "amqp"
+    package, program = "rabbitmq-server", "/usr/lib/rabbitmq/bin/rabbitmq-server"
+    scheme, secure_scheme = "amqp", "amqps"
 
     def __init__(self, directory: Path) -> None:
         super().__init__(directory)
@@ -152,6 +198,8 @@ class RabbitServer(Broker):
         home = self.directory
         (home / "rabbitmq.conf").write_text(
             f"listeners.tcp.1 = 127.0.0.1:{self.port}\ndefault_user = {USER}\ndefault_pass = {PASSWORD}\n"
+            f"listeners.ssl.1 = 127.0.0.1:{self.secure_port}\nssl_options.verify = verify_none\n"
+            f"ssl_options.certfile = {self.certificate.file}\nssl_options.keyfile = {self.certificate.key}\n"
             "log.console = false\nvm_memory_high_watermark.absolute = 512MB\ndisk_free_limit.absolute = 10MB\n"
         )
         (home / "plugins").write_text("[].\n")

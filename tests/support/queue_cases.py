@@ -11,6 +11,8 @@ from typing import ClassVar
 
 import pytest
 
+from roost.model.errors import Unavailable
+from roost.triggers.publish import QueuePublisher
 from tests.support.brokers import PASSWORD, Broker, broker, wait_until
 from tests.support.queues import Function, MqttQueue, Queue, resident_mb
 from tests.support.server import Server
@@ -31,6 +33,9 @@ class QueueCases:
     queue_kind: ClassVar[type[Queue]]
     #: Whether messages that were under way when the broker restarted are settled all the same.
     settles_across_restarts: ClassVar[bool] = True
+    #: A destination that takes no event, and what its broker says of that.
+    nowhere: ClassVar[str]
+    refusal: ClassVar[str]
 
     @pytest.fixture(scope="class")
     @classmethod
@@ -38,6 +43,11 @@ class QueueCases:
         directory: Path = tmp_path_factory.mktemp(cls.queue_kind.kind)
         with broker(cls.broker_kind, directory) as one:
             yield one
+
+    @pytest.fixture
+    def secure(self, running: Broker) -> Broker:
+        """One that speaks TLS."""
+        return running
 
     @pytest.fixture
     def queue(self, running: Broker, request: pytest.FixtureRequest) -> Queue:
@@ -163,6 +173,18 @@ class QueueCases:
         function.change(queue.config())
         function.until_done(numbered("later", 3))
         assert sorted(function.bodies("done")) == ["before", *numbered("later", 3)]
+
+    async def test_tls_with_a_certificate_that_the_machine_trusts(
+        self, secure: Broker, queue: Queue, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        publisher = QueuePublisher()
+        place = secure.secure_url + self.nowhere
+        with pytest.raises(Unavailable, match=r"(?i)certificate.verify.failed"):
+            await publisher.publish(place, "e1", b"{}")
+        monkeypatch.setenv("SSL_CERT_FILE", str(secure.certificate.file))
+        with pytest.raises(Unavailable, match=self.refusal):  # so the broker has answered
+            await publisher.publish(place, "e1", b"{}")
+        await publisher.close()
 
     # --- load --------------------------------------------------------------------------------------------------
 

@@ -71,7 +71,10 @@ async def sender(destination: QueueDestination) -> AsyncIterator[Sender]:
                 content_type="application/json",
                 delivery_mode=aio_pika.DeliveryMode.PERSISTENT,
             )
-            await exchange.publish(message, destination.target["routing_key"], mandatory=True, timeout=_CONFIRM_S)
+            try:
+                await exchange.publish(message, destination.target["routing_key"], mandatory=True, timeout=_CONFIRM_S)
+            except DeliveryError as error:
+                raise Unavailable("RabbitMQ has no queue that takes the event.") from error
 
         yield send
 
