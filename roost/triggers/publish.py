@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from roost.functions.triggers.queues import queue_destination
 from roost.model.errors import InvalidArgument, RoostError, Unavailable
 from roost.triggers.adapters import Sender, adapter
+from roost.triggers.sources.queues import said_of
 
 #: Connections are kept while they are used, at most so many, each for one destination.
 MAX_CONNECTIONS = 32
@@ -51,8 +52,7 @@ class QueuePublisher:
             self._drop(destination, connection)
             if isinstance(error, RoostError):
                 raise
-            said = " ".join(str(error).split()) or type(error).__name__
-            raise Unavailable(f"The queue did not take the event: {said[:500].rstrip('.')}.") from error
+            raise Unavailable(f"The queue did not take the event: {said_of(error)}.") from error
         finally:
             connection.users -= 1
             connection.used = asyncio.get_running_loop().time()

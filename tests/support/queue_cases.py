@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import ClassVar
 
 import pytest
+import uvloop
 
 from roost.model.errors import Unavailable
 from roost.triggers.publish import QueuePublisher
@@ -174,17 +175,20 @@ class QueueCases:
         function.until_done(numbered("later", 3))
         assert sorted(function.bodies("done")) == ["before", *numbered("later", 3)]
 
-    async def test_tls_with_a_certificate_that_the_machine_trusts(
+    def test_tls_with_a_certificate_that_the_machine_trusts(
         self, secure: Broker, queue: Queue, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        publisher = QueuePublisher()
-        place = secure.secure_url + self.nowhere
-        with pytest.raises(Unavailable, match=r"(?i)certificate.verify.failed"):
-            await publisher.publish(place, "e1", b"{}")
-        monkeypatch.setenv("SSL_CERT_FILE", str(secure.certificate.file))
-        with pytest.raises(Unavailable, match=self.refusal):  # so the broker has answered
-            await publisher.publish(place, "e1", b"{}")
-        await publisher.close()
+        async def publish() -> None:
+            publisher = QueuePublisher()
+            place = secure.secure_url + self.nowhere
+            with pytest.raises(Unavailable, match=r"(?i)certificate.verify.failed"):
+                await publisher.publish(place, "e1", b"{}")
+            monkeypatch.setenv("SSL_CERT_FILE", str(secure.certificate.file))
+            with pytest.raises(Unavailable, match=self.refusal):  # so the broker has answered
+                await publisher.publish(place, "e1", b"{}")
+            await publisher.close()
+
+        uvloop.run(publish())  # the event loop of the server
 
     # --- load --------------------------------------------------------------------------------------------------
 

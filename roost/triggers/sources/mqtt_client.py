@@ -21,7 +21,7 @@ from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from roost.functions.triggers.endpoints import Endpoint
 from roost.model.errors import Unavailable
-from roost.triggers.sources.queues import foreign
+from roost.triggers.sources.queues import foreign, let_go
 
 _KEEPALIVE_S = 30
 _REPLY_S = 10.0
@@ -90,11 +90,13 @@ class MqttClient:
     async def __aenter__(self) -> MqttClient:
         """Raises Unavailable."""
         with foreign(self._place):
+            opening = asyncio.create_task(asyncio.to_thread(self._open))
             try:
-                await asyncio.to_thread(self._open)
+                await asyncio.shield(opening)
                 async with asyncio.timeout(_REPLY_S):
                     await self._connected
             except BaseException:
+                await asyncio.wait({opening})  # a thread can't be cancelled, and what it has opened is to be closed
                 await self._close()
                 raise
         return self
@@ -120,7 +122,7 @@ class MqttClient:
         """What was to be sent is sent first."""
         self._on_lost = lambda error: None
         self._client.disconnect()
-        await asyncio.to_thread(self._client.loop_stop)
+        await let_go(asyncio.to_thread(self._client.loop_stop))
 
     @property
     def _place(self) -> str:

@@ -29,10 +29,12 @@ from roost.store.triggers import TriggerRecord
 from roost.triggers.adapters import Sender
 from roost.triggers.batches import BatchSettings, Broker, NotKept, QueueSource
 from roost.triggers.messages import Death, Message
-from roost.triggers.sources.queues import address_of, batch_settings, foreign
+from roost.triggers.sources.queues import address_of, batch_settings, foreign, let_go
 
 _CONNECT_S = 5
 _REPLY_S = 10.0
+#: A server that has not answered two of these is gone.
+_PING_S = 20
 #: A connection that broke is given up after so many tries, a second each.
 _RECONNECTS = 15
 _FLUSH_TRIES = 3
@@ -83,6 +85,7 @@ async def _connection(endpoint: Endpoint, *, reconnects: int) -> AsyncIterator[C
             allow_reconnect=reconnects > 0,
             max_reconnect_attempts=reconnects,
             reconnect_time_wait=1,
+            ping_interval=_PING_S,
             error_cb=on_error,
             name="roost",
         )
@@ -90,7 +93,7 @@ async def _connection(endpoint: Endpoint, *, reconnects: int) -> AsyncIterator[C
         try:
             yield connection
         finally:
-            await connection.close()
+            await let_go(connection.close())
 
 
 class NatsConsumer:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
+from typing import Any
 
 from roost.functions.triggers.queues import QueueSettings
 from roost.model.errors import RoostError, Unavailable
 from roost.store.triggers import TriggerRecord
 from roost.triggers.batches import Address, BatchSettings
 from roost.triggers.messages import Message
+
+_CLOSE_S = 3.0
 
 
 def address_of(record: TriggerRecord) -> Address:
@@ -31,6 +34,12 @@ def batch_settings(settings: QueueSettings) -> BatchSettings:
     )
 
 
+def said_of(error: BaseException) -> str:
+    """One line without its full stop."""
+    said = " ".join(str(error).split())[:500].rstrip(".")
+    return said or ("no answer in time" if isinstance(error, TimeoutError) else type(error).__name__)
+
+
 @contextlib.contextmanager
 def foreign(place: str, *kinds: type[Exception]) -> Iterator[None]:
     """Errors of a client library, and of sockets, become Unavailable with the place in front."""
@@ -40,8 +49,14 @@ def foreign(place: str, *kinds: type[Exception]) -> Iterator[None]:
     except RoostError:
         raise
     except theirs as error:
-        said = " ".join(str(error).split()) or type(error).__name__
-        raise Unavailable(f"{place}: {said[:500].rstrip('.')}.") from error
+        raise Unavailable(f"{place}: {said_of(error)}.") from error
+
+
+async def let_go(closing: Coroutine[Any, Any, object]) -> None:
+    """Close a connection, within a bound: its other end may be gone without a word."""
+    with contextlib.suppress(Exception):
+        async with asyncio.timeout(_CLOSE_S):
+            await closing
 
 
 class Inbox:

@@ -31,10 +31,11 @@ from roost.store.triggers import TriggerRecord
 from roost.triggers.adapters import Sender
 from roost.triggers.batches import Broker, NotKept, QueueSource
 from roost.triggers.messages import Death, Message
-from roost.triggers.sources.queues import Inbox, address_of, batch_settings, foreign
+from roost.triggers.sources.queues import Inbox, address_of, batch_settings, foreign, let_go, said_of
 
 _CONNECT_S = 10.0
 _CONFIRM_S = 10.0
+_HEARTBEAT_S = 20
 #: Of the standard's message properties, those that say something of a message.
 _PROPERTIES = ("content_type", "content_encoding", "correlation_id", "reply_to", "type", "app_id", "user_id")
 
@@ -91,10 +92,13 @@ async def _connection(endpoint: Endpoint) -> AsyncIterator[AbstractConnection]:
             ssl=endpoint.secure,
             ssl_context=ssl.create_default_context() if endpoint.secure else None,
             timeout=_CONNECT_S,
+            heartbeat=_HEARTBEAT_S,
             client_properties={"connection_name": "roost"},
         )
-        async with connection:
+        try:
             yield connection
+        finally:
+            await let_go(connection.close())
 
 
 async def _exchange(channel: AbstractChannel, name: str | None) -> AbstractExchange:
@@ -186,8 +190,8 @@ class RabbitmqConsumer:
         self._inbox.put(self._message(letter))
 
     def _closed(self, _channel: object, error: BaseException | None) -> None:
-        said = " ".join(str(error or "it was closed").split())
-        self._inbox.fail(Unavailable(f"The connection to RabbitMQ is lost: {said[:500].rstrip('.')}."))
+        said = "it was closed" if error is None else said_of(error)
+        self._inbox.fail(Unavailable(f"The connection to RabbitMQ is lost: {said}."))
 
     def _cancelled(self, _frame: object) -> None:
         self._inbox.fail(Unavailable(f"RabbitMQ ended the consumption of queue {self._queue}: was it deleted?"))
