@@ -98,6 +98,7 @@ class Webhooks:
     async def _accept(self, request: Request, body: Body, request_id: str) -> Response:
         record = self._find(request)
         settings = settings_of(WebhookSettings, record)
+        delivery = self._delivery(record)
         check_token(settings, request.headers.get("authorization", ""))
         async with self._memory_for(request):
             sent = Sent(
@@ -109,7 +110,6 @@ class Webhooks:
                 at=self._clock(),
             )
             check_signature(settings, sent.headers.get(settings.signature_header.lower(), ""), sent.content)
-            delivery = self._delivery(record)
             if cloudevents.is_cloudevents(sent.headers):
                 found = cloudevents.read_events(sent.headers, sent.content)
                 wanted = [event for event in found if settings.admits(event)]

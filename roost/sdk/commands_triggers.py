@@ -62,6 +62,7 @@ def show(name: Name, trigger: Trigger, as_json: AsJson = False) -> None:
         ("description", row.get("description")),
         ("address", (row.get("httpTrigger") or {}).get("urlInternet")),
         ("config", row.get("triggerConfig")),
+        ("next time", more.get("nextTime") and clock(more["nextTime"])),
         ("delivered", more.get("delivered")),
         ("enqueued", more.get("enqueued")),
         ("failed", more.get("failed")),

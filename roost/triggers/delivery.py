@@ -102,12 +102,15 @@ _FAILURES: dict[Kind, type[DeliveryError]] = {
 
 async def enqueue_patiently(delivery: Delivery, event: Event, report: Report) -> None:
     """Enqueue it, however long that takes. Raises NotFound and DeliveryRefused only."""
-    wait_s = _FIRST_WAIT_S
+    wait_s = 0.0
     while True:
         try:
-            return await delivery.enqueue(event)
+            await delivery.enqueue(event)
         except PASSING as error:
             report.trouble(error.message)
+            wait_s = min(max(wait_s * 2, _FIRST_WAIT_S), _LONGEST_WAIT_S)
             await asyncio.sleep(max(error.retry_after or 0.0, wait_s * random.uniform(0.75, 1.25)))  # noqa: S311
-            wait_s = min(wait_s * 2, _LONGEST_WAIT_S)
-            report.connected()
+        else:
+            if wait_s:
+                report.connected()
+            return

@@ -140,7 +140,8 @@ class TriggerManager:
         except RoostError as error:
             status.trouble(error.message)
         except Exception as error:
-            status.trouble(str(error) or type(error).__name__)
-            log.info("trigger %s of %s/%s failed", record.name, record.account, record.function, exc_info=True)
+            status.trouble(f"{type(error).__name__}: {error}")
+            log.warning("trigger %s of %s/%s: %s", record.name, record.account, record.function, status.last_error)
+            log.debug("trigger %s", record.id, exc_info=True)  # a client's error may hold its password
         finally:
             status.stopped()

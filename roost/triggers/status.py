@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from roost.functions.triggers.kinds import SOURCES, is_enabled
+from roost.functions.triggers.settings import masked_url
 from roost.store.triggers import TriggerRecord
 from roost.telemetry.trigger_metrics import TriggerCounts
 
@@ -57,7 +58,7 @@ class TriggerStatus:
         self.last_success = self.clock()
 
     def _erred(self, error: str) -> None:
-        self.last_error = error[:_ERROR_CHARS]
+        self.last_error = masked_url(error)[:_ERROR_CHARS]
         self.last_error_at = self.clock()
 
 

@@ -78,7 +78,11 @@ def test_triggers_of_every_type_live_in_function_computes_api(sdk: Sdk, roost: S
     assert (made.source_arn, made.invocation_role) == ("acs:x", "acs:ram::1:role/r")
     assert made.target_arn.endswith("functions/many")
     assert made.http_trigger is None
-    create(sdk, "many", "open", "http", {"authType": "anonymous", "methods": ["GET"]}, qualifier="1")
+    public = {"authType": "anonymous", "methods": ["GET"]}
+    web = create(sdk, "many", "open", "http", public, qualifier="1")
+    assert httpx.get(web.http_trigger.url_internet).status_code == 200
+    assert update(sdk, "many", "open", trigger_config=json.dumps({**public, "enable": False})).status == "paused"
+    assert httpx.get(web.http_trigger.url_internet).status_code == 403
     hook = create(sdk, "many", "hook", "webhook", {"authType": "bearer", "token": "a-token-of-the-test"})
     assert hook.http_trigger.url_internet == f"{roost.url}/webhooks/default/many/hook"
     assert "a-token" not in hook.trigger_config
@@ -143,6 +147,7 @@ def test_a_timer_starts_its_function_until_it_is_paused_and_again_when_it_is_res
     status = shown(roost, "timed", "tick")
     assert status["status"] == "running"
     assert status["roost"]["enqueued"] >= 2
+    assert 0 < datetime.fromisoformat(status["roost"]["nextTime"]).timestamp() - max(times) < 60
     assert datetime.fromisoformat(status["roost"]["lastSuccessTime"]) <= datetime.now(UTC)
     assert metric(roost, "enqueued_total", "timed", "tick") >= 2
     assert metric(roost, "up", "timed", "tick") == 1

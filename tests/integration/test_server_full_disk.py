@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -125,6 +128,45 @@ def test_a_server_killed_on_a_full_disk_comes_back(tmp_path: Path, disk: SmallDi
     assert volume.startswith("1;")
     assert again.stop() == 0
     assert os.listdir(disk.path / "sessions") != []
+
+
+def test_webhooks_and_timers_on_a_full_disk_lose_nothing(tmp_path: Path, disk: SmallDisk) -> None:
+    server = SmallServer(tmp_path / "data", disk).start()
+    server.deploy("noted", {"index.py": "def handler(event, context):\n    return event\n"})
+    with server.client() as client:
+
+        def create(name: str, type: str, config: dict[str, Any]) -> None:
+            body = {"triggerName": name, "triggerType": type, "triggerConfig": json.dumps(config)}
+            assert client.post("/2023-03-30/functions/noted/triggers", json=body).status_code == 200
+
+        def event(number: int) -> int:
+            attributes = {"specversion": "1.0", "id": str(number), "source": "/s", "type": "t"}
+            headers = {"content-type": "application/cloudevents+json"}
+            body = json.dumps({**attributes, "data": "x" * 100_000})
+            return client.post("/webhooks/default/noted/hook", headers=headers, content=body).status_code
+
+        def fires() -> list[float]:
+            query = {"limit": 100, "includePayload": "true", "prefix": "timer-"}
+            found = client.get("/2023-03-30/functions/noted/async-tasks", params=query).json()["tasks"]
+            times = [json.loads(task["taskPayload"])["triggerTime"] for task in found]
+            return sorted(datetime.fromisoformat(time).timestamp() for time in times)
+
+        create("hook", "webhook", {"authType": "none"})
+        create("tick", "timer", {"cronExpression": "@every 1s", "catchUp": "all"})
+        server.until(lambda: len(fires()) > 0)
+        disk.fill()
+        seen = [event(number) for number in range(20)]
+        assert set(seen) <= {202, 507}
+        assert 507 in seen, "20 events of 100 kB found room on a full disk"
+        for number in range(100, 200):  # nothing of the next second finds room, small as it is
+            event(number)
+        disk.clear()
+        for number in range(20):
+            assert event(number) == 202
+        server.until(lambda: len(fires()) > 0 and fires()[-1] > datetime.now(UTC).timestamp() - 1.5, timeout=60)
+        times = fires()
+        assert times == [times[0] + number for number in range(len(times))], "a second is missing, or there twice"
+    assert server.stop() == 0, server.log()[-3000:]
 
 
 def test_a_task_that_finds_no_room_is_refused_and_those_that_were_accepted_are_run(

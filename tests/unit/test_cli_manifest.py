@@ -187,3 +187,57 @@ def test_how_tasks_are_treated() -> None:
     for wrong in ('delivery = "never"', "retries = true", "tries = 1"):
         with pytest.raises(UsageError, match="async"):
             manifest.validate(tomllib.loads(f"[async]\n{wrong}"))
+
+
+def test_triggers_become_what_the_api_takes() -> None:
+    parsed = tomllib.loads(
+        """
+        [[triggers]]
+        name = "hook"
+        type = "webhook"
+        qualifier = "prod"
+        description = "d"
+        enable = false
+        config = { authType = "hmac", secret = "${SECRET}", filters = [{ exact = { type = "$$" } }], maxBytes = 9 }
+        [[triggers]]
+        name = "tick"
+        type = "timer"
+        """
+    )
+    manifest.validate(parsed)
+    assert manifest.to_triggers(parsed, {"SECRET": "s"}) == [
+        {
+            "triggerName": "hook",
+            "triggerType": "webhook",
+            "qualifier": "prod",
+            "description": "d",
+            "triggerConfig": {
+                "authType": "hmac", "secret": "s", "filters": [{"exact": {"type": "$"}}], "maxBytes": 9,
+                "enable": False,
+            },
+        },
+        {"triggerName": "tick", "triggerType": "timer", "triggerConfig": {}},
+    ]  # fmt: skip
+    assert manifest.to_triggers({}, {}) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("triggers = 1", "[[triggers]]"),
+        ("[triggers]\nname = 't'", "[[triggers]]"),
+        ("[[triggers]]\nname = 't'", "`type`"),
+        ("[[triggers]]\ntype = 'timer'", "`name`"),
+        ("[[triggers]]\nname = 't'\ntype = 'timer'\ncron = 'x'", "triggers.cron"),
+        ("[[triggers]]\nname = 't'\ntype = 'timer'\nconfig = 'x'", "`triggers.config` has to be a table"),
+        ("[[triggers]]\nname = 't'\ntype = 'a'\n[[triggers]]\nname = 't'\ntype = 'a'", "two of the same"),
+        ("[[triggers]]\nname = 't'\ntype = 'a'\nconfig = { at = 2026-01-01 }", "`triggers.config` has 2026-01-01"),
+        ("[[triggers]]\nname = 't'\ntype = 'a'\nconfig = { a = ['${MISSING}'] }", "MISSING"),
+    ],
+)
+def test_what_is_wrong_with_triggers_is_named(text: str, named: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        parsed = tomllib.loads(text)
+        manifest.validate(parsed)
+        manifest.to_triggers(parsed, {})
+    assert named in str(caught.value)

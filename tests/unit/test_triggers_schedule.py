@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from zoneinfo import ZoneInfo
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from roost.functions.triggers.schedule import parse_schedule
@@ -150,3 +150,17 @@ def test_an_end_of_time() -> None:
 def test_what_is_wrong_is_said(expression: str, zone: str | None, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         parse_schedule(expression, zone, 0.0)
+
+
+@settings(max_examples=200)
+@given(
+    text=st.lists(st.text("0123459*,-/LW#?MONSU", min_size=1, max_size=6), min_size=4, max_size=7).map(" ".join)
+    | st.text("@every 0123456789hms.-", max_size=12).map("@every ".__add__)
+    | st.text(max_size=20)
+)
+def test_nothing_that_somebody_writes_raises_anything_else(text: str) -> None:
+    try:
+        schedule = parse_schedule(text, None, 0.0)
+    except ValueError:
+        return
+    assert schedule.after(1_800_000_000.0) > 1_800_000_000.0

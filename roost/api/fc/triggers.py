@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import Annotated, Any
 
 from pydantic import Field
@@ -15,7 +16,9 @@ from roost.functions.catalog import FunctionCatalog
 from roost.functions.definition import Shape
 from roost.functions.names import function_arn
 from roost.functions.triggers.http import HTTP
-from roost.functions.triggers.kinds import WEBHOOK, visible_config
+from roost.functions.triggers.kinds import TIMER, WEBHOOK, is_enabled, visible_config
+from roost.functions.triggers.settings import settings_of
+from roost.functions.triggers.timer import TimerSettings
 from roost.model.function import LATEST
 from roost.store.triggers import TriggerRecord
 from roost.triggers.status import Statuses, TriggerStatus, state_of
@@ -121,14 +124,14 @@ class Triggers:
             url = f"{call.base_url}/{record.function}{suffix}/"
             shown["httpTrigger"] = {"urlInternet": url, "urlIntranet": url}
         else:
-            shown["roost"] = _extension(status)
+            shown["roost"] = _extension(record, status)
         if record.type == WEBHOOK:
             url = f"{call.base_url}/webhooks/{record.account}/{record.function}/{record.name}"
             shown["httpTrigger"] = {"urlInternet": url, "urlIntranet": url}
         return shown
 
 
-def _extension(status: TriggerStatus) -> dict[str, Any]:
+def _extension(record: TriggerRecord, status: TriggerStatus) -> dict[str, Any]:
     """What Function Compute has no fields for. Counts are since the server's start."""
     shown: dict[str, Any] = {
         "delivered": status.delivered_count,
@@ -140,4 +143,6 @@ def _extension(status: TriggerStatus) -> dict[str, Any]:
         shown["lastSuccessTime"] = iso(status.last_success)
     if status.last_error:
         shown |= {"lastError": status.last_error, "lastErrorTime": iso(status.last_error_at)}
+    if record.type == TIMER and is_enabled(record):
+        shown["nextTime"] = iso(settings_of(TimerSettings, record).schedule(record).after(time.time()))
     return shown

@@ -13,10 +13,10 @@ from roost.functions.triggers.webhook import WebhookSettings
 from roost.model.errors import InvalidArgument
 from roost.store.triggers import TriggerRecord
 
-WEBHOOK = "webhook"
+TIMER, WEBHOOK = "timer", "webhook"
 #: All but http, which is no source of events but a rule of the data plane.
 SOURCES: Mapping[str, type[SourceSettings]] = {
-    "timer": TimerSettings,
+    TIMER: TimerSettings,
     WEBHOOK: WebhookSettings,
     **QUEUES,
 }

@@ -22,7 +22,7 @@ from roost.store.triggers import TriggerRecord
 
 MASK = "***"
 _WHERE = "triggerConfig"
-_USER = re.compile(r"(?<=://)([^/?#@]*:)?[^/?#]*@")  # with a password behind the colon, or all of it one
+_USER = re.compile(r"(?<=://)([^/?#@\s]*:)?[^/?#\s]*@")  # with a password behind the colon, or all of it one
 
 
 class SourceSettings(Shape):
@@ -79,9 +79,9 @@ def shown(shape: type[SourceSettings], config: Mapping[str, Any]) -> dict[str, A
     return visible
 
 
-def masked_url(url: str) -> str:
-    """With MASK for the password."""
-    return _USER.sub(lambda match: f"{match[1] or ''}{MASK}@", url, count=1)
+def masked_url(text: str) -> str:
+    """With MASK for the password; also for a text with URLs in it, such as a client's error."""
+    return _USER.sub(lambda match: f"{match[1] or ''}{MASK}@", text)
 
 
 def _unmasked(shape: type[SourceSettings], given: dict[str, Any], kept: Mapping[str, Any]) -> dict[str, Any]:
