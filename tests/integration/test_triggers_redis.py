@@ -30,7 +30,7 @@ class TestRedis(QueueCases):
             assert len(client.xreadgroup("workers", "dead", {queue.name: ">"}, count=3)[0][1]) == 3
         function.add(queue.kind, queue.config(claimAfterSeconds=1))
         function.until_done(numbered("left", 3))
-        assert queue.held() == 0
+        wait_until(lambda: queue.held() == 0)
         assert all(message["redelivered"] for note in function.notes("done") for message in note["event"]["batch"])
 
     def test_entries_that_were_trimmed_are_let_go(self, function: Function, queue: RedisQueue) -> None:
@@ -65,6 +65,20 @@ class TestRedis(QueueCases):
         wait_until(lambda: queue.held() == 0)
         assert [letter.body for letter in queue.dead()] == [b"poison"]
         assert function.bodies("begin") == ["poison"] * 2
+
+    def test_a_function_that_is_switched_off_costs_a_message_nothing(
+        self, function: Function, queue: RedisQueue
+    ) -> None:
+        function.add(queue.kind, queue.config(retry={"maxAttempts": 1}))
+        function.switch(off=True)
+        queue.send([b"patient"])
+        function.until_status("failing")
+        assert queue.held() == 1
+        function.switch(off=False)
+        function.until_done(["patient"])
+        about = function.trigger()["roost"]
+        assert (about["failed"], about["deadLettered"]) == (0, 0)
+        assert "disabled" in about["lastError"]
 
     def test_a_body_may_be_another_field(self, function: Function, queue: RedisQueue) -> None:
         function.add(queue.kind, queue.config(bodyField="question", startFrom="earliest"))

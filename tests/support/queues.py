@@ -99,6 +99,12 @@ class Function:
     def triggers(self) -> list[dict[str, Any]]:
         return list(self._call("GET")["triggers"])
 
+    def switch(self, *, off: bool) -> None:
+        """Function Compute's DisableFunctionInvocation and EnableFunctionInvocation."""
+        verb = "disable" if off else "enable"
+        reply = self._client.post(f"{self.server.url}/2023-03-30/functions/{self.name}/invoke/{verb}", json={})
+        assert reply.status_code < 300, reply.text
+
     def until_status(self, status: str, name: str = "queue", timeout: float = 20) -> None:
         wait_until(lambda: self.trigger(name)["status"] == status, timeout, what=lambda: str(self.trigger(name)))
 
