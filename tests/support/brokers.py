@@ -128,7 +128,8 @@ class RedisServer(Broker):
             "--tls-port", str(self.secure_port), "--tls-auth-clients", "no",
             "--tls-cert-file", str(self.certificate.file), "--tls-key-file", str(self.certificate.key),
             "--tls-ca-cert-file", str(self.certificate.file),
-            "--user", USER, "on", f">{PASSWORD}", "~*", "&*", "+@all", "--user", "default", "off",
+            "--user", USER, "on", f">{PASSWORD}", "~*", "&*", "+@all",
+            "--requirepass", "another",  # the default user loads what was kept, and has to be able to
         ]  # fmt: skip
 
     def ready(self) -> bool:
