@@ -2,11 +2,12 @@
 
 Order, later wins: defaults, the TOML file, the command line. The model's address and key also come from the
 environment (`OPENAI_BASE_URL`, `OPENAI_API_KEY`, `OPENAI_MODEL`), as every OpenAI client reads them, and the trace
-collector from `OTEL_EXPORTER_OTLP_ENDPOINT`.
+collector from `OTEL_EXPORTER_OTLP_ENDPOINT`; the database from `ROOST_DATABASE`, since a command line is no secret.
 """
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import ipaddress
 import os
@@ -23,6 +24,7 @@ _AT_LEAST_1 = (
     "max_instances", "max_waiting", "log_file_mb", "package_cache_mb", "max_sandboxes", "sandbox_timeout",
     "sandbox_max_timeout", "max_snapshots", "build_cache_mb",
     "max_queued_tasks", "max_running_tasks", "max_running_tasks_per_function", "keep_tasks",
+    "task_output_kb",
 )  # fmt: skip
 #: Settings that are tables: from what to what.
 _MAPS = {"keys": "access key IDs to secrets", "images": "images to templates"}
@@ -52,6 +54,7 @@ class Config:
     host: str = "127.0.0.1"
     port: int = 8700
     data_dir: Path = Path()
+    database: str = field(default="", repr=False)  # URL of a PostgreSQL database; empty: SQLite in data_dir
     region: str = "local"
     account: str = "default"  # owns everything where no keys are configured
     keys: Mapping[str, str] = field(default_factory=dict, repr=False)  # access key id -> secret
@@ -83,6 +86,8 @@ class Config:
     max_running_tasks_per_function: int = 16
     keep_tasks: int = 100_000  # finished ones, for a look at them
     keep_tasks_days: float = 7.0
+    task_output_kb: int = 1024  # of what a task puts out while it runs, kept with its record
+    webhook_secret: str = field(default="", repr=False)  # signs events for webhooks
 
     @property
     def run_dir(self) -> Path:
@@ -112,6 +117,7 @@ def load(
             name=env.get("OPENAI_MODEL", ""),
         ),
         otlp_endpoint=env.get("OTEL_EXPORTER_OTLP_ENDPOINT", ""),
+        database=env.get("ROOST_DATABASE", ""),
     )
     if file is not None:
         config = _merge(config, _read(file), where=str(file))
@@ -205,15 +211,28 @@ def validate(config: Config) -> Config:
             raise ConfigError(f"'{name}' must be between 64 and {1 << 24}.")
     if not 0.01 <= config.sandbox_cpu <= 1024:
         raise ConfigError("'sandbox_cpu' must be between 0.01 and 1024.")
-    if config.sandbox_domain and not _DOMAIN.fullmatch(config.sandbox_domain):
-        raise ConfigError("'sandbox_domain' is a host name, in lower case, with a port if it is not 80 or 443.")
     for name in ("start_timeout", "stop_grace", "queue_timeout", "orphan_grace"):
         if not 0 < getattr(config, name) <= 3600:
             raise ConfigError(f"'{name}' must be more than 0 and at most 3600 seconds.")
-    _check_retention(config)
+    _check_addresses(config)
+    _check_tasks(config)
     return replace(config, data_dir=config.data_dir.absolute())
 
 
-def _check_retention(config: Config) -> None:
+def _check_addresses(config: Config) -> None:
+    if config.database and not config.database.startswith(("postgresql://", "postgres://")):
+        raise ConfigError("'database' is a PostgreSQL URL, as in postgresql://user:password@host:5432/name.")
+    if config.sandbox_domain and not _DOMAIN.fullmatch(config.sandbox_domain):
+        raise ConfigError("'sandbox_domain' is a host name, in lower case, with a port if it is not 80 or 443.")
+
+
+def _check_tasks(config: Config) -> None:
+    if config.webhook_secret:
+        try:
+            key = base64.b64decode(config.webhook_secret.removeprefix("whsec_"), validate=True)
+        except ValueError:
+            key = b""
+        if not config.webhook_secret.startswith("whsec_") or len(key) < 16:
+            raise ConfigError("'webhook_secret' is whsec_ and at least 16 random bytes in base64.")
     if not 0 < config.keep_tasks_days <= 3650:
         raise ConfigError("'keep_tasks_days' must be more than 0 and at most 3650 days.")

@@ -35,8 +35,11 @@ from roost.config import Config, load
 from roost.functions.catalog import FunctionCatalog
 from roost.functions.packages import PackageStore
 from roost.functions.tasks.backlog import BacklogLimits
+from roost.functions.tasks.ports import Publisher
 from roost.functions.tasks.service import Retention
 from roost.functions.tasks.tasks import AsyncTasks
+from roost.functions.tasks.webhooks import WebhookPublisher
+from roost.functions.triggers.endpoints import SCHEMES
 from roost.gateway.gatekeeper import Gatekeeper
 from roost.gateway.invoke import InvokeLimits
 from roost.gateway.server import Gateway
@@ -90,13 +93,14 @@ from roost.store.store import Store
 from roost.telemetry.logs import FunctionLogs
 from roost.telemetry.metering import Meter
 from roost.telemetry.metrics import Drops, FunctionGauges, Metrics, TaskGauges
-from roost.telemetry.observer import Observer, Sink
+from roost.telemetry.observer import Observer
 from roost.telemetry.output import Output
 from roost.telemetry.tracing import Tracing
 from roost.telemetry.trigger_metrics import TriggerCounts
 from roost.telemetry.usage_saver import UsageSaver
 from roost.triggers.alarms import Alarms
 from roost.triggers.manager import TriggerManager
+from roost.triggers.publish import QueuePublisher
 from roost.triggers.sources import factories
 from roost.triggers.status import Statuses
 
@@ -116,7 +120,7 @@ class Server:
         self.config = config
         self.keys = Keys.of(config.keys, config.account)
         # What is stored.
-        self.store = Store(data / "roost.db")
+        self.store = Store(data / "roost.db", config.database)
         self.packages = PackageStore(data / "code")
         self.catalog = FunctionCatalog(
             self.store, self.packages, keys=self.keys, region=config.region, admit=self._admit
@@ -129,9 +133,6 @@ class Server:
         )
         self.output = Output(self.logs)
         self.tracing = Tracing(config.otlp_endpoint) if config.otlp_endpoint else None
-        sinks: list[Sink] = [self.meter, self.metrics, self.output]
-        if self.tracing is not None:
-            sinks.append(self.tracing)
         self.saver = UsageSaver(self.meter, lambda snapshot: self.store.settings.put("usage", snapshot))
         # What runs.
         self.clock = SteadyClock()
@@ -154,8 +155,10 @@ class Server:
             region=config.region,
             time_zone=os.environ.get("TZ", "UTC"),
         )
-        self.book = SessionBook(self.store.sessions, clock=self.clock, ended=self._session_ended)
-        self.observer = Observer(sinks)
+        self.book = SessionBook(
+            self.store.sessions, clock=self.clock, ended=self._session_ended, idle=self._session_idle
+        )
+        self.observer = self._observer()
         self.background = Background()
         around = Surroundings(
             driver=self.driver,
@@ -222,8 +225,9 @@ class Server:
         self.sandbox_care = SandboxCare(self.lives)
         self.adoption = Adoption(specs=self.catalog, book=self.book, roster=self.roster, sandboxes=self.sandbox_care)
         self.history = InstanceHistory(self.roster)
+        publishers = self._publishers()
         self.tasks = AsyncTasks(
-            store=self.store.tasks,
+            store=self.store,
             catalog=self.catalog,
             limits=BacklogLimits(
                 queued=config.max_queued_tasks,
@@ -232,6 +236,9 @@ class Server:
             ),
             retention=Retention(count=config.keep_tasks, days=config.keep_tasks_days),
             clock=self.clock,
+            publishers=publishers,
+            requests=self.book.in_use,
+            output_bytes=config.task_output_kb << 10,
             ended=lambda task: self.metrics.task_ended(task.account, task.function, task.state.value),
         )
         # What is reached.
@@ -271,8 +278,10 @@ class Server:
             sessions=SessionService(self.book, self.pauses),
             instances=self.history,
             tasks=self.tasks.service,
+            destinations=publishers,
             statuses=self.statuses,
             link_secret=secrets.token_bytes(32),
+            clock=self.clock,
         )
         terms = Terms(
             timeout_s=config.sandbox_timeout,
@@ -321,6 +330,21 @@ class Server:
             factories=factories(alarms=Alarms(), cursors=self.store.triggers),
             statuses=self.statuses,
         )
+
+    def _observer(self) -> Observer:
+        seen = [self.meter.invocation, self.metrics.invocation, self.output.invocation, self.logs.invocation]
+        if self.tracing is not None:
+            seen.append(self.tracing.invocation)
+        return Observer(
+            invocations=seen,
+            transitions=[self.meter.transition, self.metrics.transition, self.output.transition],
+        )
+
+    def _publishers(self) -> dict[str, Publisher]:
+        """What takes events about ended tasks out of the server, by the scheme of their destination's address."""
+        self.webhooks = WebhookPublisher(secret=self.config.webhook_secret)
+        self.queues = QueuePublisher()
+        return {"http": self.webhooks, "https": self.webhooks, **dict.fromkeys(SCHEMES, self.queues)}
 
     def _workshop(self, around: Surroundings, assembly: SandboxAssembly, registry: TemplateRegistry) -> Workshop:
         """What builds templates."""
@@ -391,7 +415,7 @@ class Server:
         await self.shelf.book.load()
         await self.volume_shelf.load()
         await self.sandbox_care.load()
-        adopted = await self.adoption.run()
+        adopted = await self.adoption.run(unsettled=await self.tasks.interrupted())
         await self.sandbox_care.reconcile()
         self.build_cache.prepare()  # rooms of builds were swept
         stack.push_async_callback(self.background.close)
@@ -404,7 +428,9 @@ class Server:
             log.info("adopted %d instances of the server before", adopted)
         await stack.enter_async_context(self._control_plane())
         await self.driver.warm(self.templates.get("host"))
-        await self.tasks.open()
+        await self.tasks.open(self.roster.settled)
+        stack.push_async_callback(self.webhooks.close)
+        stack.push_async_callback(self.queues.close)
         self.catalog.subscribe(self._function_changed)
         for account, name in self.catalog.names():
             for spec in self.catalog.specs(account, name):
@@ -472,6 +498,9 @@ class Server:
         await self.pauses.ended(session)
         await self.assembly.forget(session, deleted=not self.book.remembers(session))
 
+    async def _session_idle(self, session: Session) -> None:
+        await self.pauses.idle(session)
+
     def _admit(self, spec: FunctionSpec) -> None:
         """Refuse, at deployment, what this machine can't run."""
         if spec.isolation != self.driver.name:
@@ -526,6 +555,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--host", help="address to listen on (default 127.0.0.1)")
     parser.add_argument("--port", type=_whole_number, help="port to listen on (default 8700; 0: a free one)")
     parser.add_argument("--data-dir", type=Path, help="where everything is kept (default ~/.local/share/roost)")
+    parser.add_argument("--database", metavar="URL", help="PostgreSQL instead of SQLite (postgresql://user@host/name)")
     parser.add_argument("--config", type=Path, help="TOML file with settings")
     return parser.parse_args(arguments)
 

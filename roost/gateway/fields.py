@@ -74,6 +74,22 @@ def frame(head: RequestHead, method: bytes, out: list[bytes]) -> None:
         out.append(b"content-length: 0\r\n")
 
 
+def kept_fields(head: RequestHead, keyed: bool, peer: bytes) -> dict[str, str]:
+    """The fields that a function may see, to be sent to it later, and the chain of proxies before this server; of the
+    same name, all values in one."""
+    kept: dict[str, str] = {}
+    before = head.values.get(b"x-forwarded-for")
+    chain = {**head.values, b"x-forwarded-for": peer if before is None else b"%b, %b" % (before, peer)}
+    fields = [
+        (lower, value) for lower, _, value in head.fields if _for_guest(lower, keyed) and lower not in head.options
+    ]
+    fields += [(lower, chain[lower]) for lower in FORWARDED if lower in chain]
+    for lower, value in fields:
+        name, text = lower.decode("latin-1"), value.decode("latin-1")
+        kept[name] = f"{kept[name]}{'; ' if lower == b'cookie' else ', '}{text}" if name in kept else text
+    return kept
+
+
 def forwarded(head: RequestHead, peer: bytes, out: list[bytes]) -> None:
     """Add the chain of proxies: the client's own claims are kept in front, as every reverse proxy keeps them."""
     get = head.values.get

@@ -19,7 +19,7 @@ from roost.gateway.call import Call, Flight, outcome_of
 from roost.gateway.connection import ClientGone, Request
 from roost.gateway.events import CLAIM, EventBody, check_bodiless, collect, too_large
 from roost.gateway.faults import Answer, NotOffered, render, timed_out, wrap
-from roost.gateway.fields import FunctionFields, guest_head, line
+from roost.gateway.fields import FunctionFields, guest_head, kept_fields, line
 from roost.gateway.head import RequestHead, TextFields
 from roost.gateway.ports import Access, AsyncSink, Catalog, Logs, Observer, SessionDirectory
 from roost.gateway.proxy import COMPLETE, End, Exchange, conclude, settle, transfer
@@ -131,6 +131,7 @@ class Invoker:
             spec = call.spec = self._catalog.resolve(self._account, route.name, route.qualifier)
             authorization = call.header(b"authorization")
             call.keyed = self._access.check_http(self._account, spec, route.qualifier, authorization, head.method)
+            call.deferred = _is_async(call)
             target = route.target
         plan = call.session = sessions.plan(spec.sessions, head, target=target)
         if plan.ref is not None and not call.deferred:
@@ -145,19 +146,16 @@ class Invoker:
         return self._catalog.resolve(drawn.account, drawn.name, call.route.qualifier, begun=begun)
 
     def _check_event(self, call: Call) -> None:
-        kind = call.header(b"x-fc-invocation-type").lower()
-        if kind == "async":
-            call.deferred = True
-        elif kind not in ("", "sync"):
-            raise InvalidArgument("x-fc-invocation-type is Sync or Async.")
-        elif (call.request.head.length or 0) > self._limits.event_bytes:
+        call.deferred = _is_async(call)
+        if not call.deferred and (call.request.head.length or 0) > self._limits.event_bytes:
             raise too_large(self._limits.event_bytes)
 
     async def _submit(self, call: Call, spec: FunctionSpec) -> None:
         if self._tasks is None:
             raise NotOffered("Asynchronous invocation is not offered by this server; invoke with type Sync.")
-        limit = self._limits.async_event_bytes
-        payload = await collect(call.request, limit=limit, claimed_sha256=call.header(CLAIM))
+        route = call.route
+        claimed = call.header(CLAIM) if isinstance(route, Event) else ""
+        payload = await collect(call.request, limit=self._limits.async_event_bytes, claimed_sha256=claimed)
         headers = dict(TextFields(call.request.head.values))
         ref = call.session.ref
         task = await self._tasks.submit(
@@ -167,14 +165,16 @@ class Invoker:
             session_id=ref.id if ref is not None else "",
             payload=payload,
             headers=headers,
+            http=None if isinstance(route, Event) else http_fields(route, call.request, call.keyed),
         )
         fields = line("x-fc-request-id", task.request_id) + line("x-fc-async-task-id", task.task_id)
-        fields += sessions.reply_lines(call.session, task.session_id, path="/")
+        path = "/" if isinstance(route, Event) else route.prefix
+        fields += sessions.reply_lines(call.session, task.session_id, path=path)
         call.request.reply(Answer(status=202, fields=fields, body=b""))
 
-    def plan(self, spec: FunctionSpec, head: RequestHead) -> sessions.SessionPlan:
-        """What an event means by its session. Raises InvalidArgument."""
-        return sessions.plan(spec.sessions, head, target=None)
+    def plan(self, spec: FunctionSpec, head: RequestHead, target: bytes | None) -> sessions.SessionPlan:
+        """What a task's request means by its session; `target` is None for an event. Raises InvalidArgument."""
+        return sessions.plan(spec.sessions, head, target=target)
 
     async def run_task(self, call: Call, spec: FunctionSpec, begin: Callable[[str], Awaitable[None]]) -> None:
         """Run an event that no client waits for; `begin(instance id)` is awaited before anything of it is sent. The
@@ -387,6 +387,23 @@ class Invoker:
         record = call.record(time.perf_counter())
         if record is not None:
             self._observer.invocation(record)
+
+
+def http_fields(route: Http, request: Request, keyed: bool) -> dict[str, str]:
+    """A request to a function's own address, to be made later."""
+    head, target = request.head, route.target.decode("latin-1")
+    kept = kept_fields(head, keyed, request.peer)
+    return {":method": head.method, ":prefix": route.prefix, ":target": target, **kept}
+
+
+def _is_async(call: Call) -> bool:
+    """Raises InvalidArgument."""
+    kind = call.request.head.values.get(b"x-fc-invocation-type")
+    if kind is None or kind.lower() in (b"", b"sync"):
+        return False
+    if kind.lower() == b"async":
+        return True
+    raise InvalidArgument("x-fc-invocation-type is Sync or Async.")
 
 
 def _wants_tail(call: Call) -> bool:

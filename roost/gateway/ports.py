@@ -91,8 +91,10 @@ class AsyncSink(Protocol):
         session_id: str,
         payload: bytes,
         headers: Mapping[str, str],
+        http: Mapping[str, str] | None = None,
     ) -> Accepted:
         """Keep the event durably. `headers` are the request's, names in lower case; `session_id` is the one that they
-        name, "" for none. An event that was kept before, under the id that `x-fc-async-task-id` gives, is not kept
-        twice: the answer is the first's. Raises RoostError."""
+        name, "" for none; `http` is what the function sees of a request to its own address. An event
+        that was kept before, under the id that `x-fc-async-task-id` gives, is not kept twice: the answer is the
+        first's. Raises RoostError."""
         ...

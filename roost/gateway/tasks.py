@@ -9,19 +9,21 @@ from collections.abc import Mapping
 
 from roost.functions.tasks.policy import Kind, Run
 from roost.functions.tasks.ports import Order
+from roost.functions.tasks.tapes import Tape
 from roost.gateway.call import Call
 from roost.gateway.connection import BodySink, ClientConnection, ClientGone, Request
 from roost.gateway.faults import Answer
 from roost.gateway.fields import line
-from roost.gateway.head import END, Field, RequestHead, ResponseHead, parse_response
+from roost.gateway.head import END, BadMessage, Field, RequestHead, ResponseHead, parse_response
 from roost.gateway.invoke import Invoker
-from roost.gateway.routes import Event
+from roost.gateway.routes import Event, Http
+from roost.gateway.task_reply import TaskBody, body_of
 from roost.model.function import FunctionSpec
+from roost.model.task import Task
 from roost.model.usage import Outcome
 
 #: Function Compute: what a task returns is kept up to 1 MB. Of a longer result nothing is: a part of it means nothing.
 MAX_RESULT = 1 << 20
-_MAX_HEAD = 64 * 1024
 #: For a function to end that is broken off.
 _LET_GO_S = 3.0
 _FAULTS = {Outcome.FUNCTION_ERROR: Kind.FAULT, Outcome.TIMEOUT: Kind.FAULT, Outcome.THROTTLED: Kind.TROUBLE}
@@ -49,15 +51,20 @@ class _Nobody(ClientConnection):
 
 
 class TaskRequest(Request):
-    """A request whose body is at hand and whose reply is collected, up to MAX_RESULT."""
+    """A request whose body is at hand. Of its reply, what comes bit by bit goes to the tape of its task, if it is one's,
+    and the result is collected, up to MAX_RESULT."""
 
-    __slots__ = ("_pieces", "_size", "answer", "broken", "payload")
+    __slots__ = ("_body", "_head", "_order", "_pieces", "_size", "answer", "broken", "payload", "reply_head")
 
-    def __init__(self, head: RequestHead) -> None:
+    def __init__(self, head: RequestHead, order: Order | None = None) -> None:
         super().__init__(head, _Nobody())
         self.payload = b""
         self.answer: Answer | None = None  # of Roost itself
         self.broken = False  # what was collected is not all
+        self.reply_head: ResponseHead | None = None
+        self._order = order
+        self._head = b""  # as far as it has come
+        self._body: TaskBody | None = None  # of a reply that is more than its result
         self._pieces: list[bytes] = []
         self._size = 0
 
@@ -72,11 +79,26 @@ class TaskRequest(Request):
 
     def write(self, data: bytes) -> None:
         self.answered = True
+        if self.reply_head is None:
+            head, mark, data = (self._head + data).partition(END)
+            self._head = head + mark
+            if not mark:
+                return
+            self.reply_head = parse_response(self._head)
+            if self._order is not None:
+                self._body = body_of(self.reply_head, _Late(self._order, self))
+        if data and self._body is not None:
+            try:
+                data = self._body.feed(data)
+            except BadMessage:
+                self.broken = True
+                self.lose(ClientGone())
+                return
         self._size += len(data)
-        if self._size <= MAX_RESULT + _MAX_HEAD:
+        if self._size <= MAX_RESULT:
             self._pieces.append(data)
         else:
-            self._pieces[1:] = []  # the head is in the first
+            self._pieces.clear()
 
     def finish(self, *, keep_alive: bool) -> None:
         """Nothing waits for the end but whoever runs this."""
@@ -87,13 +109,48 @@ class TaskRequest(Request):
     def abort(self) -> None:
         self.broken = True
 
-    def collected(self) -> tuple[ResponseHead | None, bytes | None]:
-        """The function's reply; its body is None when it was too long."""
-        head, mark, body = b"".join(self._pieces).partition(END)
-        if not mark:
-            return None, None
-        whole = self._size <= MAX_RESULT + _MAX_HEAD and len(body) <= MAX_RESULT
-        return parse_response(head + mark), body if whole else None
+    @property
+    def whole(self) -> bool:
+        """The reply came to its end."""
+        return self.reply_head is not None and not self.broken and (self._body is None or self._body.whole)
+
+    @property
+    def fault(self) -> bytes | None:
+        """The function's own, where it was known only after the reply had begun."""
+        return self._body.fault if self._body is not None else None
+
+    @property
+    def result(self) -> bytes | None:
+        """None when it was too long."""
+        given = self._body.result if self._body is not None else None
+        if given is not None:
+            return given if len(given) <= MAX_RESULT else None
+        return b"".join(self._pieces) if self._size <= MAX_RESULT else None
+
+
+class _Late:
+    """The task's tape, which is made when the first thing is put on it."""
+
+    def __init__(self, order: Order, request: TaskRequest) -> None:
+        self._order = order
+        self._request = request
+
+    def write(self, data: bytes) -> None:
+        self._tape().write(data)
+
+    def progress(self, data: bytes) -> None:
+        self._tape().progress(data)
+
+    def _tape(self) -> Tape:
+        tape = self._order.tape
+        if tape is None:
+            tape = self._order.tape = self._order.record()
+            tape.on_room = self._room
+        return tape
+
+    def _room(self, there_is: bool) -> None:
+        if self._request.on_writable is not None:
+            self._request.on_writable(there_is)
 
 
 class TaskRunner:
@@ -104,16 +161,17 @@ class TaskRunner:
 
     async def run(self, order: Order) -> Run:
         task = order.task
-        request = TaskRequest(_head(task.fields))
+        route = _route(task)
+        request = TaskRequest(_head(task.fields), order)
         call = Call(
             request=request,
-            route=Event(task.function, task.qualifier),
+            route=route,
             id=task.request_id,
             began=time.perf_counter(),
             started=time.time(),
             spec=order.spec,
             task_id=task.id,
-            session=self._invoker.plan(order.spec, request.head),
+            session=self._invoker.plan(order.spec, request.head, route.target if isinstance(route, Http) else None),
         )
 
         async def begin(instance_id: str) -> None:
@@ -156,7 +214,7 @@ class TaskRunner:
             began=time.perf_counter(),
             started=time.time(),
             spec=spec,
-            session=self._invoker.plan(spec, request.head),
+            session=self._invoker.plan(spec, request.head, None),
         )
         work = asyncio.get_running_loop().create_task(self._invoker.run_task(call, spec, begin))
         request.on_gone = lambda: _ignore(work.cancel())
@@ -181,17 +239,16 @@ def _judge(call: Call, request: TaskRequest, *, begun: bool) -> Run:
             kind = Kind.REFUSED if refused else Kind.TROUBLE
         error_type, message = _said(request.answer.body)
         return Run(kind=kind, begun=begun, error_type=error_type, error=message)
-    head, body = request.collected()
-    if head is None or request.broken:
+    if not request.whole or request.reply_head is None:
         return Run(kind=Kind.FAULT, begun=begun, error_type="InvalidResponse", error="The reply broke off.")
-    failed = "x-fc-error-type" in (texts := _texts(head)) or head.status >= 400 or _ours(texts) >= 400
-    if not failed:
-        return Run(kind=Kind.SUCCEEDED, begun=begun, result=body)
-    error_type, message = _said(body or b"")
+    head, result, fault = request.reply_head, request.result, request.fault
+    texts = _texts(head)
+    if fault is None and "x-fc-error-type" not in texts and head.status < 400 and _ours(texts) < 400:
+        return Run(kind=Kind.SUCCEEDED, begun=begun, result=result)
+    error_type, message = _said((result if fault is None else fault) or b"")
     error_type = error_type or texts.get("x-fc-error-type", "") or "FunctionError"
-    return Run(
-        kind=Kind.FAULT, begun=begun, error_type=error_type, error=message or f"status {head.status}", result=body
-    )
+    said = message or f"status {head.status}"
+    return Run(kind=Kind.FAULT, begun=begun, error_type=error_type, error=said, result=result)
 
 
 def _ignore(_: object) -> None:
@@ -220,15 +277,24 @@ def _said(body: bytes) -> tuple[str, str]:
     return str(kind or ""), str(message or "")
 
 
+def _route(task: Task) -> Event | Http:
+    """Of an event, or of a request to the function's own address."""
+    if ":target" not in task.fields:
+        return Event(task.function, task.qualifier)
+    target = task.fields[":target"].encode("latin-1", "replace")
+    return Http(task.function, task.qualifier, task.fields[":prefix"], target)
+
+
 def _head(sent: Mapping[str, str]) -> RequestHead:
-    """What the caller would have sent. HTTP/1.0: the reply comes without chunks."""
+    """What the caller sent, or would have sent. HTTP/1.0: the reply comes without chunks."""
     fields: list[Field] = [
         (name.encode("latin-1"), name.encode("latin-1"), value.encode("latin-1", "replace"))
         for name, value in sent.items()
+        if not name.startswith(":")
     ]
     return RequestHead(
-        method="POST",
-        target=b"/invoke",
+        method=sent.get(":method", "POST"),
+        target=sent.get(":target", "/invoke").encode("latin-1", "replace"),
         fields=fields,
         values={lower: value for lower, _, value in fields},
         http11=False,

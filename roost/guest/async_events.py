@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import threading
 from collections.abc import AsyncGenerator, Callable
 from types import AsyncGeneratorType
 from typing import Any
@@ -16,10 +18,31 @@ from roost.guest.invocation import (
     Output,
     event_of,
     fault_reply,
+    is_fault,
     reply_of,
     stream_head,
     to_piece,
 )
+from roost.guest.task import END, FAULT, FIELDS, OUTPUT, RESULT, Frames, is_task
+
+
+class LoopFrames(Frames):
+    """All of them go out in the loop's thread, wherever they were reported."""
+
+    def __init__(self, exchange: Exchange) -> None:
+        super().__init__(exchange.head, lambda: exchange.framer.start(200, FIELDS), exchange.write_soon)
+        self._loop = asyncio.get_running_loop()
+        self._thread = threading.get_ident()
+
+    def report(self, data: bytes) -> None:
+        if threading.get_ident() == self._thread:
+            super().report(data)
+        else:
+            self._loop.call_soon_threadsafe(self._late, data)
+
+    def _late(self, data: bytes) -> None:
+        with contextlib.suppress(Disconnected):
+            super().report(data)
 
 
 class AsyncEventRunner:
@@ -39,16 +62,40 @@ class AsyncEventRunner:
             await exchange.whole(error.status, [("content-type", "text/plain")], str(error).encode())
             return
         context = self._contexts.make(head)
+        frames: Frames | None = None
+        if is_task(head):
+            frames = LoopFrames(exchange)
+            context.task = frames.task
         request_id.set(head.request_id)
         self._output.begin(head)
         try:
             outcome = await self._call(exchange, body, context)
             if not isinstance(outcome, Reply):
-                await self._stream(exchange, outcome)
+                if frames is not None:
+                    await self._framed(exchange, frames, outcome)
+                else:
+                    await self._stream(exchange, outcome)
                 return
         finally:
             self._output.end_soon(head, exchange.later)
-        await exchange.whole(outcome.status, outcome.headers, outcome.body)
+        if frames is not None and frames.close():
+            frames.put(FAULT if is_fault(outcome) else RESULT, outcome.body)
+            await exchange.end()
+        else:
+            await exchange.whole(outcome.status, outcome.headers, outcome.body)
+
+    async def _framed(self, exchange: Exchange, frames: Frames, items: AsyncGenerator[Any, None]) -> None:
+        """A task's stream."""
+        try:
+            async for item in items:
+                frames.put(OUTPUT, to_piece(item))
+                await exchange.drained()
+            frames.put(END)
+        except BaseException as error:
+            frames.put(FAULT, self._fault(exchange, exchange.head, error).body)
+        finally:
+            await self._close(items)
+        await exchange.end()
 
     async def _call(self, exchange: Exchange, body: bytes, context: Any) -> Reply | AsyncGenerator[Any, None]:
         head = exchange.head
@@ -89,7 +136,10 @@ class AsyncEventRunner:
             if not started:
                 await exchange.whole(reply.status, reply.headers, reply.body)
         finally:
-            try:
-                await items.aclose()
-            except Exception as error:
-                self._output.fault(error)
+            await self._close(items)
+
+    async def _close(self, items: AsyncGenerator[Any, None]) -> None:
+        try:
+            await items.aclose()
+        except Exception as error:
+            self._output.fault(error)

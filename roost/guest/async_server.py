@@ -106,6 +106,10 @@ class Exchange:
     async def write(self, data: bytes) -> None:
         await self._send(self.framer.write(data))
 
+    def write_soon(self, data: bytes) -> None:
+        """As `write`, without waiting for room. Raises Disconnected."""
+        self.put(self.framer.write(data))
+
     async def write_last(self, data: bytes) -> None:
         """`write` and `end`, in one packet if it fits."""
         await self._send(self.framer.last(data))

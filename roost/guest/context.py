@@ -10,6 +10,7 @@ from typing import Any, TextIO
 
 from roost.guest.config import StartConfig
 from roost.guest.http1 import NO_HEAD, Head, Shape
+from roost.guest.task import NO_TASK
 
 #: Of the request that the running code serves; log lines carry it.
 request_id: ContextVar[str] = ContextVar("request_id", default="")
@@ -41,7 +42,8 @@ class Function:
 
 
 class Context:
-    """One invocation's. Beyond Function Compute: the session's and the task's id and folder ("" without one)."""
+    """One invocation's. Beyond Function Compute: the session's and the task's id and folder ("" without one), and
+    `task`, by which an asynchronous task tells of its progress."""
 
     __slots__ = (
         "account_id",
@@ -54,6 +56,7 @@ class Context:
         "request_id",
         "session_dir",
         "session_id",
+        "task",
         "task_dir",
         "task_id",
     )
@@ -84,6 +87,7 @@ class Context:
         self.session_dir = session_dir
         self.task_id = task_id
         self.task_dir = task_dir
+        self.task = NO_TASK
 
     def to_json(self) -> dict[str, Any]:
         """Function Compute's field names; without credentials, since it is made for logs."""

@@ -40,6 +40,11 @@ def fault_reply(head: Head, error: BaseException) -> Reply:
     )
 
 
+def is_fault(reply: Reply) -> bool:
+    """It was made by `fault_reply`."""
+    return ("x-fc-error-type", FAULT) in reply.headers
+
+
 def stream_head(head: Head, first: object) -> tuple[Reply, bytes, bool]:
     """From a stream's first item: status and headers, the first bytes, whether the head goes out ahead of them.
 

@@ -16,10 +16,12 @@ from roost.guest.invocation import (
     Output,
     event_of,
     fault_reply,
+    is_fault,
     reply_of,
     stream_head,
     to_piece,
 )
+from roost.guest.task import END, FAULT, FIELDS, OUTPUT, RESULT, Frames, is_task
 
 
 class EventRunner:
@@ -39,16 +41,41 @@ class EventRunner:
             writer.whole(error.status, [("content-type", "text/plain")], str(error).encode())
             return False
         context = self._contexts.make(head)
+        frames: Frames | None = None
+        if is_task(head):
+            frames = Frames(head, lambda: writer.start(200, FIELDS), writer.write)
+            context.task = frames.task
         request_id.set(head.request_id)
         self._output.begin(head)
         try:
             outcome = self._call(head, body, context)
             if not isinstance(outcome, Reply):
+                if frames is not None:
+                    self._framed(frames, head, outcome)
+                    writer.end()
+                    return writer.framer.keep_alive
                 return self._stream(writer, head, outcome)
         finally:
             self._output.end(head)
-        writer.whole(outcome.status, outcome.headers, outcome.body)
+        if frames is not None and frames.close():
+            frames.put(FAULT if is_fault(outcome) else RESULT, outcome.body)
+            writer.end()
+        else:
+            writer.whole(outcome.status, outcome.headers, outcome.body)
         return writer.framer.keep_alive
+
+    def _framed(self, frames: Frames, head: Head, items: Generator[Any, None, None]) -> None:
+        """A task's stream."""
+        try:
+            for item in items:
+                frames.put(OUTPUT, to_piece(item))
+            frames.put(END)
+        except Cancelled:
+            raise
+        except BaseException as error:
+            frames.put(FAULT, self._fault(head, error).body)
+        finally:
+            self._close(items)
 
     def _call(self, head: Head, body: bytes, context: Any) -> Reply | Generator[Any, None, None]:
         try:

@@ -6,7 +6,7 @@ import contextlib
 import json
 import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -37,13 +37,16 @@ class Adoption:
         self._book = book
         self._roster = roster
 
-    async def run(self) -> int:
-        """Take over instances that outlived an earlier server; end those that can't be owned. How many were adopted."""
+    async def run(self, *, unsettled: Container[str] = ()) -> int:
+        """Take over instances that outlived an earlier server; end those that can't be owned. How many were adopted.
+
+        `unsettled`: ids of those whose requests must be over before they are up.
+        """
         self._roster.run_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         adopted: set[str] = set()
         for file in sorted(self._roster.run_dir.glob("*/handle.json")):
             try:
-                if id := await self._adopt_one(_read_handle(file)):
+                if id := await self._adopt_one(_read_handle(file), unsettled):
                     adopted.add(id)
             except (RoostError, OSError, LookupError, TypeError, AttributeError) as error:
                 log.warning("%s: what it tells of is not adopted: %s", file, error)
@@ -56,7 +59,7 @@ class Adoption:
                 shutil.rmtree(directory, ignore_errors=True)
         return len(adopted)
 
-    async def _adopt_one(self, handle: dict[str, Any]) -> str:
+    async def _adopt_one(self, handle: dict[str, Any], unsettled: Container[str]) -> str:
         about = handle.get("instance", {})
         room = await self._roster.around.driver.recover(handle["room"]) if about else None
         if room is None:
@@ -76,7 +79,9 @@ class Adoption:
                     # The files of a session's own instance are in use there, whatever was noted of it since.
                     if session or (known.instance_id == instance.id and known.state is SessionState.ACTIVE):
                         self._roster.pin(known.key, instance)
-                self._roster.run(instance, adopt=room)
+                if session is not None and session.state is SessionState.PAUSED:
+                    instance.pause_once_up(memory=True)
+                self._roster.run(instance, adopt=room, unsettled=instance.id in unsettled)
                 return instance.id
         await room.destroy()
         return ""

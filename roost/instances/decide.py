@@ -32,6 +32,7 @@ class View:
     exited: bool = False
     held: bool = False  # frozen until it is let go, whoever has a lease
     pause_wanted: bool = False
+    keep_memory: bool = False  # of a pause: frozen until it is resumed
     stop_wanted: StopReason | None = None
     stop_deadline: float = float("inf")  # when a wanted stop no longer waits for leases
 
@@ -65,7 +66,14 @@ def decide(view: View, now: float) -> Decision:
         # Leases come and go without waking the instance's task; it looks again when it could have become idle.
         return Decision(action=Action.WAIT, wake_at=now + max(view.idle.freeze_after_s, 0.05))
     if view.pause_wanted:
-        return Decision(action=Action.FREEZE if view.state is State.READY else Action.PAUSE)
+        if view.state is State.READY:
+            return Decision(action=Action.FREEZE)
+        return Decision(action=Action.WAIT if view.keep_memory else Action.PAUSE)
+    return _when_idle(view, now)
+
+
+def _when_idle(view: View, now: float) -> Decision:
+    """Nobody wants anything of it: frozen after a while, stopped after another."""
     stop_at = float("inf") if view.kept else view.idle_since + view.idle.stop_after_s
     if now >= stop_at:
         return Decision(action=Action.STOP, reason=StopReason.IDLE)
@@ -74,7 +82,7 @@ def decide(view: View, now: float) -> Decision:
         if now >= freeze_at:
             return Decision(action=Action.FREEZE)
         return Decision(action=Action.WAIT, wake_at=min(freeze_at, stop_at))
-    if now < freeze_at:  # it was frozen to be held, and is held no longer
+    if now < freeze_at:  # it was frozen to be held or paused, and is so no longer
         return Decision(action=Action.THAW)
     return Decision(action=Action.WAIT, wake_at=stop_at)
 

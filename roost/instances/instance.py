@@ -120,6 +120,7 @@ class Instance:
         self._stop_wanted: StopReason | None = None
         self._stop_deadline = float("inf")
         self._pause_wanted = False
+        self._keep_memory = False  # of that pause
         self._resume_wanted = False
         self._held = False
         self._restarting = False
@@ -164,6 +165,7 @@ class Instance:
             self._ledger.idle(self._around.clock())
             if self._stop_wanted or self._pause_wanted:
                 self._wake.set()
+                self._settled.set()  # who waits for a pause looks again: it may be frozen already
         self._on_free(self)
 
     async def thawed(self) -> None:
@@ -199,20 +201,46 @@ class Instance:
         self.spec = spec
         self._wake.set()
 
-    async def pause(self) -> None:
-        """Keep the files, let go of memory and processes. Raises what ended it instead."""
-        self._pause_wanted = True
-        self._wake.set()
+    @property
+    def paused(self) -> bool:
+        """Whether it takes no request until it is resumed."""
+        return self.state is State.PAUSED or self.paused_in_memory
+
+    @property
+    def paused_in_memory(self) -> bool:
+        """Whether it is paused with memory and processes."""
+        return self.state is State.FROZEN and self._pause_wanted and self._keep_memory and self.leases == 0
+
+    async def pause(self, *, memory: bool = False) -> None:
+        """When the last lease has ended, keep the files alone, or, frozen, memory and processes too.
+
+        Raises Unavailable if it does not freeze (it runs on then), or what ended it instead.
+        """
+        self.pause_once_up(memory=memory)
         try:
-            await self._until(lambda: self.state is State.PAUSED and self.room is None)
+            await self._until(lambda: (self.paused and (memory or self.room is None)) or not self._pause_wanted)
+            async with self._freezing:
+                if not self._pause_wanted:
+                    raise Unavailable("The instance could not be frozen.")
         except asyncio.CancelledError:
-            if self.state is not State.PAUSED:
+            if not self.paused:
                 self._pause_wanted = False
+                self._wake.set()
             raise
+
+    def pause_once_up(self, *, memory: bool) -> None:
+        """The same, without waiting for it; also before `run`."""
+        self._pause_wanted = True
+        self._keep_memory = memory
+        self._wake.set()
 
     async def up(self) -> None:
         """Return once it takes leases. Raises what prevented it."""
         await self._until(lambda: self.state in LEASABLE)
+
+    async def settled(self) -> None:
+        """Return once it is adopted, or made: what an earlier server began is over. Raises what prevented it."""
+        await self._until(lambda: self.state not in (State.STARTING, State.STOPPING))
 
     async def hold(self) -> None:
         """Freeze it, whoever has leases, until it is let go: memory and processes stay. Raises Unavailable if it does
@@ -235,7 +263,7 @@ class Instance:
         await self._until(lambda: self.state is State.READY)
 
     async def resume(self) -> None:
-        """A new room over the kept files. Raises what prevented it."""
+        """End a pause: it runs on, or in a new room over the kept files. Raises what prevented it."""
         self.wake_up()
         await self._until(lambda: self.state in LEASABLE)
 
@@ -243,6 +271,10 @@ class Instance:
         """Have a paused instance resumed, without waiting for it."""
         if self.state is State.PAUSED:
             self._resume_wanted = True
+            self._wake.set()
+        elif self.paused_in_memory:
+            self._pause_wanted = False
+            self._ledger.idle_since = self._around.clock()
             self._wake.set()
 
     async def restart_worker(self) -> bool:
@@ -304,12 +336,16 @@ class Instance:
 
     # --- the task ----------------------------------------------------------------------------------------------
 
-    async def run(self, *, adopt: Room | None = None) -> None:
-        """The whole life, from STARTING to STOPPED. Never raises but for cancellation, which stops it at once."""
+    async def run(self, *, adopt: Room | None = None, unsettled: bool = False) -> None:
+        """The whole life, from STARTING to STOPPED. Never raises but for cancellation, which stops it at once.
+
+        `unsettled`: a request that nobody waits for any more may still run in the room that is adopted, and is to be
+        over before the instance is up.
+        """
         reason = StopReason.START_FAILED
         self.served = adopt is not None  # by an earlier server
         try:
-            await self._come_up(self._adopt(adopt) if adopt else self._boot())
+            await self._come_up(self._adopt(adopt, unsettled) if adopt else self._boot())
             reason = StopReason.EXITED
             self._move(State.READY)
             reason = await self._live()
@@ -368,7 +404,7 @@ class Instance:
                 self.room = making.result()
         return making.result()
 
-    async def _adopt(self, room: Room) -> None:
+    async def _adopt(self, room: Room, unsettled: bool) -> None:
         prepared = await self._around.preparer.prepare(self.spec, self.id, self.session)
         self._prepared = prepared
         self.room = room
@@ -377,6 +413,10 @@ class Instance:
         self._watch(room, link)
         await room.thaw()
         await link.attach(self._around.start_timeout)
+        if unsettled:
+            # A handler may ignore that its caller has gone, and a web server need not even notice.
+            await link.restart(RESTART_TIMEOUT)
+            self._forgotten |= self.sessions
 
     def _new_link(self, room: RoomSpec) -> GuestLink:
         spec, on_output = self.spec, self._around.on_output
@@ -443,6 +483,7 @@ class Instance:
             exited=self._exit is not None,
             held=self._held,
             pause_wanted=self._pause_wanted,
+            keep_memory=self._keep_memory,
             stop_wanted=self._stop_wanted,
             stop_deadline=self._stop_deadline,
         )
@@ -462,7 +503,8 @@ class Instance:
                 return
             except RoostError as error:
                 log.warning("instance %s: %s", self.id, error.message)
-                self._held = False  # who waits for it is told, and it is not tried again and again
+                # Who waits for it is told, and it is not tried again and again.
+                self._held = self._pause_wanted = False
         await self._thaw()
 
     async def _thaw(self) -> None:

@@ -172,9 +172,17 @@ class Roster:
         pool.instances[id] = instance
         return instance
 
-    def run(self, instance: Instance, *, adopt: Room | None = None) -> None:
-        """Let it live, in a room of its own or in one that outlived a server."""
-        self._background.spawn(instance.run(adopt=adopt))
+    def run(self, instance: Instance, *, adopt: Room | None = None, unsettled: bool = False) -> None:
+        """Let it live, in a room of its own or in one that outlived a server. `unsettled`: see `Instance.run`."""
+        self._background.spawn(instance.run(adopt=adopt, unsettled=unsettled))
+
+    async def settled(self, instance_id: str) -> None:
+        """Return when nothing runs there any more that was begun before it was adopted; it may be gone."""
+        for pool in self._pools.values():
+            if (instance := pool.instances.get(instance_id)) is not None:
+                with contextlib.suppress(RoostError):
+                    await instance.settled()
+                return
 
     def pin(self, key: Key, instance: Instance) -> None:
         """The session has this instance from now on."""
@@ -191,7 +199,7 @@ class Roster:
             if instance.free_slots > 0:
                 pool.started()
                 pool.offer(instance)
-            elif instance.state is State.PAUSED:
+            elif instance.paused:
                 _move_on(instance)
             if self._hungry and instance.leases == 0 and _is_up(instance):
                 asyncio.get_running_loop().call_soon(self._feed)

@@ -15,7 +15,7 @@ from roost.model.errors import Conflict
 from roost.model.function import FunctionSpec
 from roost.model.instance import State
 from roost.model.session import Session, SessionState
-from roost.model.usage import InvocationRecord, TransitionRecord
+from roost.model.usage import TransitionRecord
 
 #: Ended instances that are remembered for listings.
 REMEMBERED = 1000
@@ -116,13 +116,15 @@ class SessionService:
         await self._book.end(self._book.get(account, function, session_id), forget=True)
 
     async def pause(self, account: str, function: str, session_id: str, *, files_only: bool) -> tuple[Session, bool]:
-        """The paused session, and whether its memory was kept: no driver of this release can."""
-        session = self._book.get(account, function, session_id)
-        return await self._pauses.pause(session), False
+        """The paused session, and whether memory was kept too. Raises NotFound, Conflict unless it is Active."""
+        session = await self._pauses.pause(self._book.get(account, function, session_id), memory=not files_only)
+        return session, self._pauses.in_memory(session)
 
-    async def resume(self, account: str, function: str, session_id: str) -> Session:
-        """Raises NotFound, Conflict unless it is Paused."""
-        return await self._pauses.resume(self._book.get(account, function, session_id))
+    async def resume(self, account: str, function: str, session_id: str) -> tuple[Session, bool]:
+        """The session, and whether its memory is there. Raises NotFound, Conflict unless it is Paused."""
+        session = self._book.get(account, function, session_id)
+        in_memory = self._pauses.in_memory(session)
+        return await self._pauses.resume(session), in_memory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,15 +140,12 @@ class InstanceView:
 
 
 class InstanceHistory:
-    """Instances that live, and those that ended recently. A sink of the observer."""
+    """Instances that live, and those that ended recently. A sink of transitions."""
 
     def __init__(self, roster: Roster) -> None:
         self._roster = roster
         self._ended: deque[tuple[str, str, InstanceView]] = deque(maxlen=REMEMBERED)
         self._born: dict[str, float] = {}
-
-    def invocation(self, record: InvocationRecord) -> None:
-        """Not of interest here."""
 
     def transition(self, record: TransitionRecord) -> None:
         """Remember instances that end."""

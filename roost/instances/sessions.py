@@ -43,7 +43,10 @@ def new_session_id() -> str:
 
 
 class SessionBook:
-    """All sessions by (account, function, id). `ended(session)` is called once when one expires or is deleted."""
+    """All sessions by (account, function, id). `ended(session)` is called once when one expires or is deleted.
+
+    `idle(session)` is called when one that is to be paused after its idle timeout has reached it.
+    """
 
     def __init__(
         self,
@@ -51,11 +54,13 @@ class SessionBook:
         *,
         clock: Callable[[], float],
         ended: Callable[[Session], Awaitable[None]],
+        idle: Callable[[Session], Coroutine[Any, Any, None]],
         max_tombstones: int = MAX_TOMBSTONES,
     ) -> None:
         self._store = store
         self._clock = clock
         self._ended = ended
+        self._idle = idle
         self._max_tombstones = max_tombstones
         self._sessions: dict[Key, Session] = {}
         self._stored_use: dict[Key, float] = {}
@@ -189,6 +194,10 @@ class SessionBook:
             self._in_use[key] = left
         self.touch(key)
 
+    def in_use(self, key: Key) -> int:
+        """Requests that have entered."""
+        return self._in_use.get(key, 0)
+
     def touch(self, key: Key) -> None:
         """The session is in use. Memory only; `sweep` stores it now and then."""
         session = self._sessions.get(key)
@@ -234,6 +243,8 @@ class SessionBook:
         if session.state is SessionState.EXPIRED:
             return self._forget(session.key) if now - session.modified > TOMBSTONE_SECONDS else None
         if now >= (replace(session, last_used=now) if session.key in self._in_use else session).expires_at():
+            if session.auto_pause and now < session.created + session.ttl_s:
+                return self._idle(session) if session.state is SessionState.ACTIVE else None
             return self.end(session, forget=False)
         if session.last_used - self._stored_use.get(session.key, 0.0) > TOUCH_INTERVAL:
             return self.save(session)

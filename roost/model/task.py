@@ -63,6 +63,20 @@ class Delivery(StrEnum):
     AT_MOST_ONCE = "atMostOnce"  # it is never started a second time
 
 
+class Busy(StrEnum):
+    """What becomes of a new task when its session has work."""
+
+    REJECT = "reject"
+    ENQUEUE = "enqueue"  # it waits for its turn
+    INTERRUPT = "interrupt"  # the session's other tasks are stopped
+
+
+class SessionBusy(Conflict):
+    """The session has work, and the new task was to be refused then."""
+
+    code = "SessionBusy"
+
+
 class Fenced(Conflict):
     """The task has gone on without the one who wants to move it: another epoch, or another state."""
 
@@ -104,9 +118,10 @@ class Task:
     instance_id: str = ""
     error_type: str = ""
     error: str = ""
-    destination: str = ""  # what became of the destination: "Succeeded", "Failed", or "" when there was none
+    destination: str = ""  # what became of the destination: "Pending", "Succeeded", "Failed"; "" when there was none
     digest: str = ""  # of all that the caller gave
-    fields: Mapping[str, str] = field(default_factory=dict)  # of the request, for the function
+    #: Of the request, for the function; of one to its own address also `:method`, `:prefix` and `:target`.
+    fields: Mapping[str, str] = field(default_factory=dict)
     events: tuple[TaskEvent, ...] = ()
 
     @property
@@ -130,6 +145,16 @@ def check_task_id(value: str) -> str:
             "x-fc-async-task-id: a task id has 1 to 128 letters, digits, '_' or '-' and begins with a letter or '_'."
         )
     return value
+
+
+def check_busy(value: str) -> Busy | None:
+    """`x-roost-task-busy`; None without one. Raises InvalidArgument."""
+    if not value:
+        return None
+    try:
+        return Busy(value.lower())
+    except ValueError:
+        raise InvalidArgument("x-roost-task-busy: 'reject', 'enqueue' or 'interrupt' is expected.") from None
 
 
 def check_delay(value: str) -> int:
@@ -158,11 +183,13 @@ def moved(
         raise Fenced(f"Task {task.id} has been taken over (epoch {task.epoch}, not {epoch}).")
     check_task_transition(task, target)
     event = TaskEvent(state=target, at=now, detail=detail)
-    events = (*task.events, event)
-    if len(events) > MAX_EVENTS:
-        events = (events[0], *events[-(MAX_EVENTS - 1) :])
+    events = _shortened((*task.events, event))
     ended = now if target in FINISHED else 0.0
     return replace(task, state=target, epoch=epoch + fence, events=events, ended=ended, **changes)
+
+
+def _shortened(events: tuple[TaskEvent, ...]) -> tuple[TaskEvent, ...]:
+    return events if len(events) <= MAX_EVENTS else (events[0], *events[-(MAX_EVENTS - 1) :])
 
 
 def begun(task: Task, *, epoch: int, instance_id: str, now: float) -> Task:
@@ -188,15 +215,24 @@ def with_destination(task: Task, taken: bool) -> Task:
     return replace(task, destination="Succeeded" if taken else "Failed")
 
 
-def stopped(task: Task, *, now: float) -> Task:
-    """After a request to stop it: over at once if no worker has it, else Stopping. Raises Fenced when it is over.
+def delivered(task: Task, *, epoch: int, now: float, taken: bool, detail: str) -> Task | None:
+    """After its destination took the event of the end that `epoch` came from, or never will; None if it has gone on."""
+    if epoch != task.epoch or task.destination != "Pending":
+        return None
+    events = _shortened((*task.events, TaskEvent(state=task.state, at=now, detail=detail)))
+    return replace(with_destination(task, taken), events=events)
 
-    Asking again changes nothing.
+
+def stopped(task: Task, *, now: float, by: str = "") -> Task:
+    """After a request to stop it, or `by` a task that interrupts it: over at once if no worker has it, else Stopping.
+
+    Asking again changes nothing. Raises Fenced when it is over.
     """
     if task.state is TaskState.STOPPING:
         return task
     target = TaskState.STOPPING if task.state is TaskState.RUNNING else TaskState.STOPPED
-    return moved(task, target, epoch=task.epoch, now=now, detail="stop was asked for")
+    detail = f"interrupted by task {by}" if by else "stop was asked for"
+    return moved(task, target, epoch=task.epoch, now=now, detail=detail)
 
 
 def redriven(task: Task, *, now: float) -> Task:

@@ -109,16 +109,21 @@ def invoke(
     delay: Annotated[
         int | None, typer.Option("--delay", min=0, max=3600, help="With --async: seconds until it may begin.")
     ] = None,
+    busy: Annotated[
+        str | None,
+        typer.Option("--busy", help="With --async: reject, enqueue or interrupt, when the session has work."),
+    ] = None,
 ) -> None:
     """Call a function with an event and print its reply."""
-    if not asynchronous and (task_id is not None or delay is not None):
-        raise UsageError("--task-id and --delay go with --async.")
+    if not asynchronous and (task_id, delay, busy) != (None, None, None):
+        raise UsageError("--task-id, --delay and --busy go with --async.")
     event = _event(data)
     headers = {"content-type": "application/octet-stream"}
     if asynchronous:
         headers["x-fc-invocation-type"] = "Async"
         headers |= {"x-fc-async-task-id": task_id} if task_id is not None else {}
         headers |= {"x-fc-async-delay": str(delay)} if delay is not None else {}
+        headers |= {"x-roost-task-busy": busy} if busy is not None else {}
     query = {"qualifier": qualifier} if qualifier else {}
     with connect() as client:
         function = client.function(name) or {}

@@ -20,6 +20,10 @@ Port = Annotated[int | None, typer.Option("--port", help="Port to listen on [def
 DataDir = Annotated[
     Path | None, typer.Option("--data-dir", help="Where everything is kept [default: ~/.local/share/roost].")
 ]
+DatabaseUrl = Annotated[
+    str | None,
+    typer.Option("--database", metavar="URL", help="PostgreSQL instead of SQLite (postgresql://user@host/name)."),
+]
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="Settings in TOML.", exists=True, dir_okay=False)]
 Model = Annotated[
     str | None,
@@ -28,7 +32,13 @@ Model = Annotated[
 
 
 def _options(
-    host: str | None, port: int | None, data_dir: Path | None, config: Path | None, model: str | None
+    *,
+    host: str | None,
+    port: int | None,
+    data_dir: Path | None,
+    config: Path | None,
+    model: str | None,
+    database: str | None,
 ) -> ServerOptions:
     if model not in {None, "local"}:
         raise UsageError(
@@ -40,6 +50,7 @@ def _options(
         data_dir=data_dir.absolute() if data_dir else None,
         config=config.absolute() if config else None,
         model=model,
+        database=database,
     )
 
 
@@ -49,10 +60,16 @@ def _become(module: str, arguments: list[str]) -> None:
 
 
 def serve(
-    host: Host = None, port: Port = None, data_dir: DataDir = None, config: ConfigFile = None, model: Model = None
+    *,
+    host: Host = None,
+    port: Port = None,
+    data_dir: DataDir = None,
+    config: ConfigFile = None,
+    model: Model = None,
+    database: DatabaseUrl = None,
 ) -> None:
     """Run the server in the foreground."""
-    options = _options(host, port, data_dir, config, model)
+    options = _options(host=host, port=port, data_dir=data_dir, config=config, model=model, database=database)
     if model:
         os.environ.update(start_local_model())
     # Ctrl-C while Python still imports the server would print a traceback; the server's main unblocks it.
@@ -61,13 +78,19 @@ def serve(
 
 
 def up(
-    host: Host = None, port: Port = None, data_dir: DataDir = None, config: ConfigFile = None, model: Model = None
+    *,
+    host: Host = None,
+    port: Port = None,
+    data_dir: DataDir = None,
+    config: ConfigFile = None,
+    model: Model = None,
+    database: DatabaseUrl = None,
 ) -> None:
     """Start the server in the background, unless it runs already."""
     url, told = address(host, port, config, os.environ)
     # The server runs in another working directory: what is relative in the file is meant from here.
     kept_in = data_directory(data_dir, config, os.environ)
-    options = _options(host, told, kept_in, config, model)
+    options = _options(host=host, port=told, data_dir=kept_in, config=config, model=model, database=database)
     daemon = Daemon(kept_in, url)
     if daemon.healthy():
         typer.echo(f"Roost is running already at {daemon.url}.")

@@ -15,39 +15,49 @@ from roost.sdk.client import Client, function_path
 from roost.sdk.commands_functions import Qualifier, connect
 from roost.sdk.commands_watch import AsJson, console
 from roost.sdk.errors import UsageError
+from roost.sdk.task_watch import Screen, watch
 from roost.sdk.terminal import clean, clock
 
 STATES = ("Enqueued", "Running", "Retrying", "Succeeded", "Failed", "Stopping", "Stopped", "Expired")
-_VERBS = ("show", "stop", "retry")
+_ONE = ("show", "watch", "attach")
+_VERBS = (*_ONE, "stop", "retry")
 _PAGE = 100
-_USAGE = "`roost tasks NAME` lists; `roost tasks show NAME ID` shows one; `stop` and `retry` take one or more ids."
+_USAGE = (
+    "`roost tasks NAME` lists; `show`, `watch` and `attach` NAME ID take one task; `stop` and `retry` one or more ids."
+)
 
 
 def tasks(
     words: Annotated[
-        list[str], typer.Argument(metavar="[show|stop|retry] NAME [ID...]", help="What to do with whose tasks.")
+        list[str],
+        typer.Argument(metavar="[show|watch|attach|stop|retry] NAME [ID...]", help="What to do with whose tasks."),
     ],
     *,
     status: Annotated[
         str | None, typer.Option("--status", help="Only tasks with this status; `retry` without ids: all of them.")
     ] = None,
     prefix: Annotated[str, typer.Option("--prefix", help="Only tasks whose id begins so.")] = "",
+    session: Annotated[str, typer.Option("--session", help="Only tasks of this session.")] = "",
     qualifier: Qualifier = None,
     limit: Annotated[int, typer.Option("--limit", min=1, max=10000, help="How many of the latest.")] = 20,
     as_json: AsJson = False,
 ) -> None:
-    """List a function's asynchronous tasks, show one, stop them or try them again."""
-    wanted = {"status": _status(status), "prefix": prefix, "qualifier": qualifier or ""}
+    """List a function's asynchronous tasks, show one, watch what it does (attach: only what it puts out), stop them or
+    try them again."""
+    wanted = {"status": _status(status), "prefix": prefix, "sessionId": session, "qualifier": qualifier or ""}
     wanted = {name: value for name, value in wanted.items() if value}
     with connect() as client:
         if len(words) == 1:
             _list(client, words[0], wanted, limit, as_json)
             return
         verb, name, *ids = words
-        if verb not in _VERBS or (verb == "show" and len(ids) != 1):
+        if verb not in _VERBS or (verb in _ONE and len(ids) != 1):
             raise UsageError(_USAGE)
         if verb == "show":
             _show(client, name, ids[0], as_json)
+            return
+        if verb in ("watch", "attach"):
+            watch(client, _path(name, ids[0], "/events"), Screen(output_only=verb == "attach", as_json=as_json))
             return
         if not ids and verb == "retry" and status:
             ids = [str(row["taskId"]) for row in _rows(client, name, wanted, 10_000)]
@@ -114,6 +124,7 @@ def _show(client: Client, name: str, id: str, as_json: bool) -> None:
         ("error", " ".join(str(text) for text in (more.get("errorType"), task.get("taskErrorMessage")) if text)),
         ("destination", task.get("destinationStatus")),
         ("payload", task.get("taskPayload")),
+        ("progress", json.dumps(more["progress"]) if "progress" in more else None),
         ("result", task.get("returnPayload")),
     )
     for label, value in lines:

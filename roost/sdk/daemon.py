@@ -34,10 +34,17 @@ class ServerOptions:
     data_dir: Path | None = None
     config: Path | None = None
     model: str | None = None
+    database: str | None = None
 
     def arguments(self) -> list[str]:
         """As the server's own command line takes them."""
-        given = {"--host": self.host, "--port": self.port, "--data-dir": self.data_dir, "--config": self.config}
+        given = {
+            "--host": self.host,
+            "--port": self.port,
+            "--data-dir": self.data_dir,
+            "--config": self.config,
+            "--database": self.database,
+        }
         return [part for option, value in given.items() if value is not None for part in (option, str(value))]
 
     def command(self) -> list[str]:

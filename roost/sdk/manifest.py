@@ -57,7 +57,7 @@ KEYS: dict[str, dict[str, Kind]] = {
     "pre_stop": {"handler": str, "command": STRINGS, "timeout": int},
     "scaling": {"min": int, "max": int},
     "idle": {"freeze_after": NUMBER, "stop_after": NUMBER},
-    "async": {"retries": int, "max_age": int, "delivery": str, "on_success": str, "on_failure": str},
+    "async": {"retries": int, "max_age": int, "delivery": str, "busy": str, "on_success": str, "on_failure": str},
     "volumes": {"name": str, "path": str, "target": str, "read_only": bool},
     "triggers": {
         "name": str,
@@ -79,6 +79,7 @@ AFFINITIES = {
     "mcp-sse": "MCP_SSE",
     "mcp-http": "MCP_STREAMABLE_HTTP",
 }
+BUSY = ("reject", "enqueue", "interrupt")
 DELIVERIES = {"at-least-once": "atLeastOnce", "at-most-once": "atMostOnce"}
 #: Fields of a function that roost.toml is the truth of: what it does not say goes back to the server's default.
 MANAGED = (
@@ -142,9 +143,10 @@ def validate(parsed: Mapping[str, Any]) -> None:
         elif kinds:
             _check_table(table, value)
     _check_meaning(parsed)
-    delivery = (parsed.get("async") or {}).get("delivery", "at-least-once")
-    if delivery not in DELIVERIES:
-        raise UsageError(f"`async.delivery` is {delivery!r}; it can be {', '.join(map(repr, DELIVERIES))}.")
+    words = parsed.get("async") or {}
+    for key, known in (("delivery", tuple(DELIVERIES)), ("busy", BUSY)):
+        if key in words and words[key] not in known:
+            raise UsageError(f"`async.{key}` is {words[key]!r}; it can be {', '.join(map(repr, known))}.")
 
 
 def _check_table(table: str, values: Mapping[str, Any]) -> None:
@@ -306,8 +308,10 @@ def to_async_config(parsed: Mapping[str, Any]) -> dict[str, Any] | None:
     for key, field in (("retries", "maxAsyncRetryAttempts"), ("max_age", "maxAsyncEventAgeInSeconds")):
         if key in table:
             config[field] = table[key]
-    if "delivery" in table:
-        config["roost"] = {"delivery": DELIVERIES[table["delivery"]]}
+    ours = {"delivery": DELIVERIES[table["delivery"]]} if "delivery" in table else {}
+    ours |= {"busy": table["busy"]} if "busy" in table else {}
+    if ours:
+        config["roost"] = ours
     destinations = {
         field: {"destination": table[key]}
         for key, field in (("on_success", "onSuccess"), ("on_failure", "onFailure"))

@@ -75,11 +75,12 @@ def instances(rows: Iterable[Row], functions: Iterable[str], now: float) -> Tabl
 
 def sessions(rows: Iterable[Row], now: float) -> Table:
     """Sessions of one function. `now` is Unix seconds."""
-    table = _table("SESSION", "STATUS", "INSTANCE", "AGE", "CHANGED", "TRIES", "TOOK", "TTL", "IDLE TIMEOUT")
+    table = _table("SESSION", "STATUS", "BUSY", "INSTANCE", "AGE", "CHANGED", "TTL", "IDLE TIMEOUT")
     for row in rows:
         table.add_row(
             _text(row.get("sessionId", "")),
             _text(row.get("sessionStatus", "")),
+            _busy(row.get("roost") or {}),
             _text(row.get("containerId") or ""),
             age(row.get("createdTime"), now),
             age(row.get("lastModifiedTime"), now),
@@ -87,6 +88,12 @@ def sessions(rows: Iterable[Row], now: float) -> Table:
             duration(float(row.get("sessionIdleTimeoutInSeconds") or 0)),
         )
     return table
+
+
+def _busy(more: Row) -> str:
+    """What a session works on."""
+    counts = ((int(more.get(name) or 0), name) for name in ("tasks", "requests"))
+    return ", ".join(f"{count} {name if count > 1 else name[:-1]}" for count, name in counts if count) or "no"
 
 
 def tasks(rows: Iterable[Row], now: float) -> Table:

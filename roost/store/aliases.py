@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
-import sqlite3
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from roost.store.database import Database
+from roost.store.database import Connection, Database
+from roost.store.sql import upsert
+
+_PUT = upsert("aliases", "account, function, name", "version, weights, description, created, modified")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,10 +29,9 @@ class Aliases:
         self._database = database
 
     async def put(self, record: AliasRecord) -> None:
-        def work(connection: sqlite3.Connection) -> None:
+        def work(connection: Connection) -> None:
             connection.execute(
-                "INSERT OR REPLACE INTO aliases"
-                " (account, function, name, version, weights, description, created, modified) VALUES (?,?,?,?,?,?,?,?)",
+                _PUT,
                 (
                     record.account,
                     record.function,
@@ -48,7 +49,7 @@ class Aliases:
     async def delete(self, account: str, function: str, name: str) -> None:
         """With the settings of its qualifier."""
 
-        def work(connection: sqlite3.Connection) -> None:
+        def work(connection: Connection) -> None:
             key = (account, function, name)
             connection.execute("DELETE FROM aliases WHERE account=? AND function=? AND name=?", key)
             connection.execute("DELETE FROM provision WHERE account=? AND function=? AND qualifier=?", key)
@@ -56,7 +57,7 @@ class Aliases:
         await self._database.run(work)
 
     async def list_all(self) -> list[AliasRecord]:
-        def work(connection: sqlite3.Connection) -> list[AliasRecord]:
+        def work(connection: Connection) -> list[AliasRecord]:
             rows = connection.execute(
                 "SELECT account, function, name, version, weights, description, created, modified FROM aliases"
                 " ORDER BY account, function, name"

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import sqlite3
-
-from roost.store.database import Database
+from roost.store.database import Connection, Database
+from roost.store.sql import upsert
 
 
 class Concurrency:
@@ -12,16 +11,13 @@ class Concurrency:
         self._database = database
 
     async def put(self, account: str, function: str, reserved: int) -> None:
-        def work(connection: sqlite3.Connection) -> None:
-            connection.execute(
-                "INSERT OR REPLACE INTO concurrency (account, function, reserved) VALUES (?,?,?)",
-                (account, function, reserved),
-            )
+        def work(connection: Connection) -> None:
+            connection.execute(upsert("concurrency", "account, function", "reserved"), (account, function, reserved))
 
         await self._database.run(work)
 
     async def delete(self, account: str, function: str) -> None:
-        def work(connection: sqlite3.Connection) -> None:
+        def work(connection: Connection) -> None:
             connection.execute("DELETE FROM concurrency WHERE account=? AND function=?", (account, function))
 
         await self._database.run(work)
@@ -29,7 +25,7 @@ class Concurrency:
     async def list_all(self) -> dict[tuple[str, str], int]:
         """(account, function) -> limit."""
 
-        def work(connection: sqlite3.Connection) -> dict[tuple[str, str], int]:
+        def work(connection: Connection) -> dict[tuple[str, str], int]:
             rows = connection.execute("SELECT account, function, reserved FROM concurrency")
             return {(row[0], row[1]): row[2] for row in rows}
 

@@ -1,28 +1,30 @@
-"""One SQLite file, one thread that touches it, and group commit.
+"""The store's database: one thread that touches it, and group commit. What kind it is, its backend knows.
 
-Every statement runs on the writer thread. It takes what has queued up, runs each write in a savepoint of its own, and
-commits once for all of them: a burst of writes costs one sync of the disk. A write is acknowledged only after that
-commit. Reads are rare (at start, everything is loaded into memory), so they take the same way.
+Every statement runs on the writer thread. It takes what has queued up, has the backend run all of it in one
+transaction, and so a burst of writes costs one sync of the disk. A write is acknowledged only after that commit. Reads
+are rare (at start, everything is loaded into memory), so they take the same way.
+
+SQL here is what SQLite and PostgreSQL both understand: `?` for values, `INSERT ... ON CONFLICT`, `RETURNING`, truth as
+0 and 1; no `rowid`, no PRAGMA, no conversion of types.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import copy
 import errno
 import fcntl
 import os
 import queue
-import sqlite3
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
-from roost.model.errors import RoostError, StorageFull, Throttled, Unavailable
-from roost.store.migrate import migrate
+from roost.model.errors import RoostError, Throttled, Unavailable
+from roost.store.trouble import of_file
 
 T = TypeVar("T")
 
@@ -32,30 +34,95 @@ QUEUE_LIMIT = 10_000
 BATCH_LIMIT = 500
 
 
+class Cursor(Protocol):
+    """What a statement found or changed."""
+
+    @property
+    def rowcount(self) -> int: ...
+    def fetchone(self) -> Any: ...
+    def fetchall(self) -> list[Any]: ...
+    def __iter__(self) -> Iterator[Any]: ...
+
+
+class Connection(Protocol):
+    """Runs statements in the transaction that is open."""
+
+    def execute(self, sql: str, values: Sequence[Any] = ..., /) -> Cursor: ...
+    def executemany(self, sql: str, rows: Iterable[Sequence[Any]], /) -> object: ...
+
+
+def rows_changed(connection: Connection, cursor: Cursor) -> int:
+    """The plain `then` of a change."""
+    return cursor.rowcount
+
+
 @dataclass(frozen=True, kw_only=True)
-class _Work:
-    run: Callable[[sqlite3.Connection], Any]
-    done: Future[Any]
+class Work:
+    """Statements, of which all take effect or none. May be run more than once; what the last run did counts."""
+
+    run: Callable[[Connection], Any]
     synced: bool
-    single: bool
+    done: Future[Any] = field(default_factory=Future)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Change:
+    """One statement that changes something, and what to make of its cursor."""
+
+    sql: str
+    values: Sequence[Any]
+    then: Callable[[Connection, Cursor], Any]
+    synced: bool
+    done: Future[Any] = field(default_factory=Future)
+
+
+Item = Work | Change
+#: What an item returned, or raised.
+Outcome = tuple[Any, Exception | None]
+
+
+class Backend(Protocol):
+    """One kind of database. Apart from `hurry`, all is called by one thread at a time."""
+
+    def open(self) -> None:
+        """Connect, and bring the schema up to date. Raises RoostError: one sentence for the operator."""
+
+    def commit(self, batch: Sequence[Item]) -> list[Outcome]:
+        """Run all in one transaction; what became of each, once it is committed.
+
+        One that fails is undone by itself. Raises RoostError when nothing of the batch took effect.
+        """
+
+    def tidy(self) -> bool:
+        """Nobody waits: give a little of the unused space back. Whether there is more to do."""
+
+    def hurry(self) -> None:
+        """The store is closing: wait for nothing any more. Called by any thread."""
+
+    def close(self) -> None:
+        """Let go of everything; may be called in any state."""
 
 
 class Database:
-    """The file and its writer thread. Methods are safe from any task of one event loop."""
+    """A backend and its writer thread. Methods are safe from any task of one event loop.
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._queue: queue.Queue[_Work | None] = queue.Queue(maxsize=QUEUE_LIMIT)
+    `lock` is a file that one server at a time holds, whatever its backend: other files of its folder are that server's.
+    """
+
+    def __init__(self, backend: Backend, *, lock: Path) -> None:
+        self._backend = backend
+        self._lock = lock
+        self._queue: queue.Queue[Item | None] = queue.Queue(maxsize=QUEUE_LIMIT)
         self._thread: threading.Thread | None = None
         self._lock_fd = -1
 
     async def open(self) -> None:
-        """Lock, open and migrate the file.
+        """Lock, open and migrate.
 
         Raises Unavailable when another server holds it, when it is damaged, or when a newer Roost made it.
         """
-        connection = await asyncio.to_thread(self._open)
-        self._thread = threading.Thread(target=self._serve, args=(connection,), name="roost-store")
+        await asyncio.to_thread(self._open)
+        self._thread = threading.Thread(target=self._serve, name="roost-store")
         self._thread.start()
 
     async def close(self) -> None:
@@ -63,61 +130,67 @@ class Database:
         thread, self._thread = self._thread, None
         if thread is None:
             return
+        self._backend.hurry()
         await asyncio.to_thread(self._queue.put, None)
         await asyncio.to_thread(thread.join)
         os.close(self._lock_fd)
 
-    async def run(self, work: Callable[[sqlite3.Connection], T], *, synced: bool = True, single: bool = False) -> T:
+    async def run(self, work: Callable[[Connection], T], *, synced: bool = True) -> T:
         """Run `work` on the writer thread inside a transaction; return when it is committed.
 
-        All of `work` takes effect or none of it. `synced` waits for the disk too, so that it outlives a power cut;
-        without it a commit outlives the death of the process only. `single` promises that `work` changes something with
-        one statement at most, which takes effect or none by itself: it then needs no savepoint.
+        All of `work` takes effect or none of it. It may be run again from its beginning (when the transaction that
+        it was part of came to nothing), so it keeps nothing outside. `synced` waits for the disk too, so that it
+        outlives a power cut; without it a commit outlives the death of the process only.
 
         Raises StorageFull, Throttled (the queue is full), Unavailable, or what `work` raises.
         """
+        result: T = await self._submit(Work(run=work, synced=synced))
+        return result
+
+    async def change(
+        self, sql: str, values: Sequence[Any], then: Callable[[Connection, Cursor], T], *, synced: bool = True
+    ) -> T:
+        """Run one statement that changes something; what `then` makes of it, once it is committed.
+
+        The fast way: many changes of many callers cost one exchange with the database. `then` may read, and may be
+        called again as `work` of `run` may. What it raises does not undo the statement: raise where that had no effect.
+        """
+        result: T = await self._submit(Change(sql=sql, values=values, then=then, synced=synced))
+        return result
+
+    async def _submit(self, item: Item) -> Any:
         if self._thread is None:
             raise Unavailable("The store is closed.")
-        item = _Work(run=work, done=Future(), synced=synced, single=single)
         item.done.set_running_or_notify_cancel()  # from here on nobody can cancel it; the writer thread relies on it
         try:
             self._queue.put_nowait(item)
         except queue.Full:
             raise Throttled("Too many changes wait for the disk.", retry_after=1.0) from None
         # Shielded: a caller that is cancelled must not cancel a write that others share a commit with.
-        result: T = await asyncio.shield(asyncio.wrap_future(item.done))
-        return result
+        return await asyncio.shield(asyncio.wrap_future(item.done))
 
-    def _open(self) -> sqlite3.Connection:
-        self._lock_fd = _lock(self._path.with_name(self._path.name + ".lock"))
-        connection: sqlite3.Connection | None = None
+    def _open(self) -> None:
+        self._lock_fd = _lock(self._lock)
         try:
-            connection = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False, timeout=5.0)
-            self._path.chmod(0o600)
-            connection.execute("PRAGMA journal_mode=WAL")
-            connection.execute("PRAGMA foreign_keys=ON")
-            connection.execute("PRAGMA synchronous=FULL")
-            migrate(connection)
-        except BaseException as error:
-            if connection is not None:
-                connection.close()
+            self._backend.open()
+        except BaseException:
+            self._backend.close()
             os.close(self._lock_fd)
-            if isinstance(error, sqlite3.Error | OSError):
-                raise _translate(error, self._path) from error
             raise
-        return connection
 
-    def _serve(self, connection: sqlite3.Connection) -> None:
+    def _serve(self) -> None:
         try:
             while (first := self._queue.get()) is not None:
                 batch, ended = self._gather(first)
-                self._commit(connection, batch)
+                self._settle(batch)
                 if ended:
                     break
+                while self._queue.empty() and self._backend.tidy():
+                    pass
         finally:
-            connection.close()
+            self._backend.close()
 
-    def _gather(self, first: _Work) -> tuple[list[_Work], bool]:
+    def _gather(self, first: Item) -> tuple[list[Item], bool]:
         batch = [first]
         while len(batch) < BATCH_LIMIT:
             try:
@@ -129,43 +202,19 @@ class Database:
             batch.append(item)
         return batch, False
 
-    def _commit(self, connection: sqlite3.Connection, batch: list[_Work]) -> None:
-        outcomes: list[tuple[_Work, Any, BaseException | None]] = []
+    def _settle(self, batch: list[Item]) -> None:
         try:
-            synced = any(item.synced for item in batch)
-            connection.execute(f"PRAGMA synchronous={'FULL' if synced else 'NORMAL'}")
-            connection.execute("BEGIN IMMEDIATE")
-            outcomes.extend(self._attempt(connection, item) for item in batch)
-            connection.execute("COMMIT")
+            outcomes = self._backend.commit(batch)
         except Exception as error:
-            with contextlib.suppress(sqlite3.Error):
-                connection.execute("ROLLBACK")
             for item in batch:
-                item.done.set_exception(_translate(error, self._path))
+                # Each caller its own: a traceback grows where it is raised.
+                item.done.set_exception(copy.copy(error) if isinstance(error, RoostError) else error)
             return
-        for item, result, fault in outcomes:
+        for item, (result, fault) in zip(batch, outcomes, strict=True):
             if fault is None:
                 item.done.set_result(result)
             else:
                 item.done.set_exception(fault)
-
-    def _attempt(self, connection: sqlite3.Connection, item: _Work) -> tuple[_Work, Any, BaseException | None]:
-        if not item.single:
-            connection.execute("SAVEPOINT work")
-        try:
-            result = item.run(connection)
-        except Exception as error:
-            if not connection.in_transaction:
-                # SQLite has rolled everything back by itself (a full disk does that): the whole batch fails.
-                raise
-            if not item.single:
-                connection.execute("ROLLBACK TO work")
-                connection.execute("RELEASE work")
-            known = isinstance(error, sqlite3.Error | OSError)
-            return item, None, _translate(error, self._path) if known else error
-        if not item.single:
-            connection.execute("RELEASE work")
-        return item, result, None
 
 
 def _lock(path: Path) -> int:
@@ -173,27 +222,12 @@ def _lock(path: Path) -> int:
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
-        raise _translate(error, path) from error
+        raise of_file(error, path) from error
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         os.close(descriptor)
         if error.errno != errno.EWOULDBLOCK:
-            raise _translate(error, path) from error
+            raise of_file(error, path) from error
         raise Unavailable(f"Another Roost uses the data directory {path.parent}.") from error
     return descriptor
-
-
-def _translate(error: Exception, path: Path) -> RoostError:
-    if isinstance(error, OSError):
-        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
-            return StorageFull(f"No room left on the disk of {path.parent}.")
-        return Unavailable(f"Can't use {path}: {error.strerror}.")
-    code = getattr(error, "sqlite_errorcode", None)
-    if code == sqlite3.SQLITE_FULL:
-        return StorageFull(f"No room left on the disk of {path.parent}.")
-    if code in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}:
-        return Unavailable(f"Another program holds {path} locked.")
-    if code in {sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT}:
-        return Unavailable(f"{path} is damaged or not a Roost store: {error}.")
-    return Unavailable(f"The store {path} failed: {error}.")

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import sqlite3
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from roost.store.database import Database
+from roost.store.database import Connection, Database
 
 _COLUMNS = (
     "account, name, id, config, code_digest, code_size, code_checksum, layers, restriction, last_version,"
@@ -41,7 +40,7 @@ class Functions:
     async def put(self, record: FunctionRecord) -> None:
         """Create or replace; everything else of the function stays."""
 
-        def work(connection: sqlite3.Connection) -> None:
+        def work(connection: Connection) -> None:
             connection.execute(
                 f"INSERT INTO functions ({_COLUMNS}) VALUES (?,?,?,?,?,?,?,?,?,?,?,?)"  # noqa: S608
                 " ON CONFLICT (account, name) DO UPDATE SET config=excluded.config, code_digest=excluded.code_digest,"
@@ -55,14 +54,14 @@ class Functions:
     async def delete(self, account: str, name: str) -> None:
         """With its versions, aliases, triggers, limits and tags."""
 
-        def work(connection: sqlite3.Connection) -> None:
+        def work(connection: Connection) -> None:
             connection.execute("DELETE FROM functions WHERE account=? AND name=?", (account, name))
             connection.execute("DELETE FROM tags WHERE account=? AND kind='function' AND name=?", (account, name))
 
         await self._database.run(work)
 
     async def list_all(self) -> list[FunctionRecord]:
-        def work(connection: sqlite3.Connection) -> list[FunctionRecord]:
+        def work(connection: Connection) -> list[FunctionRecord]:
             rows = connection.execute(f"SELECT {_COLUMNS} FROM functions ORDER BY account, name")  # noqa: S608
             return [_record(row) for row in rows]
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import sqlite3
 from dataclasses import dataclass
 
-from roost.store.database import Database
+from roost.store.database import Connection, Database
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +41,7 @@ class Layers:
     async def publish(self, record: LayerRecord) -> None:
         """Add the version and move the layer's counter to it, together."""
 
-        def work(connection: sqlite3.Connection) -> None:
+        def work(connection: Connection) -> None:
             connection.execute(
                 "INSERT INTO layer_names (account, name, last_version) VALUES (?,?,?)"
                 " ON CONFLICT (account, name) DO UPDATE SET last_version=excluded.last_version",
@@ -68,7 +67,7 @@ class Layers:
         await self._database.run(work)
 
     async def set_public(self, account: str, name: str, public: bool) -> None:
-        def work(connection: sqlite3.Connection) -> None:
+        def work(connection: Connection) -> None:
             connection.execute(
                 "UPDATE layer_names SET public=? WHERE account=? AND name=?", (int(public), account, name)
             )
@@ -76,21 +75,21 @@ class Layers:
         await self._database.run(work)
 
     async def delete(self, account: str, name: str, version: int) -> None:
-        def work(connection: sqlite3.Connection) -> None:
+        def work(connection: Connection) -> None:
             key = (account, name, version)
             connection.execute("DELETE FROM layers WHERE account=? AND name=? AND version=?", key)
 
         await self._database.run(work)
 
     async def list_names(self) -> list[LayerName]:
-        def work(connection: sqlite3.Connection) -> list[LayerName]:
+        def work(connection: Connection) -> list[LayerName]:
             rows = connection.execute("SELECT account, name, public, last_version FROM layer_names")
             return [LayerName(account=r[0], name=r[1], public=bool(r[2]), last_version=r[3]) for r in rows]
 
         return await self._database.run(work, synced=False)
 
     async def list_all(self) -> list[LayerRecord]:
-        def work(connection: sqlite3.Connection) -> list[LayerRecord]:
+        def work(connection: Connection) -> list[LayerRecord]:
             rows = connection.execute(
                 "SELECT account, name, version, description, license, runtimes, code_digest, code_size,"
                 " code_checksum, created FROM layers ORDER BY account, name, version"

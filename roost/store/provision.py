@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-import sqlite3
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from roost.store.database import Database
+from roost.store.database import Connection, Database
+from roost.store.sql import upsert
+
+_PUT = upsert("provision", "account, function, qualifier, kind", "config, created, modified")
 
 
 class QualifierKind(StrEnum):
@@ -36,10 +38,9 @@ class Provision:
         self._database = database
 
     async def put(self, record: QualifierRecord) -> None:
-        def work(connection: sqlite3.Connection) -> None:
+        def work(connection: Connection) -> None:
             connection.execute(
-                "INSERT OR REPLACE INTO provision"
-                " (account, function, qualifier, kind, config, created, modified) VALUES (?,?,?,?,?,?,?)",
+                _PUT,
                 (
                     record.account,
                     record.function,
@@ -54,7 +55,7 @@ class Provision:
         await self._database.run(work)
 
     async def delete(self, account: str, function: str, qualifier: str, kind: QualifierKind) -> None:
-        def work(connection: sqlite3.Connection) -> None:
+        def work(connection: Connection) -> None:
             connection.execute(
                 "DELETE FROM provision WHERE account=? AND function=? AND qualifier=? AND kind=?",
                 (account, function, qualifier, kind.value),
@@ -63,7 +64,7 @@ class Provision:
         await self._database.run(work)
 
     async def list_all(self) -> list[QualifierRecord]:
-        def work(connection: sqlite3.Connection) -> list[QualifierRecord]:
+        def work(connection: Connection) -> list[QualifierRecord]:
             rows = connection.execute(
                 "SELECT account, function, qualifier, kind, config, created, modified FROM provision"
             )

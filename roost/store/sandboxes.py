@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import sqlite3
 from dataclasses import dataclass, fields
 from typing import Any
 
 from roost.model.sandbox import EndedSandbox, PauseMode, Sandbox, SandboxState, SandboxVolume
-from roost.store.database import Database
+from roost.store.database import Connection, Database
 from roost.store.records import decode_foundation, decode_limits, encode_foundation, encode_limits
+from roost.store.sql import upsert
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,11 +35,11 @@ class Sandboxes:
         """Both, or neither."""
         row = (sandbox.id, sandbox.account, _encode(sandbox))
 
-        def work(connection: sqlite3.Connection) -> None:
+        def work(connection: Connection) -> None:
             connection.execute("INSERT INTO sandboxes (id, account, data) VALUES (?,?,?)", row)
             if key is not None:
                 connection.execute(
-                    "INSERT OR REPLACE INTO sandbox_keys (account, key, digest, sandbox, at) VALUES (?,?,?,?,?)",
+                    upsert("sandbox_keys", "account, key", "digest, sandbox, at"),
                     (key.account, key.key, key.digest, key.sandbox, key.at),
                 )
 
@@ -49,7 +49,7 @@ class Sandboxes:
         """Does nothing for one that is gone."""
         row = (_encode(sandbox), sandbox.id)
 
-        def work(connection: sqlite3.Connection) -> None:
+        def work(connection: Connection) -> None:
             connection.execute("UPDATE sandboxes SET data=? WHERE id=?", row)
 
         await self._database.run(work, synced=False)
@@ -57,10 +57,10 @@ class Sandboxes:
     async def end(self, ended: EndedSandbox) -> None:
         """It is gone, and that is remembered."""
 
-        def work(connection: sqlite3.Connection) -> None:
+        def work(connection: Connection) -> None:
             connection.execute("DELETE FROM sandboxes WHERE id=?", (ended.id,))
             connection.execute(
-                "INSERT OR REPLACE INTO sandbox_ends (id, account, reason, at) VALUES (?,?,?,?)",
+                upsert("sandbox_ends", "id", "account, reason, at"),
                 (ended.id, ended.account, ended.reason, ended.at),
             )
 
@@ -69,7 +69,7 @@ class Sandboxes:
     async def forget(self, ends: list[str], keys: list[tuple[str, str]]) -> None:
         """Drop memories: ids of ended sandboxes, and (account, key)."""
 
-        def work(connection: sqlite3.Connection) -> None:
+        def work(connection: Connection) -> None:
             connection.executemany("DELETE FROM sandbox_ends WHERE id=?", [(id,) for id in ends])
             connection.executemany("DELETE FROM sandbox_keys WHERE account=? AND key=?", keys)
 
@@ -78,7 +78,7 @@ class Sandboxes:
     async def load(self) -> tuple[list[Sandbox], list[EndedSandbox], list[CreationKey]]:
         """Everything; what is remembered comes oldest first."""
 
-        def work(connection: sqlite3.Connection) -> tuple[list[Sandbox], list[EndedSandbox], list[CreationKey]]:
+        def work(connection: Connection) -> tuple[list[Sandbox], list[EndedSandbox], list[CreationKey]]:
             living = [_decode(row[0]) for row in connection.execute("SELECT data FROM sandboxes ORDER BY id")]
             ends = connection.execute("SELECT id, account, reason, at FROM sandbox_ends ORDER BY at")
             keys = connection.execute("SELECT account, key, digest, sandbox, at FROM sandbox_keys ORDER BY at")

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import sqlite3
 from typing import Any
 
 from roost.model.errors import Conflict
 from roost.model.secret import Secret
-from roost.store.database import Database
+from roost.store.database import Connection, Database
 
 
 class Secrets:
@@ -18,16 +17,15 @@ class Secrets:
     async def create(self, secret: Secret) -> None:
         """Raises Conflict when the account has one of this name."""
 
-        def work(connection: sqlite3.Connection) -> None:
-            try:
-                connection.execute("INSERT INTO secrets (account, id, name, data) VALUES (?,?,?,?)", _row(secret))
-            except sqlite3.IntegrityError as error:
-                raise Conflict(f"A secret named {secret.name!r} exists already.") from error
+        def work(connection: Connection) -> None:
+            insert = "INSERT INTO secrets (account, id, name, data) VALUES (?,?,?,?) ON CONFLICT DO NOTHING"
+            if not connection.execute(insert, _row(secret)).rowcount:
+                raise Conflict(f"A secret named {secret.name!r} exists already.")
 
         await self._database.run(work)
 
     async def replace(self, secret: Secret) -> None:
-        def work(connection: sqlite3.Connection) -> None:
+        def work(connection: Connection) -> None:
             row = (_row(secret)[3], secret.account, secret.name)
             connection.execute("UPDATE secrets SET data=? WHERE account=? AND name=?", row)
 
@@ -36,7 +34,7 @@ class Secrets:
     async def find(self, account: str, selector: str) -> Secret | None:
         """By id or name."""
 
-        def work(connection: sqlite3.Connection) -> Secret | None:
+        def work(connection: Connection) -> Secret | None:
             row = connection.execute(
                 "SELECT account, id, name, data FROM secrets WHERE account=? AND (id=? OR name=?)",
                 (account, selector, selector),
@@ -48,7 +46,7 @@ class Secrets:
     async def list(self, account: str, *, after: str, limit: int) -> list[Secret]:
         """By name."""
 
-        def work(connection: sqlite3.Connection) -> list[Secret]:
+        def work(connection: Connection) -> list[Secret]:
             rows = connection.execute(
                 "SELECT account, id, name, data FROM secrets WHERE account=? AND name>? ORDER BY name LIMIT ?",
                 (account, after, limit),
@@ -58,14 +56,14 @@ class Secrets:
         return await self._database.run(work, synced=False)
 
     async def count(self, account: str) -> int:
-        def work(connection: sqlite3.Connection) -> int:
+        def work(connection: Connection) -> int:
             query = "SELECT count(*) FROM secrets WHERE account=?"
             return int(connection.execute(query, (account,)).fetchone()[0])
 
         return await self._database.run(work, synced=False)
 
     async def delete(self, account: str, id: str) -> None:
-        def work(connection: sqlite3.Connection) -> None:
+        def work(connection: Connection) -> None:
             connection.execute("DELETE FROM secrets WHERE account=? AND id=?", (account, id))
 
         await self._database.run(work)

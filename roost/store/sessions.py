@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import sqlite3
 from dataclasses import fields
 from typing import Any
 
 from roost.model.function import Affinity
 from roost.model.session import Session, SessionState
-from roost.store.database import Database
+from roost.store.database import Connection, Database
+from roost.store.sql import upsert
 
 
 class Sessions:
@@ -24,13 +24,13 @@ class Sessions:
         """Create or replace."""
         row = (*session.key, _encode(session))
 
-        def work(connection: sqlite3.Connection) -> None:
-            connection.execute("INSERT OR REPLACE INTO sessions (account, function, id, data) VALUES (?,?,?,?)", row)
+        def work(connection: Connection) -> None:
+            connection.execute(upsert("sessions", "account, function, id", "data"), row)
 
         await self._database.run(work, synced=False)
 
     async def get(self, account: str, function: str, session_id: str) -> Session | None:
-        def work(connection: sqlite3.Connection) -> Session | None:
+        def work(connection: Connection) -> Session | None:
             row = connection.execute(
                 "SELECT data FROM sessions WHERE account=? AND function=? AND id=?", (account, function, session_id)
             ).fetchone()
@@ -39,14 +39,14 @@ class Sessions:
         return await self._database.run(work, synced=False)
 
     async def delete(self, account: str, function: str, session_id: str) -> None:
-        def work(connection: sqlite3.Connection) -> None:
+        def work(connection: Connection) -> None:
             key = (account, function, session_id)
             connection.execute("DELETE FROM sessions WHERE account=? AND function=? AND id=?", key)
 
         await self._database.run(work, synced=False)
 
     async def list_all(self) -> list[Session]:
-        def work(connection: sqlite3.Connection) -> list[Session]:
+        def work(connection: Connection) -> list[Session]:
             rows = connection.execute("SELECT data FROM sessions ORDER BY account, function, id")
             return [_decode(row[0]) for row in rows]
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import sqlite3
 from typing import Any
 
-from roost.store.database import Database
+from roost.store.database import Connection, Database
+from roost.store.sql import upsert
 
 
 class Settings:
@@ -16,7 +16,7 @@ class Settings:
     async def get(self, name: str) -> Any:
         """The value, or None."""
 
-        def work(connection: sqlite3.Connection) -> Any:
+        def work(connection: Connection) -> Any:
             row = connection.execute("SELECT value FROM settings WHERE name=?", (name,)).fetchone()
             return None if row is None else json.loads(row[0])
 
@@ -26,7 +26,7 @@ class Settings:
         """`value` is anything JSON can hold."""
         text = json.dumps(value)
 
-        def work(connection: sqlite3.Connection) -> None:
-            connection.execute("INSERT OR REPLACE INTO settings (name, value) VALUES (?,?)", (name, text))
+        def work(connection: Connection) -> None:
+            connection.execute(upsert("settings", "name", "value"), (name, text))
 
         await self._database.run(work)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from roost.store.aliases import Aliases
 from roost.store.concurrency import Concurrency
-from roost.store.database import Database
+from roost.store.connect import database
 from roost.store.functions import Functions
 from roost.store.layers import Layers
 from roost.store.provision import Provision
@@ -15,6 +15,8 @@ from roost.store.secrets import Secrets
 from roost.store.sessions import Sessions
 from roost.store.settings import Settings
 from roost.store.tags import Tags
+from roost.store.task_outbox import TaskOutbox
+from roost.store.task_outputs import TaskOutputs
 from roost.store.tasks import Tasks
 from roost.store.template_tags import TemplateTags
 from roost.store.templates import Templates
@@ -30,8 +32,9 @@ class Store:
     no effect then.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._database = Database(path)
+    def __init__(self, path: Path, url: str = "") -> None:
+        """In the file `path`, or in the PostgreSQL database at `url`: the folder of `path` is locked either way."""
+        self._database = database(path, url)
         self.functions = Functions(self._database)
         self.versions = Versions(self._database)
         self.aliases = Aliases(self._database)
@@ -48,6 +51,8 @@ class Store:
         self.templates = Templates(self._database)
         self.settings = Settings(self._database)
         self.tasks = Tasks(self._database)
+        self.task_outputs = TaskOutputs(self._database)
+        self.task_outbox = TaskOutbox(self._database)
 
     async def open(self) -> None:
         """Raises Unavailable when another server uses the data directory or the file can't be used."""

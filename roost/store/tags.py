@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Iterable, Mapping
 
-from roost.store.database import Database
+from roost.store.database import Connection, Database
+from roost.store.sql import upsert
 
 #: (account, kind of resource, its name)
 TagOwner = tuple[str, str, str]
@@ -21,9 +21,9 @@ class Tags:
         """On every owner: set the tags in `put` and remove the keys in `remove`, all or nothing."""
         targets, values, keys = list(owners), dict(put or {}), list(remove or ())
 
-        def work(connection: sqlite3.Connection) -> None:
+        def work(connection: Connection) -> None:
             connection.executemany(
-                "INSERT OR REPLACE INTO tags (account, kind, name, key, value) VALUES (?,?,?,?,?)",
+                upsert("tags", "account, kind, name, key", "value"),
                 [(*owner, key, value) for owner in targets for key, value in values.items()],
             )
             connection.executemany(
@@ -34,7 +34,7 @@ class Tags:
         await self._database.run(work)
 
     async def list_all(self) -> dict[TagOwner, dict[str, str]]:
-        def work(connection: sqlite3.Connection) -> dict[TagOwner, dict[str, str]]:
+        def work(connection: Connection) -> dict[TagOwner, dict[str, str]]:
             found: dict[TagOwner, dict[str, str]] = {}
             rows = connection.execute("SELECT account, kind, name, key, value FROM tags ORDER BY key")
             for account, kind, name, key, value in rows:

@@ -6,7 +6,8 @@ import json
 from operator import attrgetter
 from typing import Any
 
-from roost.model.task import Task, TaskEvent, TaskState
+from roost.model.errors import NotFound
+from roost.model.task import Task, TaskEvent, TaskKey, TaskState
 
 _NAMES = (
     "account", "function", "id", "qualifier", "request_id", "session", "state", "epoch", "attempts", "spared",
@@ -26,7 +27,11 @@ KEY = " WHERE account=? AND function=? AND id=?"
 PENDING = "state IN ('Enqueued', 'Retrying')"
 HELD = "state IN ('Running', 'Stopping')"
 SELECT = f"SELECT {COLUMNS} FROM tasks"  # noqa: S608
-INSERT = f"INSERT INTO tasks ({COLUMNS}, payload) VALUES ({'?, ' * len(_NAMES)}?) ON CONFLICT DO NOTHING"  # noqa: S608
+#: Does nothing when there is such a task, or no such function (whose account and name follow the row).
+INSERT = (
+    f"INSERT INTO tasks ({COLUMNS}, payload) SELECT {'?, ' * len(_NAMES)}?"  # noqa: S608
+    " WHERE EXISTS (SELECT 1 FROM functions WHERE account=? AND name=?) ON CONFLICT DO NOTHING"
+)
 _SET = ", ".join(f"{name}=?" for name in _CHANGING)
 UPDATE = f"UPDATE tasks SET {_SET}{KEY}"  # noqa: S608
 #: Of a record that is as its author knows it: equal epoch and state mean that nobody else has moved it.
@@ -58,3 +63,7 @@ def to_task(row: tuple[Any, ...]) -> Task:
         TaskEvent(state=TaskState(state), at=at, detail=detail) for state, at, detail in json.loads(values["events"])
     )
     return Task(**values)
+
+
+def no_task(key: TaskKey) -> NotFound:
+    return NotFound(f"Function {key[1]} has no task {key[2][:140]!r}.", code="AsyncTaskNotFound")

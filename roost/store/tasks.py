@@ -6,15 +6,15 @@ one transaction. A write that names an epoch raises Fenced when the task has gon
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from roost.model import task as model
-from roost.model.errors import Conflict, InvalidArgument, NotFound
-from roost.model.task import Task, TaskKey, TaskState, Verdict
-from roost.store.database import Database
+from roost.model.errors import Conflict, InvalidArgument, NotFound, RoostError
+from roost.model.task import Busy, SessionBusy, Task, TaskKey, TaskState, Verdict
+from roost.store.database import Connection, Cursor, Database, rows_changed
+from roost.store.task_outbox import Letter, post
 from roost.store.task_rows import (
     CLAIM,
     COLUMNS,
@@ -25,6 +25,7 @@ from roost.store.task_rows import (
     SELECT,
     UPDATE,
     UPDATE_KNOWN,
+    no_task,
     to_changes,
     to_row,
     to_task,
@@ -44,6 +45,7 @@ class TaskFilter:
     state: TaskState | None = None
     prefix: str = ""
     qualifier: str | None = None
+    session: str | None = None
     started_from: float | None = None
     started_to: float | None = None
     descending: bool = True
@@ -72,22 +74,74 @@ class Tally:
     oldest: float
 
 
+@dataclass(frozen=True, kw_only=True)
+class Kept:
+    """The task that has the id of one that came: the `new` one, or one from before; and the tasks that were stopped
+    for it."""
+
+    task: Task
+    new: bool
+    stopped: tuple[Task, ...] = ()
+
+
 class Tasks:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def enqueue(self, task: Task, payload: bytes) -> tuple[Task, bool]:
-        """Keep a new task; the task that has this id, and whether it is the new one.
+    async def enqueue(self, task: Task, payload: bytes, *, busy: Busy = Busy.ENQUEUE) -> Kept:
+        """Keep a new task, unless its id is known: then nothing changes.
 
-        Raises Conflict when the id is taken by a task that was given other things, NotFound for the function.
+        `busy` says what is done about other tasks of its session that run or could. It and the new task are one change.
+        Raises SessionBusy, Conflict when the id is taken by a task that was given other things, NotFound for the
+        function.
         """
-        row = (*to_row(task), payload)
-        return await self._database.run(lambda connection: _enqueue(connection, task, row), single=True)
+
+        values = _insert(task, payload)
+
+        def kept(connection: Connection, cursor: Cursor) -> Kept:
+            return Kept(task=task, new=True) if cursor.rowcount else Kept(task=_known(connection, task), new=False)
+
+        if busy is Busy.ENQUEUE:
+            return await self._database.change(INSERT, values, kept)
+
+        def work(connection: Connection) -> Kept:
+            if _exists(connection, task.key):
+                return Kept(task=_known(connection, task), new=False)
+            stopped = _make_way(connection, task, busy)
+            return replace(kept(connection, connection.execute(INSERT, values)), stopped=stopped)
+
+        return await self._database.run(work)
+
+    async def find(self, task: Task) -> Task | None:
+        """The one that has its id, None for none. Raises Conflict when that was given other things."""
+
+        def work(connection: Connection) -> Task | None:
+            row = connection.execute(SELECT + KEY, task.key).fetchone()
+            return None if row is None else _same(to_task(row), task)
+
+        return await self._database.run(work, synced=False)
+
+    async def at_work(self, account: str, function: str, *, now: float) -> dict[str, int]:
+        """How many tasks each of a function's sessions has that run or could."""
+
+        def work(connection: Connection) -> dict[str, int]:
+            found: dict[str, int] = {}
+            for which, values in ((f"{PENDING} AND ready <= ?", (now,)), (HELD, ())):
+                rows = connection.execute(
+                    "SELECT session, count(*) FROM tasks"  # noqa: S608
+                    f" WHERE account=? AND function=? AND session <> '' AND {which} GROUP BY session",
+                    (account, function, *values),
+                )
+                for session, count in rows:
+                    found[session] = found.get(session, 0) + count
+            return found
+
+        return await self._database.run(work, synced=False)
 
     async def due(self, lanes: Sequence[Lane], *, limit: int) -> list[list[Task]]:
         """The first tasks of each lane, in the order in which they are due, now or later."""
 
-        def work(connection: sqlite3.Connection) -> list[list[Task]]:
+        def work(connection: Connection) -> list[list[Task]]:
             sql = f"{SELECT} WHERE account=? AND function=? AND session=? AND {PENDING} ORDER BY due LIMIT ?"
             return [[to_task(row) for row in connection.execute(sql, (*lane, limit))] for lane in lanes]
 
@@ -99,20 +153,19 @@ class Tasks:
         after = model.begun(task, epoch=task.epoch, instance_id=instance_id, now=now)
         known = (task.epoch, task.state.value)
 
-        def work(connection: sqlite3.Connection) -> tuple[Task, bytes]:
-            row = connection.execute(CLAIM, (*to_changes(after), *task.key, *known)).fetchall()
+        def then(connection: Connection, cursor: Cursor) -> tuple[Task, bytes]:
+            row = cursor.fetchall()
             if not row:
-                _get(connection, task.key)
-                raise model.Fenced(f"Task {task.id} has gone on without its worker.")
+                raise _gone_on(connection, task)
             return after, row[0][0]
 
-        return await self._database.run(work, single=True)
+        return await self._database.change(CLAIM, (*to_changes(after), *task.key, *known), then)
 
     async def heartbeat(self, held: Iterable[tuple[TaskKey, int]], *, now: float) -> list[TaskKey]:
         """Their workers live. Returns those that are theirs no more: taken over, or gone with their function."""
         claims = list(held)
 
-        def work(connection: sqlite3.Connection) -> list[TaskKey]:
+        def work(connection: Connection) -> list[TaskKey]:
             lost = []
             for key, epoch in claims:
                 row = connection.execute(
@@ -133,25 +186,35 @@ class Tasks:
         now: float,
         result: bytes | None = None,
         follow: tuple[Task, bytes] | None = None,
+        letter: Letter | None = None,
     ) -> Task:
         """End it, or have it wait for another try, as was decided.
 
-        `follow` is the task of its destination, kept in the same transaction. Raises Fenced when it is not as `task`
-        says any more, NotFound.
+        `follow` is the task of its destination, or `letter` the event for it, kept in the same transaction. Raises
+        Fenced when it is not as `task` says any more, NotFound.
         """
         after = model.concluded(task, verdict, epoch=task.epoch, now=now)
-        known = (task.epoch, task.state.value)
 
-        def work(connection: sqlite3.Connection) -> Task:
+        def values(ended: Task) -> tuple[Any, ...]:
+            return (*to_changes(ended), result, *task.key, task.epoch, task.state.value)
+
+        def check(connection: Connection, cursor: Cursor, *, ended: Task) -> Task:
+            if not cursor.rowcount:
+                raise _gone_on(connection, task)
+            return ended
+
+        def work(connection: Connection) -> Task:
             ended = after
             if follow is not None:
                 ended = model.with_destination(after, _follow(connection, *follow))
-            if not connection.execute(UPDATE_KNOWN, (*to_changes(ended), result, *task.key, *known)).rowcount:
-                _get(connection, task.key)
-                raise model.Fenced(f"Task {task.id} has gone on without its worker.")
-            return ended
+            if letter is not None:
+                ended = replace(after, destination="Pending")
+                post(connection, replace(letter, epoch=ended.epoch))
+            return check(connection, connection.execute(UPDATE_KNOWN, values(ended)), ended=ended)
 
-        return await self._database.run(work, single=follow is None)
+        if follow is None and letter is None:
+            return await self._database.change(UPDATE_KNOWN, values(after), lambda *found: check(*found, ended=after))
+        return await self._database.run(work)
 
     async def stop(self, key: TaskKey, *, now: float) -> Task:
         """Stopped, or Stopping while a worker has it. Raises NotFound, Fenced when it is over."""
@@ -164,10 +227,10 @@ class Tasks:
     async def get(self, key: TaskKey) -> tuple[Task, bytes, bytes | None]:
         """With its payload and its result. Raises NotFound."""
 
-        def work(connection: sqlite3.Connection) -> tuple[Task, bytes, bytes | None]:
+        def work(connection: Connection) -> tuple[Task, bytes, bytes | None]:
             row = connection.execute(f"SELECT {COLUMNS}, result, payload FROM tasks{KEY}", key).fetchone()  # noqa: S608
             if row is None:
-                raise _no_task(key)
+                raise no_task(key)
             return to_task(row), row[-1], row[-2]
 
         return await self._database.run(work, synced=False)
@@ -176,18 +239,28 @@ class Tasks:
         """A page by the time of acceptance, and the token of the next one, "" at the end. Raises InvalidArgument."""
         sql, values = _query(account, function, wanted)
 
-        def work(connection: sqlite3.Connection) -> tuple[list[tuple[Task, bytes]], str]:
+        def work(connection: Connection) -> tuple[list[tuple[Task, bytes]], str]:
             rows = connection.execute(sql, values).fetchall()
-            found = [(to_task(row), row[-1]) for row in rows[: wanted.limit]]
+            found = [(to_task(row), row[-1] or b"") for row in rows[: wanted.limit]]
             last = found[-1][0] if len(rows) > wanted.limit else None
             return found, "" if last is None else f"{last.enqueued!r}/{last.id}"
 
         return await self._database.run(work, synced=False)
 
+    async def not_later_than(self, latest: float, *, now: float) -> int:
+        """Have what waits for a time after `latest` wait no more: the machine's clock was ahead when that was set. How
+        many there were."""
+
+        return await self._database.change(
+            f"UPDATE tasks SET due=?, ready=CASE WHEN ready > ? THEN ? ELSE ready END WHERE {PENDING} AND due > ?",  # noqa: S608
+            (now, now, now, latest),
+            rows_changed,
+        )
+
     async def waiting(self) -> list[Waiting]:
         """Every lane with tasks that wait for a worker."""
 
-        def work(connection: sqlite3.Connection) -> list[Waiting]:
+        def work(connection: Connection) -> list[Waiting]:
             rows = connection.execute(
                 "SELECT account, function, session, count(*), min(due) FROM tasks"  # noqa: S608
                 f" WHERE {PENDING} GROUP BY account, function, session"
@@ -199,7 +272,7 @@ class Tasks:
     async def held(self, *, limit: int) -> list[Task]:
         """Tasks that a worker has, or had when it died."""
 
-        def work(connection: sqlite3.Connection) -> list[Task]:
+        def work(connection: Connection) -> list[Task]:
             return [to_task(row) for row in connection.execute(f"{SELECT} WHERE {HELD} LIMIT ?", (limit,))]
 
         return await self._database.run(work, synced=False)
@@ -207,7 +280,7 @@ class Tasks:
     async def tallies(self) -> list[Tally]:
         """Of every function that has tasks which are not finished."""
 
-        def work(connection: sqlite3.Connection) -> list[Tally]:
+        def work(connection: Connection) -> list[Tally]:
             return [
                 Tally(account=row[0], function=row[1], state=TaskState(row[2]), count=row[3], oldest=row[4])
                 for which in (PENDING, HELD)
@@ -225,21 +298,21 @@ class Tasks:
         How many were removed; to be called again while it is not 0.
         """
 
-        def work(connection: sqlite3.Connection) -> int:
+        def work(connection: Connection) -> int:
             edge = connection.execute(
                 "SELECT ended FROM tasks WHERE ended > 0 ORDER BY ended DESC LIMIT 1 OFFSET ?", (keep,)
             ).fetchone()
             limit = max(ended_before, edge[0] + 1e-9 if edge else 0.0)
             return connection.execute(
-                "DELETE FROM tasks WHERE rowid IN"
-                " (SELECT rowid FROM tasks WHERE ended > 0 AND ended < ? ORDER BY ended LIMIT ?)",
+                "DELETE FROM tasks WHERE (account, function, id) IN"
+                " (SELECT account, function, id FROM tasks WHERE ended > 0 AND ended < ? ORDER BY ended LIMIT ?)",
                 (limit, PRUNE_AT_ONCE),
             ).rowcount
 
         return await self._database.run(work, synced=False)
 
     async def _change(self, key: TaskKey, move: Callable[[Task], Task], *, forget_result: bool = False) -> Task:
-        def work(connection: sqlite3.Connection) -> Task:
+        def work(connection: Connection) -> Task:
             task = move(_get(connection, key))
             connection.execute(UPDATE, (*to_changes(task), *task.key))
             if forget_result:
@@ -249,43 +322,86 @@ class Tasks:
         return await self._database.run(work)
 
 
-def _enqueue(connection: sqlite3.Connection, task: Task, row: tuple[Any, ...]) -> tuple[Task, bool]:
-    try:
-        if connection.execute(INSERT, row).rowcount:
-            return task, True
-    except sqlite3.IntegrityError as error:
-        raise NotFound(f"There is no function {task.function[:80]!r}.", code="FunctionNotFound") from error
-    present = _get(connection, task.key)
+def _at_work(connection: Connection, lane: Lane, now: float) -> list[Task]:
+    """A lane's tasks that run or could. Those that their callers want to begin later are no work yet."""
+    lane_is = "account=? AND function=? AND session=?"
+    found = []
+    for which, values in ((f"{PENDING} AND ready <= ?", (*lane, now)), (HELD, lane)):
+        rows = connection.execute(f"{SELECT} WHERE {lane_is} AND {which}", values)
+        found += [to_task(row) for row in rows]
+    return found
+
+
+def _make_way(connection: Connection, task: Task, busy: Busy) -> tuple[Task, ...]:
+    """Stop what its session works on, or refuse."""
+    present = _at_work(connection, (task.account, task.function, task.session), task.enqueued)
+    if present and busy is Busy.REJECT:
+        raise SessionBusy(
+            f"Session {task.session} is busy: its task {present[0].id} is {present[0].state.value}.", retry_after=1
+        )
+    changed = []
+    for one in present:
+        after = model.stopped(one, now=task.enqueued, by=task.id)
+        if after is not one:
+            connection.execute(UPDATE, (*to_changes(after), *after.key))
+            changed.append(after)
+    return tuple(changed)
+
+
+def _insert(task: Task, payload: bytes) -> tuple[Any, ...]:
+    """The values of INSERT."""
+    return (*to_row(task), payload, task.account, task.function)
+
+
+def _known(connection: Connection, task: Task) -> Task:
+    """The one that has its id already. Raises Conflict; NotFound when there is none, for want of the function."""
+    row = connection.execute(SELECT + KEY, task.key).fetchone()
+    if row is None:
+        raise NotFound(f"There is no function {task.function[:80]!r}.", code="FunctionNotFound")
+    return _same(to_task(row), task)
+
+
+def _same(present: Task, task: Task) -> Task:
+    """The task that has the id, if it was given the same things. Raises Conflict."""
     if present.digest != task.digest:
         raise Conflict(
             f"There is a task {task.id} already, with another payload, qualifier or session.",
             code="AsyncTaskAlreadyExists",
         )
-    return present, False
+    return present
 
 
-def _follow(connection: sqlite3.Connection, task: Task, payload: bytes) -> bool:
-    """Whether the destination's task was taken."""
-    try:
-        connection.execute(INSERT, (*to_row(task), payload))
-    except sqlite3.IntegrityError:  # its function is gone; SQLite undoes the statement, not the transaction
-        return False
-    return True
+def _follow(connection: Connection, task: Task, payload: bytes) -> bool:
+    """Whether the destination's task was taken, now or before; not when its function is gone."""
+    taken = connection.execute(INSERT, _insert(task, payload)).rowcount
+    return bool(taken) or _exists(connection, task.key)
 
 
-def _get(connection: sqlite3.Connection, key: TaskKey) -> Task:
+def _exists(connection: Connection, key: TaskKey) -> bool:
+    return connection.execute(f"SELECT 1 FROM tasks{KEY}", key).fetchone() is not None  # noqa: S608
+
+
+def _gone_on(connection: Connection, task: Task) -> RoostError:
+    """Why a write that names an epoch and a state found nothing."""
+    if not _exists(connection, task.key):
+        return no_task(task.key)
+    return model.Fenced(f"Task {task.id} has gone on without its worker.")
+
+
+def _get(connection: Connection, key: TaskKey) -> Task:
     row = connection.execute(SELECT + KEY, key).fetchone()
     if row is None:
-        raise _no_task(key)
+        raise no_task(key)
     return to_task(row)
 
 
 def _query(account: str, function: str, wanted: TaskFilter) -> tuple[str, list[Any]]:
-    payload = "payload" if wanted.with_payload else "x''"
+    payload = "payload" if wanted.with_payload else "NULL"
     sql = f"SELECT {COLUMNS}, {payload} FROM tasks WHERE account=? AND function=?"  # noqa: S608
     conditions: list[tuple[str, Any]] = [
         (" AND state=?", wanted.state and wanted.state.value),
         (" AND qualifier=?", wanted.qualifier),
+        (" AND session=? AND session <> ''", wanted.session),
         (" AND started>=?", wanted.started_from),
         (" AND started<=? AND started>0", wanted.started_to),
     ]
@@ -314,7 +430,3 @@ def _place(token: str) -> tuple[float, str]:
     if not slash:
         raise InvalidArgument(f"nextToken: {token[:40]!r} is not from an earlier answer.")
     return place, id
-
-
-def _no_task(key: TaskKey) -> NotFound:
-    return NotFound(f"Function {key[1]} has no task {key[2][:140]!r}.", code="AsyncTaskNotFound")

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Sequence
 
 from roost.model.template import TemplateTag
-from roost.store.database import Database
+from roost.store.database import Connection, Database
+from roost.store.sql import upsert
 
 
 class TemplateTags:
@@ -16,13 +16,13 @@ class TemplateTags:
     async def put(self, tags: Sequence[TemplateTag]) -> None:
         """All of them, or none; a tag that exists means the new build from now on."""
 
-        def work(connection: sqlite3.Connection) -> None:
+        def work(connection: Connection) -> None:
             put_tags(connection, tags)
 
         await self._database.run(work)
 
     async def delete(self, account: str, template: str, tags: Sequence[str]) -> None:
-        def work(connection: sqlite3.Connection) -> None:
+        def work(connection: Connection) -> None:
             connection.executemany(
                 "DELETE FROM template_tags WHERE account=? AND template=? AND tag=?",
                 [(account, template, tag) for tag in tags],
@@ -31,7 +31,7 @@ class TemplateTags:
         await self._database.run(work)
 
     async def list_all(self) -> list[TemplateTag]:
-        def work(connection: sqlite3.Connection) -> list[TemplateTag]:
+        def work(connection: Connection) -> list[TemplateTag]:
             rows = connection.execute(
                 "SELECT account, template, tag, build, created FROM template_tags ORDER BY account, template, tag"
             )
@@ -40,9 +40,9 @@ class TemplateTags:
         return await self._database.run(work, synced=False)
 
 
-def put_tags(connection: sqlite3.Connection, tags: Sequence[TemplateTag]) -> None:
+def put_tags(connection: Connection, tags: Sequence[TemplateTag]) -> None:
     """As a part of somebody's transaction."""
     connection.executemany(
-        "INSERT OR REPLACE INTO template_tags (account, template, tag, build, created) VALUES (?,?,?,?,?)",
+        upsert("template_tags", "account, template, tag", "build, created"),
         [(tag.account, tag.template, tag.tag, tag.build, tag.created) for tag in tags],
     )

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import sqlite3
 from collections.abc import Sequence
 
 from roost.model.template import TemplateBuild, TemplateKind, TemplateRecord, TemplateTag
-from roost.store.database import Database
+from roost.store.database import Connection, Database
 from roost.store.records import decode_foundation, decode_limits, encode_foundation, encode_limits
 from roost.store.template_tags import put_tags
 
@@ -20,9 +19,9 @@ class Templates:
         """A build with its tags, of a template that is made if there is none yet: all of it, or nothing."""
         data = _encode(build)
 
-        def work(connection: sqlite3.Connection) -> None:
+        def work(connection: Connection) -> None:
             connection.execute(
-                "INSERT OR IGNORE INTO templates (id, account, kind, name, created) VALUES (?,?,?,?,?)",
+                "INSERT INTO templates (id, account, kind, name, created) VALUES (?,?,?,?,?) ON CONFLICT DO NOTHING",
                 (record.id, record.account, record.kind.value, record.name, record.created),
             )
             connection.execute(
@@ -33,7 +32,7 @@ class Templates:
         await self._database.run(work)
 
     async def drop_builds(self, ids: Sequence[str]) -> None:
-        def work(connection: sqlite3.Connection) -> None:
+        def work(connection: Connection) -> None:
             connection.executemany("DELETE FROM template_builds WHERE id=?", [(id,) for id in ids])
 
         await self._database.run(work)
@@ -41,7 +40,7 @@ class Templates:
     async def remove(self, record: TemplateRecord) -> None:
         """With its builds and tags."""
 
-        def work(connection: sqlite3.Connection) -> None:
+        def work(connection: Connection) -> None:
             connection.execute("DELETE FROM templates WHERE id=?", (record.id,))
             connection.execute("DELETE FROM template_builds WHERE template=?", (record.id,))
             connection.execute("DELETE FROM template_tags WHERE template=?", (record.id,))
@@ -51,7 +50,7 @@ class Templates:
     async def load(self) -> tuple[list[TemplateRecord], list[TemplateBuild]]:
         """Everything, oldest first."""
 
-        def work(connection: sqlite3.Connection) -> tuple[list[TemplateRecord], list[TemplateBuild]]:
+        def work(connection: Connection) -> tuple[list[TemplateRecord], list[TemplateBuild]]:
             rows = connection.execute("SELECT id, account, kind, name, created FROM templates ORDER BY created, id")
             records = [
                 TemplateRecord(id=r[0], account=r[1], kind=TemplateKind(r[2]), name=r[3], created=r[4]) for r in rows

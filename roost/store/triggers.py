@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import sqlite3
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from roost.store.database import Database
+from roost.store.database import Connection, Database
+from roost.store.sql import upsert
 
 _COLUMNS = (
     "account", "function", "name", "id", "type", "qualifier", "description", "config", "source_arn", "invocation_role",
@@ -16,11 +16,7 @@ _COLUMNS = (
 )  # fmt: skip
 _SELECT = f"SELECT {', '.join(_COLUMNS)} FROM triggers ORDER BY account, function, name"  # noqa: S608
 # Not a row in the place of another: what hangs on it would go.
-_PUT = (
-    f"INSERT INTO triggers ({', '.join(_COLUMNS)}) VALUES ({', '.join('?' * len(_COLUMNS))})"  # noqa: S608
-    " ON CONFLICT (account, function, name) DO UPDATE SET "
-    + ", ".join(f"{name}=excluded.{name}" for name in _COLUMNS[3:])
-)
+_PUT = upsert("triggers", ", ".join(_COLUMNS[:3]), ", ".join(_COLUMNS[3:]))
 _PUT_CURSOR = (
     "INSERT INTO trigger_cursors (trigger_id, value) SELECT id, ? FROM triggers WHERE id=?"
     " ON CONFLICT (trigger_id) DO UPDATE SET value=excluded.value"
@@ -52,7 +48,7 @@ class Triggers:
             json.dumps(dict(record.config)) if name == "config" else getattr(record, name) for name in _COLUMNS
         )
 
-        def work(connection: sqlite3.Connection) -> None:
+        def work(connection: Connection) -> None:
             connection.execute(_PUT, values)
 
         await self._database.run(work)
@@ -60,14 +56,14 @@ class Triggers:
     async def delete(self, account: str, function: str, name: str) -> None:
         """With its cursor."""
 
-        def work(connection: sqlite3.Connection) -> None:
+        def work(connection: Connection) -> None:
             key = (account, function, name)
             connection.execute("DELETE FROM triggers WHERE account=? AND function=? AND name=?", key)
 
         await self._database.run(work)
 
     async def list_all(self) -> list[TriggerRecord]:
-        def work(connection: sqlite3.Connection) -> list[TriggerRecord]:
+        def work(connection: Connection) -> list[TriggerRecord]:
             return [_record(row) for row in connection.execute(_SELECT)]
 
         return await self._database.run(work, synced=False)
@@ -75,7 +71,7 @@ class Triggers:
     async def cursor(self, trigger_id: str) -> str | None:
         """How far the trigger has come, None at its beginning."""
 
-        def work(connection: sqlite3.Connection) -> str | None:
+        def work(connection: Connection) -> str | None:
             sql = "SELECT value FROM trigger_cursors WHERE trigger_id=?"
             row = connection.execute(sql, (trigger_id,)).fetchone()
             return None if row is None else str(row[0])
@@ -85,7 +81,7 @@ class Triggers:
     async def put_cursor(self, trigger_id: str, value: str) -> None:
         """Durable when it returns; of a trigger that is gone nothing is kept."""
 
-        def work(connection: sqlite3.Connection) -> None:
+        def work(connection: Connection) -> None:
             connection.execute(_PUT_CURSOR, (value, trigger_id))
 
         await self._database.run(work)

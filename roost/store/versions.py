@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import sqlite3
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from roost.store.database import Database
+from roost.store.database import Connection, Database
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +29,7 @@ class Versions:
     async def publish(self, record: VersionRecord) -> None:
         """Add the version and move the function's counter to it, together."""
 
-        def work(connection: sqlite3.Connection) -> None:
+        def work(connection: Connection) -> None:
             connection.execute(
                 "INSERT INTO versions (account, function, version, description, snapshot, created)"
                 " VALUES (?,?,?,?,?,?)",
@@ -53,7 +52,7 @@ class Versions:
     async def delete(self, account: str, function: str, version: int) -> None:
         """With the settings of its qualifier."""
 
-        def work(connection: sqlite3.Connection) -> None:
+        def work(connection: Connection) -> None:
             key = (account, function, version)
             connection.execute("DELETE FROM versions WHERE account=? AND function=? AND version=?", key)
             connection.execute(
@@ -64,7 +63,7 @@ class Versions:
         await self._database.run(work)
 
     async def list_all(self) -> list[VersionRecord]:
-        def work(connection: sqlite3.Connection) -> list[VersionRecord]:
+        def work(connection: Connection) -> list[VersionRecord]:
             rows = connection.execute(
                 "SELECT account, function, version, description, snapshot, created FROM versions"
                 " ORDER BY account, function, version"

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import sqlite3
-
 from roost.model.errors import Conflict
 from roost.model.sandbox import Volume
-from roost.store.database import Database
+from roost.store.database import Connection, Database
 
 
 class Volumes:
@@ -16,25 +14,24 @@ class Volumes:
     async def create(self, volume: Volume) -> None:
         """Raises Conflict when the account has one of this name."""
 
-        def work(connection: sqlite3.Connection) -> None:
-            try:
-                connection.execute(
-                    "INSERT INTO volumes (account, id, name, token, created) VALUES (?,?,?,?,?)",
-                    (volume.account, volume.id, volume.name, volume.token, volume.created),
-                )
-            except sqlite3.IntegrityError as error:
-                raise Conflict(f"A volume named {volume.name!r} exists already.") from error
+        def work(connection: Connection) -> None:
+            made = connection.execute(
+                "INSERT INTO volumes (account, id, name, token, created) VALUES (?,?,?,?,?) ON CONFLICT DO NOTHING",
+                (volume.account, volume.id, volume.name, volume.token, volume.created),
+            )
+            if not made.rowcount:
+                raise Conflict(f"A volume named {volume.name!r} exists already.")
 
         await self._database.run(work)
 
     async def delete(self, id: str) -> None:
-        def work(connection: sqlite3.Connection) -> None:
+        def work(connection: Connection) -> None:
             connection.execute("DELETE FROM volumes WHERE id=?", (id,))
 
         await self._database.run(work)
 
     async def list_all(self) -> list[Volume]:
-        def work(connection: sqlite3.Connection) -> list[Volume]:
+        def work(connection: Connection) -> list[Volume]:
             rows = connection.execute("SELECT account, id, name, token, created FROM volumes ORDER BY account, name")
             return [Volume(account=r[0], id=r[1], name=r[2], token=r[3], created=r[4]) for r in rows]
 

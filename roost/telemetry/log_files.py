@@ -1,15 +1,21 @@
 """Rotated, bounded log files of functions: `<root>/<account>/<function>/<n>.jsonl`, 0 the newest.
 
+A function has two series of them: what it printed, and, in the folder `requests`, what became of its requests. Each has
+bounds of its own, so that neither a flood of output nor one of requests pushes the other out.
+
 Blocking and single-threaded by contract: `FunctionLogs` calls it on one thread of its own.
 """
 
 from __future__ import annotations
 
 import contextlib
+import heapq
 import os
 import re
 import shutil
 from collections.abc import Iterator, Sequence
+from enum import StrEnum
+from operator import attrgetter
 from pathlib import Path
 
 from roost.model.errors import InvalidArgument
@@ -19,8 +25,15 @@ _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
 _BLOCK = 64 * 1024
 
 
+class Series(StrEnum):
+    """The values are folders below a function's."""
+
+    OUTPUT = ""
+    REQUESTS = "requests"
+
+
 class LogFiles:
-    """Files of whole lines. What one function can take is `files * max_bytes_per_file` and one batch of lines."""
+    """Files of whole lines. What one series can take is `files * max_bytes_per_file` and one batch of lines."""
 
     def __init__(self, root: Path, *, max_bytes_per_file: int, files: int) -> None:
         if files < 1 or max_bytes_per_file < 1:
@@ -36,14 +49,14 @@ class LogFiles:
                 raise InvalidArgument(f"{name!r} can't name a log directory.")
         return self._root / account / function
 
-    def write(self, account: str, function: str, lines: Sequence[str]) -> tuple[int, Exception | None]:
+    def write(self, account: str, function: str, series: Series, lines: Sequence[str]) -> tuple[int, Exception | None]:
         """Append whole lines of ASCII, rotating where a file is full: how many were written, what stopped the others.
 
         Whatever happens, the files end with whole lines.
         """
         written = 0
         try:
-            directory = self.directory(account, function)
+            directory = self.directory(account, function) / series
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             while written < len(lines):
                 written += self._fill(directory, lines[written:])
@@ -76,12 +89,17 @@ class LogFiles:
                 (directory / f"{number}.jsonl").replace(directory / f"{number + 1}.jsonl")
 
     def tail(self, account: str, function: str, lines: int, request_id: str | None = None) -> list[LogRecord]:
-        """The newest `lines` records, oldest first; with `request_id` only that request's."""
+        """The newest `lines` records of both series, oldest first; with `request_id` only that request's."""
+        directory = self.directory(account, function)
+        if lines < 1:
+            return []
+        newest = [self._tail(directory / series, lines, request_id) for series in Series]
+        return list(heapq.merge(*newest, key=attrgetter("time")))[-lines:]
+
+    def _tail(self, directory: Path, lines: int, request_id: str | None) -> list[LogRecord]:
         wanted = None if request_id is None else f'"requestId":"{request_id}"'.encode("utf-8", "replace")
         found: list[LogRecord] = []
-        if lines < 1:
-            return found
-        for raw in self._newest_first(self.directory(account, function)):
+        for raw in self._newest_first(directory):
             if wanted is not None and wanted not in raw:
                 continue
             record = decode(raw)

@@ -108,18 +108,24 @@ class Source:
 
 
 class Clock:
-    """RFC 3339 times in UTC, to the millisecond; the second's text is made once a second."""
+    """RFC 3339 times in UTC, to the millisecond; each millisecond's text is made once, its second's too."""
 
     def __init__(self) -> None:
         self._second = -1
+        self._second_text = ""
+        self._millisecond = -1
         self._text = ""
 
     def text(self, at: float) -> str:
-        second = int(at)
-        if second != self._second:
-            self._second = second
-            self._text = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
-        return f"{self._text}.{int((at - second) * 1000):03d}Z"
+        millisecond = int(at * 1000)
+        if millisecond != self._millisecond:
+            self._millisecond = millisecond
+            second, rest = divmod(millisecond, 1000)
+            if second != self._second:
+                self._second = second
+                self._second_text = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
+            self._text = f"{self._second_text}.{rest:03d}Z"
+        return self._text
 
 
 def decode(line: bytes) -> LogRecord | None:

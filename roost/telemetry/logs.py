@@ -17,16 +17,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from roost.model.errors import Throttled
+from roost.model.usage import InvocationRecord
 from roost.telemetry.attribution import Line
-from roost.telemetry.log_files import LogFiles
+from roost.telemetry.log_files import LogFiles, Series
 from roost.telemetry.log_record import Clock, LogRecord, Source, clip, encode_notice, notice, visible
+from roost.telemetry.request_lines import RequestLines, to_record
 from roost.telemetry.request_tails import TAIL_BYTES, RequestTails
 
 _log = logging.getLogger(__name__)
 
 MIB = 1024 * 1024
-#: Lines waiting for the writer, of one function and of all: a flood by one leaves room for the others.
-FUNCTION_BUFFER_BYTES = 1 * MIB
+#: Lines waiting for the writer, of one function's series and of all: a flood by one leaves room for the others.
+SERIES_BUFFER_BYTES = 2 * MIB
 BUFFER_BYTES = 16 * MIB
 FLUSH_EVERY_S = 0.2
 FOLLOWERS_PER_FUNCTION = 32
@@ -34,14 +36,20 @@ FOLLOWER_QUEUE = 1000
 #: Most records that one `tail` returns.
 MAX_TAIL_LINES = 10_000
 
-_Key = tuple[str, str]  # account, function
-#: Per function that could not be written: its lines lost, drops still to be announced, and why.
+_REQUESTS = Series.REQUESTS  # an enumeration's members are slow to look up, and every request needs this one
+_DROPPED = {
+    Series.OUTPUT: "{} lines of output were dropped",
+    Series.REQUESTS: "{} requests have no line here: too many at once",
+}
+_Function = tuple[str, str]  # account, function
+_Key = tuple[str, str, Series]
+#: Per series that could not be written: its lines lost, drops still to be announced, and why.
 _Written = list[tuple[_Key, int, int, Exception]]
 
 
 @dataclass
 class _Pending:
-    """One function's lines that wait for the writer."""
+    """Lines of one series that wait for the writer."""
 
     lines: list[str] = field(default_factory=list)
     size: int = 0
@@ -88,10 +96,11 @@ class FunctionLogs:
     def __init__(self, directory: Path, *, max_bytes_per_file: int = 8 * MIB, files: int = 4) -> None:
         self._files = LogFiles(directory, max_bytes_per_file=max_bytes_per_file, files=files)
         self._tails = RequestTails()
+        self._requests = RequestLines()
         self._clock = Clock()
         self._pending: dict[_Key, _Pending] = {}
         self._buffered = 0
-        self._followers: dict[_Key, set[_Follower]] = {}
+        self._followers: dict[_Function, set[_Follower]] = {}
         self._writer: ThreadPoolExecutor | None = None
         self._flusher: asyncio.Task[None] | None = None
         self._wake = asyncio.Event()
@@ -145,8 +154,8 @@ class FunctionLogs:
         """Add lines that `visible` has made harmless already; the fast way for an instance's output."""
         now = time.time()
         text = self._clock.text(now)
-        key = (source.account, source.function)
-        followers = self._followers.get(key, ())
+        key = (source.account, source.function, Series.OUTPUT)
+        followers = self._followers.get(key[:2], ())
         for line in lines:
             clipped = clip(line.text)
             encoded = source.encode(text, stream, clipped, line.request_id, line.level)
@@ -155,6 +164,16 @@ class FunctionLogs:
                     follower.offer(source.record(now, stream, clipped, line.request_id, line.level))
             if line.request_id:
                 self._tails.add((source.account, source.function, line.request_id), clipped, ends=line.ends)
+        self._wake.set()
+
+    def invocation(self, record: InvocationRecord) -> None:
+        """Add the line about an invocation that ended. A sink of the Observer."""
+        now = time.time()
+        line = self._requests.encode(self._clock.text(now), record)
+        function = (record.account, record.function)
+        if self._add((*function, _REQUESTS), line) and function in self._followers:
+            for follower in self._followers[function]:
+                follower.offer(to_record(now, record))
         self._wake.set()
 
     async def tail(self, account: str, function: str, lines: int, request_id: str | None = None) -> list[LogRecord]:
@@ -204,9 +223,10 @@ class FunctionLogs:
     async def delete(self, account: str, function: str) -> None:
         """Remove a function's logs from memory and disk, and end their followers."""
         key = (account, function)
-        pending = self._pending.pop(key, None)
-        if pending is not None:
-            self._buffered -= pending.size
+        for series in Series:
+            pending = self._pending.pop((*key, series), None)
+            if pending is not None:
+                self._buffered -= pending.size
         self._tails.forget(account, function)
         for follower in self._followers.pop(key, set()):
             follower.close()
@@ -222,7 +242,7 @@ class FunctionLogs:
         if pending is None:
             pending = self._pending[key] = _Pending()
         size = len(line)
-        over = pending.size + size > FUNCTION_BUFFER_BYTES
+        over = pending.size + size > SERIES_BUFFER_BYTES
         if over or self._buffered + self._writing + size > BUFFER_BYTES:
             pending.dropped += 1
             self.dropped += 1
@@ -244,13 +264,13 @@ class FunctionLogs:
     def _write(self, batches: list[tuple[_Key, _Pending]]) -> _Written:
         """On the writer thread."""
         lost: _Written = []
-        for (account, function), pending in batches:
+        for key, pending in batches:
             lines = pending.lines
             if pending.dropped:
-                lines = [*lines, encode_notice(f"{pending.dropped} lines of output were dropped")]
-            written, error = self._files.write(account, function, lines)
+                lines = [*lines, encode_notice(_DROPPED[key[2]].format(pending.dropped))]
+            written, error = self._files.write(*key, lines)
             if error is not None:
-                lost.append(((account, function), len(pending.lines) - written, pending.dropped, error))
+                lost.append((key, len(pending.lines) - written, pending.dropped, error))
         return lost
 
     def _written(self, size: int, future: asyncio.Future[_Written]) -> None:
@@ -262,7 +282,7 @@ class FunctionLogs:
             self._pending.setdefault(key, _Pending()).dropped += lines + unannounced
             self._complain(error)
 
-    async def _flush_and_tail(self, key: _Key, lines: int, request_id: str | None) -> list[LogRecord]:
+    async def _flush_and_tail(self, key: _Function, lines: int, request_id: str | None) -> list[LogRecord]:
         self._files.directory(*key)
         # Both are given to the one writer thread before anything else can be appended.
         written = self._submit()

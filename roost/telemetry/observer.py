@@ -6,10 +6,12 @@ import asyncio
 import contextlib
 import logging
 from collections import deque
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Callable, Iterable, Sequence
+from typing import TypeVar
 
 from roost.model.usage import InvocationRecord, TransitionRecord
+
+R = TypeVar("R", InvocationRecord, TransitionRecord)
 
 _log = logging.getLogger(__name__)
 
@@ -19,19 +21,23 @@ CAPACITY = 20_000
 BATCH = 100
 
 
-class Sink(Protocol):
-    """Takes records; on the event loop, so each call must be quick."""
-
-    def invocation(self, record: InvocationRecord) -> None: ...
-
-    def transition(self, record: TransitionRecord) -> None: ...
+#: Takes records of one kind; on the event loop, so each call must be quick.
+InvocationSink = Callable[[InvocationRecord], None]
+TransitionSink = Callable[[TransitionRecord], None]
 
 
 class Observer:
     """Where the data plane and the instances report to. Both calls are an append to a queue."""
 
-    def __init__(self, sinks: Sequence[Sink], *, capacity: int = CAPACITY) -> None:
-        self._sinks = tuple(sinks)
+    def __init__(
+        self,
+        *,
+        invocations: Iterable[InvocationSink] = (),
+        transitions: Iterable[TransitionSink] = (),
+        capacity: int = CAPACITY,
+    ) -> None:
+        self._invocations = tuple(invocations)
+        self._transitions = tuple(transitions)
         self._capacity = capacity
         self._queue: deque[InvocationRecord | TransitionRecord] = deque()
         self._wake = asyncio.Event()
@@ -78,16 +84,15 @@ class Observer:
     def _drain(self, count: int) -> None:
         for _ in range(min(count, len(self._queue))):
             record = self._queue.popleft()
-            for sink in self._sinks:
-                try:
-                    _pass_on(sink, record)
-                except Exception:
-                    self.failed += 1
-                    _log.exception("%s could not take a record", type(sink).__name__)
+            if isinstance(record, InvocationRecord):
+                self._pass_on(record, self._invocations)
+            else:
+                self._pass_on(record, self._transitions)
 
-
-def _pass_on(sink: Sink, record: InvocationRecord | TransitionRecord) -> None:
-    if isinstance(record, InvocationRecord):
-        sink.invocation(record)
-    else:
-        sink.transition(record)
+    def _pass_on(self, record: R, sinks: Sequence[Callable[[R], None]]) -> None:
+        for sink in sinks:
+            try:
+                sink(record)
+            except Exception:
+                self.failed += 1
+                _log.exception("%s could not take a record", getattr(sink, "__qualname__", sink))

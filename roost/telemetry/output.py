@@ -13,6 +13,8 @@ from roost.telemetry.logs import FunctionLogs
 
 #: Instances remembered at most; one more than that starts anew with its attribution.
 MAX_INSTANCES = 10_000
+#: The guest tells the ends of these itself.
+_TOLD = (Outcome.OK, Outcome.FUNCTION_ERROR)
 
 
 class _Known:
@@ -47,8 +49,10 @@ class Output:
         return self._logs.tail_for_known_request(request_id)
 
     def invocation(self, record: InvocationRecord) -> None:
+        if record.outcome in _TOLD:
+            return
         known = self._instances.get(record.instance_id)
-        if known is not None and record.outcome not in (Outcome.OK, Outcome.FUNCTION_ERROR):
+        if known is not None:
             known.attributor.abandon(record.request_id)
 
     def transition(self, record: TransitionRecord) -> None:

@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 
 from roost.model.errors import RoostError
-from roost.model.usage import InvocationRecord, Outcome, TransitionRecord
+from roost.model.usage import InvocationRecord, Outcome
 from roost.telemetry.metering import gb_seconds_of_invocation
 
 try:
@@ -89,9 +89,6 @@ class Tracing:
         if record.instance_id:
             self._tracer.start_span("run", context=inside, start_time=running).end(ended)
         span.end(ended)
-
-    def transition(self, record: TransitionRecord) -> None:
-        """Transitions are no part of a trace."""
 
     async def close(self) -> None:
         """Send what waits, for CLOSE_S at most, and end. Idempotent."""

@@ -170,8 +170,10 @@ def test_a_sessions_whole_life(sdk: Sdk, roost: Server) -> None:
 
     resumed = sdk.client.resume_session("chat", "ann", fc.ResumeSessionRequest()).body
     assert (resumed.session_id, resumed.session_status, resumed.container_id) == ("ann", "Active", shown.container_id)
-    # This driver keeps a paused session's files, not its memory.
-    assert sdk.reply("chat", b"4", x_chat_id="ann") == b"4|1;2;4;"
+    assert sdk.reply("chat", b"4", x_chat_id="ann") == b"1,2,4|1;2;4;"
+    sdk.client.pause_session("chat", "ann", fc.PauseSessionRequest(file_system_only="true"))
+    sdk.client.resume_session("chat", "ann", fc.ResumeSessionRequest())
+    assert sdk.reply("chat", b"4", x_chat_id="ann") == b"4|1;2;4;4;"
 
     sdk.client.delete_session("chat", "ann", fc.DeleteSessionRequest())
     assert refused(lambda: sdk.client.get_session("chat", "ann", fc.GetSessionRequest())).code == "SessionNotFound"
@@ -184,7 +186,7 @@ def test_a_session_with_auto_resume_wakes_by_its_next_request(sdk: Sdk) -> None:
     sdk.session("waker", "s", enable_auto_resume=True)
     sdk.reply("waker", b"1", x_chat_id="s")
     sdk.client.pause_session("waker", "s", fc.PauseSessionRequest())
-    assert sdk.reply("waker", b"2", x_chat_id="s") == b"2|1;2;"
+    assert sdk.reply("waker", b"2", x_chat_id="s") == b"1,2|1;2;"
     assert sdk.client.get_session("waker", "s", fc.GetSessionRequest()).body.session_status == "Active"
 
 

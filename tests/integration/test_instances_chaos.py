@@ -182,13 +182,18 @@ class Chaos(RuleBasedStateMachine):
 
         self.others.append(self.spawn(act()))
 
-    @rule(name=st.sampled_from(["session", "shared"]), which=WHICH, what=st.sampled_from(["pause", "resume", "end"]))
+    @rule(
+        name=st.sampled_from(["session", "shared"]),
+        which=WHICH,
+        what=st.sampled_from(["pause", "rest", "resume", "end"]),
+    )
     def session_verb(self, name: str, which: int, what: str) -> None:
         session = pick(self.book.list("a", name), which)
         if session is None:
             return
         verbs: dict[str, Callable[[Session], Coroutine[Any, Any, object]]] = {
             "pause": self.pauses.pause,
+            "rest": lambda session: self.pauses.pause(session, memory=False),
             "resume": self.pauses.resume,
             "end": lambda session: self.book.end(session, forget=True),
         }

@@ -229,7 +229,7 @@ async def test_a_worker_that_is_being_replaced_gets_no_requests(bench: Bench) ->
 async def test_an_auto_resumed_session_is_resumed_once_for_all_and_survives_who_goes_away(bench: Bench) -> None:
     (await bench.lease(SESSIONS, SessionRef(id="s"))).release()
     await bench.book.change(bench.book.get("a", "f", "s"), {"auto_resume": True})
-    await bench.pauses.pause(bench.book.get("a", "f", "s"))
+    await bench.pauses.pause(bench.book.get("a", "f", "s"), memory=False)
     bench.driver.gate = asyncio.Event()
     spec = replace(SESSIONS, concurrency=3)
     first, *others = [asyncio.create_task(bench.lease(SESSIONS, SessionRef(id="s"))) for _ in range(2)]

@@ -272,11 +272,87 @@ async def test_shared_sessions_fill_an_instance_before_the_next(bench: Bench) ->
         lease.release()
 
 
+async def test_a_pause_with_memory_keeps_the_room_standing_still(bench: Bench) -> None:
+    spec = replace(SESSIONS, idle=Idle(freeze_after_s=0.01, stop_after_s=0.02))
+    lease = await bench.lease(spec, SessionRef(id="s"))
+    session = bench.book.get("a", "f", "s")
+    call = asyncio.create_task(bench.pauses.pause(session))
+    await until(lambda: bench.book.get("a", "f", "s").state is SessionState.PAUSING)
+    [room] = bench.driver.rooms
+    assert not room.frozen  # it waits for the request
+    lease.release()
+    paused = await call
+    assert (paused.state, room.frozen, bench.pauses.in_memory(paused)) == (SessionState.PAUSED, True, True)
+    await asyncio.sleep(0.1)
+    assert bench.driver.alive == [room]  # long beyond its idle time
+    with pytest.raises(Conflict):
+        await bench.lease(spec, SessionRef(id="s"))
+    await bench.pauses.resume(paused)
+    again = await bench.lease(spec, SessionRef(id="s"))
+    assert (again.instance_id, again.restored, room.frozen) == (lease.instance_id, False, False)
+    again.release()
+    await until(lambda: bench.driver.alive == [])  # and is as idle as any other then
+
+
+async def test_a_frozen_instance_is_paused_with_memory_too(bench: Bench) -> None:
+    spec = replace(SESSIONS, idle=Idle(freeze_after_s=0, stop_after_s=60))
+    (await bench.lease(spec, SessionRef(id="s"))).release()
+    await until(lambda: bench.driver.rooms[0].frozen)
+    paused = await bench.pauses.pause(bench.book.get("a", "f", "s"))
+    assert bench.pauses.in_memory(paused)
+    await bench.pauses.resume(paused)
+    (await bench.lease(spec, SessionRef(id="s"))).release()
+    assert len(bench.driver.rooms) == 1
+
+
+async def test_what_is_paused_with_memory_makes_place_and_keeps_its_files(bench: Bench) -> None:
+    (await bench.lease(SESSIONS, SessionRef(id="s0"))).release()
+    paused = await bench.pauses.pause(bench.book.get("a", "f", "s0"))
+    leases = [await bench.lease(SESSIONS, SessionRef(id=f"s{n + 1}")) for n in range(10)]
+    assert not bench.pauses.in_memory(paused)
+    for lease in leases:
+        lease.release()
+    await bench.pauses.resume(paused)
+    again = await bench.lease(SESSIONS, SessionRef(id="s0"))
+    assert again.restored
+    again.release()
+
+
+async def test_a_room_that_does_not_freeze_runs_on(bench: Bench) -> None:
+    (await bench.lease(SESSIONS, SessionRef(id="s"))).release()
+    bench.driver.rooms[0].rigid = True
+    for memory in (True, False):
+        with pytest.raises(Unavailable, match="could not be frozen"):
+            await bench.pauses.pause(bench.book.get("a", "f", "s"), memory=memory)
+    assert bench.book.get("a", "f", "s").state is SessionState.ACTIVE
+    (await bench.lease(SESSIONS, SessionRef(id="s"))).release()
+    assert len(bench.driver.rooms) == 1
+
+
+async def test_an_idle_session_is_paused_if_it_asked_for_that(bench: Bench) -> None:
+    spec = replace(SESSIONS, sessions=replace(SESSIONS.sessions, idle_timeout_s=10, ttl_s=1000))
+    (await bench.lease(spec, SessionRef(id="s"))).release()
+    session = bench.book.get("a", "f", "s")
+    await bench.book.save(replace(session, last_used=session.last_used - 11, auto_pause=True, auto_resume=True))
+    await bench.book.sweep()
+    await bench.book.sweep()
+    assert bench.book.get("a", "f", "s").state is SessionState.PAUSED
+    assert len(bench.driver.alive) == 1
+    lease = await bench.lease(spec, SessionRef(id="s"))
+    assert not lease.restored
+    lease.release()
+    session = bench.book.get("a", "f", "s")
+    await bench.book.save(replace(session, created=session.created - 1000))  # its whole time is over
+    await bench.book.sweep()
+    assert bench.book.get("a", "f", "s").state is SessionState.EXPIRED
+    assert bench.driver.alive == []
+
+
 async def test_pause_frees_the_room_and_resume_keeps_both_ids(bench: Bench) -> None:
     lease = await bench.lease(SESSIONS, SessionRef(id="s"))
     lease.release()
     session = bench.book.get("a", "f", "s")
-    paused = await bench.pauses.pause(session)
+    paused = await bench.pauses.pause(session, memory=False)
     assert paused.state is SessionState.PAUSED
     assert bench.driver.alive == []
     with pytest.raises(Conflict):

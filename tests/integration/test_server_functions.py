@@ -280,6 +280,25 @@ def test_the_tail_of_a_silent_invocation_and_of_a_fault(server: Server) -> None:
     assert sum(line["text"].startswith("FC Invoke Start") for line in lines) == 3
 
 
+def test_every_request_leaves_a_line_in_the_log(server: Server) -> None:
+    server.deploy("silent", {"index.py": "def handler(event, context):\n    return b'' if event else 1 / 0\n"})
+    good = server.invoke("silent", b"x").headers["x-fc-request-id"]
+    bad = server.invoke("silent", b"").headers["x-fc-request-id"]
+
+    def own(request: str) -> list[dict[str, str]]:
+        with server.client() as client:
+            text = client.get("/roost/functions/silent/logs", params={"requestId": request}).text
+        return [line for line in map(json.loads, text.splitlines()) if line["stream"] == "roost"]
+
+    server.until(lambda: bool(own(good) and own(bad)))
+    [line] = own(good)
+    assert line["text"].startswith("outcome=ok status=200 cold=true memory_mb=")
+    assert line["instance"]
+    [line] = own(bad)
+    assert line["text"].startswith("outcome=function_error status=")
+    assert line["level"] == "ERROR"
+
+
 @pytest.mark.parametrize("member", ["../../etc/evil", "/etc/evil", "a/../../../evil"])
 def test_a_zip_that_leads_out_is_refused(server: Server, member: str) -> None:
     from tests.support.server import zip_base64

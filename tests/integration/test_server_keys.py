@@ -16,6 +16,7 @@ from alibabacloud_fc20230330 import models as fc
 from roost.sdk.acs3 import Keys, sign
 from tests.support.sdk import Sdk, refused
 from tests.support.server import NOTHING, Remains, Server, running
+from tests.support.tasks import finished
 
 KEY_ID, SECRET = "key-of-the-test", "a-secret-of-the-test"
 RIGHT = Keys(id=KEY_ID, secret=SECRET)
@@ -181,3 +182,15 @@ def test_the_console_asks_for_a_key_too(keyed: Server, path: str) -> None:
 
 def _signature(headers: dict[str, str]) -> dict[str, str]:
     return {name: value for name, value in headers.items() if name.startswith("x-acs-") or name == "authorization"}
+
+
+def test_a_request_for_later_shows_its_key_and_does_not_keep_it(keyed: Server, right: Sdk) -> None:
+    later = {"x-fc-invocation-type": "Async", "x-fc-async-task-id": "later"}
+    with keyed.client() as client:
+        assert client.post("/keeper/x", headers=later).status_code == 403
+        key = {"authorization": f"Bearer {SECRET}"}
+        assert client.post("/keeper/x", headers={**later, **key}).status_code == 202
+    done = finished(keyed.data_dir, "keeper", ["later"])["later"]
+    assert done.state == "Succeeded"
+    assert "authorization" not in {name.lower() for name in json.loads(done.result or b"")}
+    assert all(SECRET.encode() not in file.read_bytes() for file in keyed.data_dir.glob("roost.db*"))

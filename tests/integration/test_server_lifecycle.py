@@ -321,13 +321,58 @@ def test_a_session_is_told_when_its_instance_was_lost(server: Server) -> None:
     assert "x-roost-session-restored" not in third.headers
 
 
+def test_a_pause_keeps_memory_and_a_session_asleep_needs_no_cpu(server: Server) -> None:
+    server.deploy("napping", {"index.py": MEMORY}, **SESSIONS)
+    good(server.invoke("napping", "a", x_chat_id="s"))
+    with server.client() as client:
+        paused = client.put("/2023-03-30/functions/napping/sessions/s/pause")
+        assert paused.headers["x-roost-paused"] == "memory"
+        [instance] = [i for i in server.instances() if i["function"] == "napping"]
+        assert instance["state"] == "frozen"
+        assert server.invoke("napping", "x", x_chat_id="s").status_code == 409
+        resumed = client.put("/2023-03-30/functions/napping/sessions/s/resume")
+        assert resumed.headers["x-roost-resumed"] == "memory"
+    reply = server.invoke("napping", "b", x_chat_id="s")
+    assert good(reply).endswith(" a,b|a;b;")
+    assert "x-roost-session-restored" not in reply.headers
+
+
+def test_a_session_paused_with_memory_outlives_the_server(server: Server) -> None:
+    server.deploy("survivor", {"index.py": MEMORY}, **SESSIONS)
+    good(server.invoke("survivor", "a", x_chat_id="s"))
+    with server.client() as client:
+        assert client.put("/2023-03-30/functions/survivor/sessions/s/pause").headers["x-roost-paused"] == "memory"
+    server.kill()
+    server.start()
+    server.until(lambda: [i["state"] for i in server.instances() if i["function"] == "survivor"] == ["frozen"])
+    with server.client() as client:
+        assert client.get("/2023-03-30/functions/survivor/sessions/s").json()["sessionStatus"] == "Paused"
+        resumed = client.put("/2023-03-30/functions/survivor/sessions/s/resume")
+        assert resumed.headers["x-roost-resumed"] == "memory"
+    assert good(server.invoke("survivor", "b", x_chat_id="s")).endswith(" a,b|a;b;")
+
+
+def test_an_idle_session_is_paused_not_ended_if_it_asked_for_that(server: Server) -> None:
+    server.deploy("dozing", {"index.py": MEMORY}, **SESSIONS)
+    base = "/2023-03-30/functions/dozing/sessions"
+    asked = {"sessionId": "s", "sessionIdleTimeoutInSeconds": 1, "enableAutoPause": True, "enableAutoResume": True}
+    with server.client() as client:
+        assert client.post(base, json=asked).status_code == 200
+        good(server.invoke("dozing", "a", x_chat_id="s"))
+        server.until(lambda: client.get(f"{base}/s").json()["sessionStatus"] == "Paused")
+    reply = server.invoke("dozing", "b", x_chat_id="s")
+    assert good(reply).endswith(" a,b|a;b;")
+    assert "x-roost-session-restored" not in reply.headers
+
+
 def test_a_session_is_told_once_that_a_pause_took_its_memory(server: Server) -> None:
     server.deploy("rested", {"index.py": MEMORY}, **SESSIONS)
     good(server.invoke("rested", "a", x_chat_id="s"))
     with server.client() as client:
-        paused = client.put("/2023-03-30/functions/rested/sessions/s/pause")
+        paused = client.put("/2023-03-30/functions/rested/sessions/s/pause?fileSystemOnly=true")
         assert paused.headers["x-roost-paused"] == "files"
-        assert client.put("/2023-03-30/functions/rested/sessions/s/resume").status_code == 200
+        resumed = client.put("/2023-03-30/functions/rested/sessions/s/resume")
+        assert resumed.headers["x-roost-resumed"] == "files"
     first = server.invoke("rested", "b", x_chat_id="s")
     assert good(first).endswith(" b|a;b;")
     assert first.headers["x-roost-session-restored"] == "files"

@@ -90,7 +90,7 @@ def test_a_session_outlives_its_instance(server: Server) -> None:
     assert reply.headers["x-roost-session-restored"] == "files"
 
 
-def test_pause_and_resume_keep_the_files_and_the_id(server: Server) -> None:
+def test_pause_and_resume_keep_memory_the_files_and_the_id(server: Server) -> None:
     server.deploy("notes", {"index.py": NOTES}, **EXCLUSIVE)
     say(server, "napper", "add n1")
     with server.client() as client:
@@ -102,7 +102,7 @@ def test_pause_and_resume_keep_the_files_and_the_id(server: Server) -> None:
         assert client.put(f"{base}/pause").status_code == 409
         assert client.put(f"{base}/resume").status_code == 200
         assert client.get(base).json()["sessionId"] == "napper"
-    assert say(server, "napper", "read").text == "|n1;|n1;"
+    assert say(server, "napper", "read").text == "n1|n1;|n1;"
 
 
 def test_a_deleted_session_starts_again_from_nothing(server: Server) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import sqlite3
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -18,22 +17,29 @@ from roost.model.errors import StorageFull, Unavailable
 from roost.model.function import Affinity
 from roost.model.session import Session, SessionState
 from roost.store.aliases import AliasRecord
-from roost.store.database import Database
+from roost.store.connect import database as sqlite
+from roost.store.database import Connection, Database
 from roost.store.functions import FunctionRecord
 from roost.store.layers import LayerRecord
-from roost.store.migrate import migrate, scripts
 from roost.store.provision import QualifierKind, QualifierRecord
 from roost.store.store import Store
 from roost.store.triggers import TriggerRecord
 from roost.store.versions import VersionRecord
+from tests.support.stores import Place
 
 
 @pytest.fixture
-async def store(tmp_path: Path) -> AsyncIterator[Store]:
-    found = Store(tmp_path / "roost.db")
+async def store(place: Place) -> AsyncIterator[Store]:
+    found = place.store()
     await found.open()
     yield found
     await found.close()
+
+
+@pytest.fixture
+async def database(place: Place) -> AsyncIterator[Database]:
+    async with place.opened() as found:
+        yield found
 
 
 def function(name: str = "f", **fields: object) -> FunctionRecord:
@@ -146,46 +152,62 @@ async def test_the_settings_of_a_version_and_an_alias_go_with_them(store: Store)
     assert [record.qualifier for record in await store.provision.list_all()] == ["LATEST"]
 
 
-async def test_a_second_server_is_turned_away(store: Store, tmp_path: Path) -> None:
+async def test_a_second_server_is_turned_away(store: Store, place: Place) -> None:
     with pytest.raises(Unavailable, match="Another Roost uses the data directory"):
-        await Store(tmp_path / "roost.db").open()
+        await place.store().open()
     await store.functions.put(function())
     await store.close()
-    again = Store(tmp_path / "roost.db")
+    again = place.store()
     await again.open()
     assert len(await again.functions.list_all()) == 1
     await again.close()
     await again.close()
 
 
-async def test_one_that_fails_does_not_take_the_others_of_its_commit_along(tmp_path: Path) -> None:
-    database = Database(tmp_path / "db")
-    await database.open()
+PUT = "INSERT INTO settings VALUES (?, '1')"
+NAMES = "SELECT name FROM settings WHERE name LIKE 'n%' ORDER BY name"
 
-    def fail(connection: sqlite3.Connection) -> None:
-        connection.execute("INSERT INTO settings VALUES ('half', '1')")
+
+async def names(database: Database) -> list[str]:
+    return await database.run(lambda c: [row[0] for row in c.execute(NAMES)])
+
+
+async def test_one_that_fails_does_not_take_the_others_of_its_commit_along(database: Database) -> None:
+    def fail(connection: Connection) -> None:
+        connection.execute("INSERT INTO settings VALUES ('nhalf', '1')")
         raise ValueError("mine")
 
-    def put(name: str, connection: sqlite3.Connection) -> str:
-        connection.execute("INSERT INTO settings VALUES (?, '1')", (name,))
+    def break_off(connection: Connection) -> None:
+        connection.execute("INSERT INTO settings VALUES ('nquarter', '1')")
+        connection.execute("INSERT INTO settings VALUES (NULL, '1')")
+
+    def put(name: str, connection: Connection) -> str:
+        connection.execute(PUT, (name,))
         return name
 
-    works = [database.run(lambda c, n=f"n{i}": put(n, c)) for i in range(20)]
+    works = [database.run(lambda c, n=f"n{i:02}": put(n, c)) for i in range(20)]
+    works += [database.change(PUT, (f"n{i:02}",), lambda c, done: done.rowcount) for i in range(20, 40)]
     works.insert(7, database.run(fail))
+    works.insert(9, database.run(break_off))
+    works.insert(30, database.change(PUT, (None,), lambda c, done: done.rowcount))
     results = await asyncio.gather(*works, return_exceptions=True)
-    assert [str(r) for r in results if isinstance(r, Exception)] == ["mine"]
-    names = await database.run(lambda c: [row[0] for row in c.execute("SELECT name FROM settings")])
-    assert sorted(names) == sorted(f"n{i}" for i in range(20))
+    assert [type(r).__name__ for r in results if isinstance(r, Exception)] == [
+        "ValueError",
+        "Unavailable",
+        "Unavailable",
+    ]
+    assert results[-1] == 1
+    assert await names(database) == [f"n{i:02}" for i in range(40)]
     await database.close()
     with pytest.raises(Unavailable, match="closed"):
         await database.run(fail)
 
 
 async def test_many_writers_share_a_commit(tmp_path: Path) -> None:
-    database = Database(tmp_path / "db")
+    database = sqlite(tmp_path / "db")
     await database.open()
     commits: list[str] = []
-    await database.run(lambda c: c.set_trace_callback(commits.append))
+    await database.run(lambda c: c.set_trace_callback(commits.append))  # type: ignore[attr-defined]
     await asyncio.gather(
         *(database.run(lambda c, i=i: c.execute("INSERT INTO settings VALUES (?, '1')", (str(i),)) and None)
           for i in range(400))
@@ -194,32 +216,28 @@ async def test_many_writers_share_a_commit(tmp_path: Path) -> None:
     assert 1 <= commits.count("COMMIT") <= 40
 
 
-async def test_a_caller_that_gives_up_does_not_stop_the_write(tmp_path: Path) -> None:
-    database = Database(tmp_path / "db")
-    await database.open()
-    task = asyncio.create_task(database.run(lambda c: c.execute("INSERT INTO settings VALUES ('x', '1')") and None))
+async def test_a_caller_that_gives_up_does_not_stop_the_write(database: Database) -> None:
+    task = asyncio.create_task(database.run(lambda c: c.execute(PUT, ("n",)) and None))
     await asyncio.sleep(0)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    assert await database.run(lambda c: c.execute("SELECT count(*) FROM settings").fetchone()[0]) == 1
-    await database.close()
+    assert await names(database) == ["n"]
 
 
 async def test_a_full_disk_is_named_and_the_store_lives_on(tmp_path: Path) -> None:
-    database = Database(tmp_path / "db")
+    database = sqlite(tmp_path / "db")
     await database.open()
     pages = await database.run(lambda c: c.execute("PRAGMA page_count").fetchone()[0])
     await database.run(lambda c: c.execute(f"PRAGMA max_page_count={pages + 8}").fetchone())
 
-    def fill(connection: sqlite3.Connection) -> None:
+    def fill(connection: Connection) -> None:
         connection.execute("INSERT INTO settings VALUES ('big', ?)", ("x" * 200_000,))
 
     with pytest.raises(StorageFull, match="No room left"):
         await database.run(fill)
     await database.run(lambda c: c.execute("INSERT INTO settings VALUES ('small', '1')") and None)
-    names = await database.run(lambda c: [row[0] for row in c.execute("SELECT name FROM settings")])
-    assert names == ["small"]
+    assert await database.run(lambda c: [row[0] for row in c.execute("SELECT name FROM settings")]) == ["small"]
     await database.close()
 
 
@@ -239,52 +257,10 @@ async def test_a_file_that_is_no_store_is_refused_and_kept(tmp_path: Path, conte
     await store.close()
 
 
-async def test_a_store_of_a_newer_roost_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "roost.db"
-    store = Store(path)
-    await store.open()
-    await store.close()
-    with sqlite3.connect(path) as connection:
-        connection.execute("PRAGMA user_version=999")
-    connection.close()
-    with pytest.raises(Unavailable, match="newer Roost"):
-        await Store(path).open()
-
-
 async def test_a_folder_that_can_not_be_used_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(Unavailable, match="file"):
         await Store(tmp_path / "file" / "roost.db").open()
-
-
-def test_migrations_have_numbers_of_their_own_and_run_once() -> None:
-    numbers = [number for number, _ in scripts()]
-    assert len(set(numbers)) == len(numbers)
-    connection = sqlite3.connect(":memory:", isolation_level=None)
-    assert migrate(connection) == migrate(connection) == max(numbers)
-    assert [row[0] for row in connection.execute("SELECT number FROM migrations ORDER BY 1")] == numbers
-    connection.close()
-
-
-def test_a_migration_that_comes_later_than_a_higher_one_is_still_made(monkeypatch: pytest.MonkeyPatch) -> None:
-    made = [(number, f"CREATE TABLE t{number} (x);") for number in (1, 2, 3)]
-    tables = "SELECT name FROM sqlite_master WHERE name LIKE 't_' ORDER BY 1"
-    connection = sqlite3.connect(":memory:", isolation_level=None)
-    for known in (made[:1], [made[0], made[2]], made, made):
-        monkeypatch.setattr("roost.store.migrate.scripts", lambda known=known: known)
-        assert migrate(connection) == known[-1][0]
-        assert [row[0] for row in connection.execute(tables)] == [f"t{number}" for number, _ in known]
-    monkeypatch.setattr("roost.store.migrate.scripts", lambda: made[::2])
-    with pytest.raises(Unavailable, match="newer Roost"):
-        migrate(connection)
-    connection.close()
-
-
-def test_a_store_from_before_migrations_had_a_table_goes_on_from_its_version() -> None:
-    connection = sqlite3.connect(":memory:", isolation_level=None)
-    connection.executescript(scripts()[0][1] + "PRAGMA user_version=1;")
-    assert migrate(connection) == max(number for number, _ in scripts())
-    connection.close()
 
 
 WRITER = """
@@ -294,7 +270,7 @@ from roost.store.functions import FunctionRecord
 from roost.store.store import Store
 
 async def main():
-    store = Store(Path(sys.argv[1]))
+    store = Store(Path(sys.argv[1]), sys.argv[2])
     await store.open()
     async def write(lane):
         for number in range(100_000):
@@ -309,16 +285,16 @@ asyncio.run(main())
 
 
 @pytest.mark.parametrize("lines", [1, 37, 160])
-async def test_what_was_acknowledged_outlives_a_kill(tmp_path: Path, lines: int) -> None:
-    path = tmp_path / "roost.db"
-    process = subprocess.Popen([sys.executable, "-c", WRITER, str(path)], stdout=subprocess.PIPE, text=True)
+async def test_what_was_acknowledged_outlives_a_kill(place: Place, lines: int) -> None:
+    command = [sys.executable, "-c", WRITER, str(place.path), place.url]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     acknowledged = [process.stdout.readline().strip() for _ in range(lines)]
     os.kill(process.pid, signal.SIGKILL)
     acknowledged += [line.strip() for line in process.stdout.read().split("\n")[:-1]]
     process.wait()
     process.stdout.close()
-    store = Store(path)
+    store = place.store()
     await store.open()
     kept = {record.name for record in await store.functions.list_all()}
     await store.close()

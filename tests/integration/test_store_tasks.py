@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
@@ -13,7 +12,8 @@ from roost.model.errors import Conflict, InvalidArgument, NotFound
 from roost.model.task import Fenced, TaskState, Verdict
 from roost.store.functions import FunctionRecord
 from roost.store.store import Store
-from roost.store.tasks import TaskFilter
+from roost.store.tasks import Kept, TaskFilter
+from tests.support.stores import Place
 from tests.unit.test_tasks_model import task
 
 KEY = ("a", "f", "t")
@@ -21,8 +21,8 @@ DONE = Verdict(state=TaskState.SUCCEEDED)
 
 
 @pytest.fixture
-async def store(tmp_path: Path) -> AsyncIterator[Store]:
-    found = Store(tmp_path / "roost.db")
+async def store(place: Place) -> AsyncIterator[Store]:
+    found = place.store()
     await found.open()
     for name in ("f", "g"):
         await found.functions.put(FunctionRecord(account="a", name=name, id=name, config={}, created=1.0, modified=1.0))
@@ -32,18 +32,18 @@ async def store(tmp_path: Path) -> AsyncIterator[Store]:
 
 async def test_a_task_is_kept_as_it_is_given(store: Store) -> None:
     given = task(session="s", fields={"x": "é\0"}, digest="d", hops=2)
-    assert await store.tasks.enqueue(given, b"\0payload") == (given, True)
+    assert await store.tasks.enqueue(given, b"\0payload") == Kept(task=given, new=True)
     assert await store.tasks.get(KEY) == (given, b"\0payload", None)
 
 
 async def test_the_same_id_twice_is_the_first_task_and_with_other_things_a_conflict(store: Store) -> None:
-    first, _ = await store.tasks.enqueue(task(digest="d"), b"1")
-    assert await store.tasks.enqueue(task(digest="d", request_id="later"), b"1") == (first, False)
+    first = (await store.tasks.enqueue(task(digest="d"), b"1")).task
+    assert await store.tasks.enqueue(task(digest="d", request_id="later"), b"1") == Kept(task=first, new=False)
     with pytest.raises(Conflict):
         await store.tasks.enqueue(task(digest="e"), b"2")
     with pytest.raises(NotFound):
         await store.tasks.enqueue(task(function="gone"), b"")
-    assert (await store.tasks.enqueue(task(function="g", digest="e"), b"2"))[1]
+    assert (await store.tasks.enqueue(task(function="g", digest="e"), b"2")).new
 
 
 async def test_one_of_many_that_claim_at_once_gets_it(store: Store) -> None:
@@ -183,11 +183,11 @@ async def test_stop_retry_and_the_end_of_a_function(store: Store) -> None:
         await store.tasks.get(KEY)
 
 
-async def test_a_burst_of_tasks_is_all_there_after_the_store_was_closed(store: Store, tmp_path: Path) -> None:
+async def test_a_burst_of_tasks_is_all_there_after_the_store_was_closed(store: Store, place: Place) -> None:
     made = [replace(task(), id=f"t{number}") for number in range(1500)]
     await asyncio.gather(*(store.tasks.enqueue(each, b"x" * 100) for each in made))
     await store.close()
-    again = Store(tmp_path / "roost.db")
+    again = place.store()
     await again.open()
     [waiting] = await again.tasks.waiting()
     assert waiting.count == 1500

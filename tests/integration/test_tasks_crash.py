@@ -12,6 +12,7 @@ import httpx
 import pytest
 
 from tests.support.crashing_server import CrashingServer
+from tests.support.hook import Hook
 from tests.support.server import NOTHING, Remains, Server
 from tests.support.tasks import EFFECTS, MOUNT, configure, effects, finished, records, submit
 
@@ -111,10 +112,19 @@ def test_killed_at_a_named_point(data_dir: Path, start: Start, point: str) -> No
     assert again.stop() == 0, again.log()[-3000:]
 
 
-def killed_at_random(data_dir: Path, start: Start, rounds: int, seed: int) -> None:
+@pytest.fixture
+def hook() -> Iterator[Hook]:
+    hook = Hook()
+    yield hook
+    hook.close()
+
+
+def killed_at_random(data_dir: Path, start: Start, hook: Hook, rounds: int, seed: int) -> None:
     dice = random.Random(seed)
     server = start()
     deploy(server)
+    destination = {"onSuccess": {"destination": hook.url}}
+    configure(server, "least", maxAsyncRetryAttempts=8, destinationConfig=destination)
     accepted: dict[str, set[str]] = {name: set() for name in KINDS}
     for round in range(rounds):
         with Load(server, f"r{round}", pause=0.02) as load:
@@ -124,17 +134,25 @@ def killed_at_random(data_dir: Path, start: Start, rounds: int, seed: int) -> No
             accepted[name] |= load.accepted[name]
         server = start()
     check(data_dir, accepted)
+    wait(lambda: delivered(data_dir) == set(records(data_dir, "least")))
+    ids = [hook.ids(task) for task in records(data_dir, "least")]
+    assert all(len(each) == 1 for each in ids), "each end has one event, however often it came"
     assert sum(map(len, accepted.values())) > rounds
     assert server.stop() == 0, server.log()[-3000:]
 
 
-def test_killed_at_random(data_dir: Path, start: Start) -> None:
-    killed_at_random(data_dir, start, 6, seed=5)
+def delivered(data_dir: Path) -> set[str]:
+    """Tasks of `least` whose event has arrived, as their records say."""
+    return {id for id, record in records(data_dir, "least").items() if record.events[-1][2].startswith("delivered to")}
+
+
+def test_killed_at_random(data_dir: Path, start: Start, hook: Hook) -> None:
+    killed_at_random(data_dir, start, hook, 6, seed=5)
 
 
 @pytest.mark.soak
-def test_killed_at_random_fifty_times(data_dir: Path, start: Start) -> None:
-    killed_at_random(data_dir, start, 50, seed=11)
+def test_killed_at_random_fifty_times(data_dir: Path, start: Start, hook: Hook) -> None:
+    killed_at_random(data_dir, start, hook, 50, seed=11)
 
 
 def test_what_runs_when_the_server_is_killed_is_decided_by_the_setting(data_dir: Path, start: Start) -> None:

@@ -4,113 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from roost.functions.tasks import endings, worker
-from roost.functions.tasks.backlog import Backlog, BacklogLimits
+from roost.functions.tasks import worker
+from roost.functions.tasks.backlog import Backlog
 from roost.functions.tasks.destinations import MAX_EVENT
-from roost.functions.tasks.service import Retention
-from roost.functions.tasks.tasks import AsyncTasks
 from roost.model.errors import AccessDenied, NotFound, StorageFull, Throttled
-from roost.model.function import FunctionSpec
-from roost.model.task import FINISHED, Task, TaskState, Verdict
-from roost.store.functions import FunctionRecord
-from roost.store.provision import QualifierKind, QualifierRecord
-from roost.store.store import Store
+from roost.model.task import Task, TaskState, Verdict
+from roost.store.database import Item
 from roost.store.tasks import TaskFilter, Tasks
-from tests.support.gateway_world import spec
-from tests.support.scripted_runner import ScriptedRunner
+from tests.support.task_world import NewWorld
 
 
-class FewFunctions:
-    """A catalog of `f` and `g` with their async settings."""
-
-    region = "local"
-
-    def __init__(self) -> None:
-        self.async_invoke = self
-        self.config: dict[str, Any] = {}
-        self.error: Exception | None = None
-        self.listener: Callable[[str, str], None] = lambda account, name: None
-        self.names = {"f", "g"}
-
-    def resolve(self, account: str, name: str, qualifier: str | None = None) -> FunctionSpec:
-        if self.error is not None:
-            raise self.error
-        return spec(name, account=account)
-
-    def get(self, account: str, function: str, qualifier: str | None = None) -> QualifierRecord:
-        if function not in self.names or (qualifier and not self.config):
-            raise NotFound("none")
-        return QualifierRecord(
-            account=account, function=function, qualifier="LATEST", kind=QualifierKind.ASYNC, config=self.config,
-            created=0, modified=0,
-        )  # fmt: skip
-
-    def subscribe(self, listener: Callable[[str, str], None]) -> Callable[[], None]:
-        self.listener = listener
-        return lambda: None
-
-
-class World:
-    def __init__(self, store: Store, limits: BacklogLimits) -> None:
-        self.store = store
-        self.catalog = FewFunctions()
-        self.runner = ScriptedRunner()
-        self.ended: list[str] = []
-        self.tasks = AsyncTasks(
-            store=store.tasks, catalog=self.catalog, limits=limits, retention=Retention(), clock=time.time,  # type: ignore[arg-type]
-            ended=lambda task: self.ended.append(task.id),
-        )  # fmt: skip
-
-    async def submit(self, payload: str, id: str, *, function: str = "f", **headers: str) -> None:
-        sent = {"x-fc-async-task-id": id, **{name.replace("_", "-"): value for name, value in headers.items()}}
-        await self.tasks.queue.submit(
-            spec(function, account="a"), qualifier="LATEST", request_id=f"r-{id}", session_id="",
-            payload=payload.encode(), headers=sent,
-        )  # fmt: skip
-
-    async def until(self, id: str, *states: TaskState, function: str = "f") -> Task:
-        async with asyncio.timeout(20):
-            while True:
-                task, _, _ = await self.store.tasks.get(("a", function, id))
-                if task.state in (states or FINISHED):
-                    return task
-                await asyncio.sleep(0.01)
-
-
-Start = Callable[..., Any]
-
-
-@pytest.fixture
-async def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Start]:
-    """Opens a world on the same store as the one before, which must have been closed."""
-    monkeypatch.setattr(endings, "_PAUSE_S", 0.05)
-    opened: list[World] = []
-
-    async def start(*, run: bool = True, **limits: int) -> World:
-        store = Store(tmp_path / "roost.db")
-        await store.open()
-        for name in ("f", "g"):
-            await store.functions.put(FunctionRecord(account="a", name=name, id=name, config={}, created=1, modified=1))
-        opened.append(World(store, BacklogLimits(**limits)))
-        await opened[-1].tasks.open()
-        if run:
-            opened[-1].tasks.start(opened[-1].runner)
-        return opened[-1]
-
-    yield start
-    for world in opened:
-        await world.tasks.close(drain_s=0.1)
-        await world.store.close()
-
-
-async def test_everything_is_run_once_within_the_bounds(start: Start) -> None:
-    world = await start(running=5, running_per_function=3)
+async def test_everything_is_run_once_within_the_bounds(new_world: NewWorld) -> None:
+    world = await new_world(running=5, running_per_function=3)
     await asyncio.gather(*(world.submit("ok", f"t{n}", function="fg"[n % 2]) for n in range(200)))
     for number in range(200):
         await world.until(f"t{number}", TaskState.SUCCEEDED, function="fg"[number % 2])
@@ -119,8 +28,8 @@ async def test_everything_is_run_once_within_the_bounds(start: Start) -> None:
     assert world.runner.most <= 5
 
 
-async def test_a_full_queue_refuses_and_takes_more_when_there_is_room(start: Start) -> None:
-    world = await start(queued=2, running=1)
+async def test_a_full_queue_refuses_and_takes_more_when_there_is_room(new_world: NewWorld) -> None:
+    world = await new_world(queued=2, running=1)
     await world.submit("block", "first")
     await world.until("first", TaskState.RUNNING)
     await world.submit("ok", "second")
@@ -134,8 +43,8 @@ async def test_a_full_queue_refuses_and_takes_more_when_there_is_room(start: Sta
     assert world.runner.ran == {"first": 1, "second": 1, "fourth": 1}
 
 
-async def test_no_instance_costs_no_attempt_and_leaves_no_trace_but_the_wait(start: Start) -> None:
-    world = await start()
+async def test_no_instance_costs_no_attempt_and_leaves_no_trace_but_the_wait(new_world: NewWorld) -> None:
+    world = await new_world()
     world.runner.busy = 2
     await world.submit("ok", "t")
     done = await world.until("t", TaskState.SUCCEEDED)
@@ -144,7 +53,7 @@ async def test_no_instance_costs_no_attempt_and_leaves_no_trace_but_the_wait(sta
 
 
 async def test_what_comes_due_while_the_alarm_is_set_is_not_forgotten(
-    start: Start, monkeypatch: pytest.MonkeyPatch
+    new_world: NewWorld, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wake_at = Backlog.wake_at
 
@@ -154,7 +63,7 @@ async def test_what_comes_due_while_the_alarm_is_set_is_not_forgotten(
             time.sleep(0.001)
         return at
 
-    world = await start()
+    world = await new_world()
     monkeypatch.setattr(Backlog, "wake_at", slow)
     await world.submit("ok", "other")  # sets the alarm anew, late
     await world.submit("ok", "t", x_fc_async_delay="1")
@@ -165,16 +74,16 @@ async def test_what_comes_due_while_the_alarm_is_set_is_not_forgotten(
     assert (await world.until("t")).state is TaskState.SUCCEEDED
 
 
-async def test_a_bug_on_the_way_loses_no_task(start: Start) -> None:
-    world = await start()
+async def test_a_bug_on_the_way_loses_no_task(new_world: NewWorld) -> None:
+    world = await new_world()
     world.runner.broken = 1
     await world.submit("ok", "t")
     assert (await world.until("t")).state is TaskState.SUCCEEDED
     assert world.runner.ran == {"t": 1}
 
 
-async def test_a_function_that_is_switched_off_keeps_its_tasks(start: Start) -> None:
-    world = await start()
+async def test_a_function_that_is_switched_off_keeps_its_tasks(new_world: NewWorld) -> None:
+    world = await new_world()
     world.catalog.error = AccessDenied("off", code="InvocationDisabled")
     await world.submit("ok", "t")
     async with asyncio.timeout(10):
@@ -188,8 +97,8 @@ async def test_a_function_that_is_switched_off_keeps_its_tasks(start: Start) -> 
     assert (gone.state, gone.error_type, gone.attempts) == (TaskState.FAILED, "VersionNotFound", 0)
 
 
-async def test_a_stop_while_it_runs_and_one_that_comes_too_late(start: Start) -> None:
-    world = await start()
+async def test_a_stop_while_it_runs_and_one_that_comes_too_late(new_world: NewWorld) -> None:
+    world = await new_world()
     for payload in ("block", "deaf"):
         await world.submit(payload, payload)
         await world.until(payload, TaskState.RUNNING)
@@ -209,9 +118,9 @@ async def test_a_stop_while_it_runs_and_one_that_comes_too_late(start: Start) ->
     [("fault", TaskState.STOPPED), ("trouble", TaskState.STOPPED), ("ok", TaskState.SUCCEEDED)],
 )
 async def test_a_stop_between_the_run_and_its_record_wins_over_all_but_success(
-    start: Start, monkeypatch: pytest.MonkeyPatch, payload: str, state: TaskState
+    new_world: NewWorld, monkeypatch: pytest.MonkeyPatch, payload: str, state: TaskState
 ) -> None:
-    world = await start()
+    world = await new_world()
     conclude = Tasks.conclude
 
     async def late(self: Tasks, task: Task, verdict: Verdict, **fields: Any) -> Task:
@@ -226,10 +135,10 @@ async def test_a_stop_between_the_run_and_its_record_wins_over_all_but_success(
 
 
 async def test_who_has_lost_its_task_breaks_off_and_writes_nothing(
-    start: Start, monkeypatch: pytest.MonkeyPatch
+    new_world: NewWorld, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(worker, "HEARTBEAT_S", 0.05)
-    world = await start()
+    world = await new_world()
     await world.submit("block", "t")
     running = await world.until("t", TaskState.RUNNING)
     # As another server would that thinks this one dead.
@@ -244,10 +153,10 @@ async def test_who_has_lost_its_task_breaks_off_and_writes_nothing(
 
 
 async def test_a_long_task_is_never_started_a_second_time_while_its_worker_lives(
-    start: Start, monkeypatch: pytest.MonkeyPatch
+    new_world: NewWorld, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(worker, "HEARTBEAT_S", 0.02)
-    world = await start()
+    world = await new_world()
     await world.submit("block", "t")
     before = await world.until("t", TaskState.RUNNING)
     for _ in range(20):
@@ -260,20 +169,20 @@ async def test_a_long_task_is_never_started_a_second_time_while_its_worker_lives
 
 
 async def test_a_full_disk_refuses_new_tasks_and_keeps_the_outcome_of_those_that_run(
-    start: Start, monkeypatch: pytest.MonkeyPatch
+    new_world: NewWorld, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    world = await start()
+    world = await new_world()
     await world.submit("block", "t")
     await world.until("t", TaskState.RUNNING)
     await world.submit("ok", "later", x_fc_async_delay="1")
-    run = world.store._database.run
+    submit = world.store._database._submit
 
-    async def full(work: Any, *, synced: bool = True, **how: bool) -> Any:
-        if synced:
+    async def full(item: Item) -> Any:
+        if item.synced:
             raise StorageFull("No room left.")
-        return await run(work, synced=False, **how)
+        return await submit(item)
 
-    monkeypatch.setattr(world.store._database, "run", full)
+    monkeypatch.setattr(world.store._database, "_submit", full)
     with pytest.raises(StorageFull):
         await world.submit("ok", "refused")
     world.runner.release.set()
@@ -287,8 +196,8 @@ async def test_a_full_disk_refuses_new_tasks_and_keeps_the_outcome_of_those_that
         await world.store.tasks.get(("a", "f", "refused"))
 
 
-async def test_a_destination_s_destination_ends_somewhere(start: Start) -> None:
-    world = await start()
+async def test_a_destination_s_destination_ends_somewhere(new_world: NewWorld) -> None:
+    world = await new_world()
     world.catalog.config = {"destinationConfig": {"onSuccess": {"destination": "f"}}}  # as two functions in a ring
     await world.submit("ok", "t")
     async with asyncio.timeout(20):
@@ -300,20 +209,20 @@ async def test_a_destination_s_destination_ends_somewhere(start: Start) -> None:
     assert max(len(payload) for _, payload in page) <= MAX_EVENT, "though each quotes the one before it"
 
 
-async def test_the_next_server_goes_on_with_what_waits(start: Start) -> None:
-    world = await start(run=False)
+async def test_the_next_server_goes_on_with_what_waits(new_world: NewWorld) -> None:
+    world = await new_world(run=False)
     for number in range(300):
         await world.submit("ok", f"t{number}")
     await world.submit("ok", "delayed", x_fc_async_delay="1")
     await world.store.close()
-    again = await start()
+    again = await new_world()
     for id in (*(f"t{number}" for number in range(300)), "delayed"):
         await again.until(id, TaskState.SUCCEEDED)
     assert set(again.runner.ran.values()) == {1}
 
 
-async def test_a_deleted_function_s_queue_is_forgotten(start: Start) -> None:
-    world = await start(queued=3, running=1)
+async def test_a_deleted_function_s_queue_is_forgotten(new_world: NewWorld) -> None:
+    world = await new_world(queued=3, running=1)
     await world.submit("block", "runs")
     await world.until("runs", TaskState.RUNNING)
     for number in range(3):

@@ -104,7 +104,7 @@ def check(server: Server, data_dir: Path) -> None:
     assert len(counted) >= len(ended) - len(lost)
 
 
-@pytest.mark.parametrize("point", ["enqueue:after", "put_cursor:after"])
+@pytest.mark.parametrize("point", ["enqueue:after", "triggers.put_cursor:after"])
 def test_killed_at_a_named_point_of_a_fire(data_dir: Path, start: Start, point: str) -> None:
     server = CrashingServer(data_dir, point, 8)
     start(server)

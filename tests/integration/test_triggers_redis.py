@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from typing import Any
+
 import pytest
 import redis
 
@@ -10,6 +13,11 @@ from roost.triggers.publish import QueuePublisher
 from tests.support.brokers import PASSWORD, USER, RedisServer, wait_until
 from tests.support.queue_cases import QUICK, QueueCases, encoded, numbered
 from tests.support.queues import Function, RedisQueue
+from tests.support.tasks import configure, submit
+
+
+def to(place: str) -> dict[str, Any]:
+    return {"onSuccess": {"destination": place}}
 
 
 class TestRedis(QueueCases):
@@ -87,6 +95,19 @@ class TestRedis(QueueCases):
         function.until_done(["why?"])
         message = function.notes("done")[0]["event"]["batch"][0]
         assert message["attributes"] == {"from": "me", "raw": {"base64": "/w=="}}
+
+    def test_a_task_s_end_is_told_to_a_queue(self, function: Function, queue: RedisQueue) -> None:
+        place = f"{queue.broker.url}?stream={queue.name}"
+        wrong = configure(function.server, function.name, destinationConfig=to(queue.broker.url))
+        assert (wrong.status_code, "the URL needs ?stream=" in wrong.text) == (400, True)
+        kept = configure(function.server, function.name, destinationConfig=to(place))
+        assert kept.json()["destinationConfig"]["onSuccess"]["destination"] == place.replace(PASSWORD, "***")
+        assert submit(function.server, function.name, '{"batch": []}', id="told").status_code == 202
+        with queue.client() as client:
+            wait_until(lambda: client.xlen(queue.name) == 1)
+            ((_, fields),) = client.xrange(queue.name)
+        assert json.loads(fields[b"body"])["requestContext"]["taskId"] == "told"
+        assert fields[b"id"]
 
     async def test_events_are_published_to_a_stream(self, queue: RedisQueue) -> None:
         publisher = QueuePublisher()

@@ -1,7 +1,7 @@
 """`roost.server`, except that it dies by SIGKILL at a named point: `crashing_server POINT NUMBER [arguments of serve]`.
 
-POINT is `<verb of the table of tasks, or of triggers>:before|after`; NUMBER says at which call of it. The verb's change
-is durable after it, and not begun before it.
+POINT is `<verb of the table of tasks>:before|after`, or `outbox.<verb>` or `triggers.<verb>` of those tables; NUMBER
+says at which call of it. The verb's change is durable after it, and not begun before it.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from roost import server
+from roost.store.task_outbox import TaskOutbox
 from roost.store.tasks import Tasks
 from roost.store.triggers import Triggers
 from tests.support.server import READY, Server, share_bundle
@@ -55,8 +56,9 @@ class CrashingServer(Server):
 
 def crash_at(point: str, number: int) -> None:
     verb, _, moment = point.partition(":")
-    table = Tasks if hasattr(Tasks, verb) else Triggers
-    work: Callable[..., Awaitable[Any]] = getattr(table, verb)
+    table, _, verb = verb.rpartition(".")
+    owner = {"": Tasks, "outbox": TaskOutbox, "triggers": Triggers}[table]
+    work: Callable[..., Awaitable[Any]] = getattr(owner, verb)
     left = number
 
     @functools.wraps(work)
@@ -71,7 +73,7 @@ def crash_at(point: str, number: int) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         return result
 
-    setattr(table, verb, crashing)
+    setattr(owner, verb, crashing)
 
 
 if __name__ == "__main__":

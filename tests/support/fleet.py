@@ -35,7 +35,7 @@ class Parts:
         self, *, specs: Specs, store: SessionStore, around: Surroundings, limits: FleetLimits, run_dir: Path,
         clock: Callable[[], float],
     ) -> None:  # fmt: skip
-        self.book = SessionBook(store, clock=clock, ended=self._ended)
+        self.book = SessionBook(store, clock=clock, ended=self._ended, idle=self._idle)
         self.roster = Roster(specs=specs, around=around, limits=limits, run_dir=run_dir)
         self.background = Background()
         self.pauses = Pauses(
@@ -49,6 +49,9 @@ class Parts:
 
     async def _ended(self, session: Session) -> None:
         await self.pauses.ended(session)
+
+    async def _idle(self, session: Session) -> None:
+        await self.pauses.idle(session)
 
     async def deleted(self, account: str, function: str) -> None:
         await self.book.forget_function(account, function)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections import Counter
 
 from roost.functions.tasks.policy import Kind, Run
@@ -11,7 +12,8 @@ from roost.model.errors import RoostError
 
 
 class ScriptedRunner:
-    """`ok`, `fault`, `trouble`, `busy` (no instance), `block` (until `release` or a stop) and `deaf` (ignores a stop).
+    """`ok`, `fault`, `trouble`, `busy` (no instance), `block` (until `release` or a stop) and `deaf` (ignores a stop);
+    `put A B` puts out each word, `report A` reports it, and both go on as `block` when the last word is that.
 
     `ran` counts begun runs by task, `most` is how many were under way at once.
     """
@@ -43,8 +45,22 @@ class ScriptedRunner:
         finally:
             self.under_way -= 1
 
+    def _put(self, order: Order, verb: str, words: list[str]) -> str:
+        order.tape = order.record()
+        for word in words:
+            if word == "block":
+                return word
+            if verb == "put":
+                order.tape.write(word.encode())
+            else:
+                order.tape.progress(json.dumps(word).encode())
+        return "ok"
+
     async def _play(self, order: Order, payload: str) -> Run:
         await asyncio.sleep(0)
+        verb, *words = payload.split()
+        if verb in ("put", "report"):
+            payload = self._put(order, verb, words)
         if payload in ("block", "deaf"):
             stop = asyncio.Event()
             if payload == "block":

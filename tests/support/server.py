@@ -45,10 +45,10 @@ class Server:
         self._env.update(env or {})
         self._process: subprocess.Popen[str] | None = None
 
-    def start(self) -> Server:
+    def start(self, *, port: str = "0") -> Server:
         self.data_dir.mkdir(parents=True, exist_ok=True)
         share_bundle(self.data_dir)
-        command = [sys.executable, "-m", self._module, "--port", "0", "--data-dir", str(self.data_dir)]
+        command = [sys.executable, "-m", self._module, "--port", port, "--data-dir", str(self.data_dir)]
         if self._config:
             file = self.data_dir.parent / f"{self.data_dir.name}.toml"
             file.write_text(self._config)

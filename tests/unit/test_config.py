@@ -51,3 +51,18 @@ def test_a_wrong_setting_is_named_in_words(tmp_path: Path, toml: str, words: str
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=f"Can't read the configuration file {tmp_path}: Is a directory"):
         load(tmp_path, environment={})
+
+
+def test_the_database_comes_from_the_environment_the_file_or_the_command_line_and_is_never_shown(
+    tmp_path: Path,
+) -> None:
+    url = "postgresql://roost:secret@db/roost"
+    file = tmp_path / "roost.toml"
+    file.write_text('database = "postgres://db/file"\n')
+    assert load(environment={"ROOST_DATABASE": url}).database == url
+    assert load(file, environment={"ROOST_DATABASE": url}).database == "postgres://db/file"
+    assert load(file, {"database": url}, environment={}).database == url
+    assert "secret" not in repr(load(environment={"ROOST_DATABASE": url}))
+    with pytest.raises(ConfigError, match="'database' is a PostgreSQL URL") as caught:
+        load(environment={"ROOST_DATABASE": "mysql://roost:secret@db/roost"})
+    assert "secret" not in str(caught.value)

@@ -26,6 +26,10 @@ NEVER = Idle(freeze_after_s=float("inf"), stop_after_s=float("inf"))
         (replace(READY, leases=1), 100.0, Action.WAIT),
         (replace(READY, pause_wanted=True), 0.0, Action.FREEZE),
         (replace(FROZEN, pause_wanted=True), 0.0, Action.PAUSE),
+        (replace(READY, pause_wanted=True, keep_memory=True), 0.0, Action.FREEZE),
+        (replace(FROZEN, pause_wanted=True, keep_memory=True), 1e6, Action.WAIT),
+        (replace(FROZEN, pause_wanted=True, keep_memory=True, leases=1), 0.0, Action.THAW),
+        (replace(FROZEN, pause_wanted=True, keep_memory=True, stop_wanted=StopReason.SCALE_IN), 0.0, Action.STOP),
         (replace(READY, pause_wanted=True, leases=1), 0.0, Action.WAIT),
         (replace(READY, stop_wanted=StopReason.UPDATED), 0.0, Action.STOP),
         (replace(READY, stop_wanted=StopReason.UPDATED, leases=1), 0.0, Action.DRAIN),
@@ -55,6 +59,7 @@ views = st.builds(
     kept=st.booleans(),
     held=st.booleans(),
     pause_wanted=st.booleans(),
+    keep_memory=st.booleans(),
     stop_wanted=st.sampled_from([None, StopReason.UPDATED]),
 )
 

@@ -16,7 +16,7 @@ async def ended(session: Session) -> None: ...
 async def test_of_ended_sessions_a_bounded_number_is_remembered_the_latest() -> None:
     now = [1000.0]
     store = MemorySessions()
-    book = SessionBook(store, clock=lambda: now[0], ended=ended, max_tombstones=2)
+    book = SessionBook(store, clock=lambda: now[0], ended=ended, idle=ended, max_tombstones=2)
     for name in ("first", "second", "third", "alive"):
         now[0] += 1
         session = await book.create(SPEC, "LATEST", name, {})

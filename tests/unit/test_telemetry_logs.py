@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import json
 import os
 from collections.abc import AsyncIterator
+from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from roost.model.errors import InvalidArgument, Throttled
+from roost.model.usage import InvocationRecord, Outcome
 from roost.telemetry import logs as logs_module
 from roost.telemetry.log_record import MAX_TEXT, Clock, LogRecord, Source, decode, encode_notice, visible
 from roost.telemetry.logs import FunctionLogs
@@ -120,7 +125,7 @@ async def test_an_unwritable_name_loses_its_lines_and_no_others(logs: FunctionLo
 
 
 async def test_a_flood_is_dropped_counted_and_named(logs: FunctionLogs, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(logs_module, "FUNCTION_BUFFER_BYTES", 1000)
+    monkeypatch.setattr(logs_module, "SERIES_BUFFER_BYTES", 1000)
     for number in range(50):
         say(logs, f"{number}")
     say(logs, "another's", function="g")
@@ -256,3 +261,80 @@ async def test_closing_ends_followers(logs: FunctionLogs) -> None:
     await anext(stream)
     await logs.close()
     assert [record async for record in stream] == []
+
+
+def ended(request_id: str = "r", **changes: Any) -> InvocationRecord:
+    fields: dict[str, Any] = {
+        "request_id": request_id, "account": "default", "function": "f", "version": "3", "qualifier": "LATEST",
+        "instance_id": "i-1", "session_id": "s", "outcome": Outcome.OK, "status": 200, "started": 1.0,
+        "wait_s": 0.0002114, "duration_s": 0.0031, "memory_mb": 512, "cold": False,
+    }  # fmt: skip
+    return InvocationRecord(**(fields | changes))
+
+
+async def test_each_invocation_leaves_a_line(logs: FunctionLogs) -> None:
+    logs.invocation(ended("quiet"))
+    logs.invocation(ended("other", function="g"))
+    say(logs, "printed", request_id="loud")
+    logs.invocation(ended("loud", outcome=Outcome.TIMEOUT, status=500, cold=True, version="4"))
+    found = await logs.tail("default", "f", 10)
+    quiet, loud = (record for record in found if record.stream == "roost")
+    assert quiet == LogRecord(
+        time=quiet.time, instance="i-1", version="3", request_id="quiet", session_id="s", stream="roost", level="INFO",
+        text="outcome=ok status=200 cold=false memory_mb=512 wait_ms=0.211 duration_ms=3.100",
+    )  # fmt: skip
+    assert len(found) == 3
+    assert (loud.level, loud.version, loud.text[:38]) == ("ERROR", "4", "outcome=timeout status=500 cold=true m")
+    assert [record.request_id for record in await logs.tail("default", "f", 10, "loud")] == ["loud", "loud"]
+    assert logs.tail_for_request("default", "f", "quiet") == b""  # no output of its own
+
+
+async def test_followers_see_invocations_as_the_files_have_them(logs: FunctionLogs) -> None:
+    async with contextlib.aclosing(logs.follow("default", "f", 0)) as follower:
+        seen = asyncio.ensure_future(anext(follower))
+        await asyncio.sleep(0)
+        while not logs._followers:
+            await asyncio.sleep(0.001)
+        record = ended(session_id='"s"', outcome=Outcome.THROTTLED, instance_id="", status=429)
+        logs.invocation(record)
+        live = await asyncio.wait_for(seen, 30)
+    [written] = await logs.tail("default", "f", 10)
+    assert replace(live, time=0) == replace(written, time=0)
+    assert live.level == "WARNING"
+
+
+async def test_neither_output_nor_requests_push_the_other_out(logs: FunctionLogs, tmp_path: Path) -> None:
+    say(logs, "precious")
+    for number in range(200):
+        logs.invocation(ended(f"r{number}"))
+        if number % 10 == 0:
+            await logs.flush()
+    found = await texts(logs, 1000)
+    assert found[0] == "precious"
+    assert found[-1].startswith("outcome=ok")
+    files = [*(tmp_path / "default" / "f" / "requests").iterdir()]
+    assert len(files) == 3
+    assert all(file.stat().st_size <= 4096 for file in files)
+    await logs.delete("default", "f")
+    assert await texts(logs) == []
+
+
+async def test_a_flood_of_requests_is_dropped_and_counted_by_itself(
+    logs: FunctionLogs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logs_module, "SERIES_BUFFER_BYTES", 2000)
+    for number in range(100):
+        logs.invocation(ended(f"r{number}"))
+    say(logs, "has room")
+    found = await texts(logs)
+    kept = sum(text.startswith("outcome=") for text in found)
+    assert 0 < kept < 100
+    assert f"{100 - kept} requests have no line here: too many at once" in found
+    assert "has room" in found
+
+
+@given(at=st.floats(min_value=0, max_value=4e9))
+def test_a_clocks_text_is_the_time(at: float) -> None:
+    clock = Clock()
+    assert clock.text(at) == clock.text(at)
+    assert abs(datetime.fromisoformat(clock.text(at)).timestamp() - at) <= 0.001001

@@ -47,9 +47,17 @@ class Broken:
         raise RuntimeError("broken")
 
 
+def observe(*sinks: Kept | Broken, capacity: int = 1000) -> Observer:
+    return Observer(
+        invocations=[sink.invocation for sink in sinks],
+        transitions=[sink.transition for sink in sinks],
+        capacity=capacity,
+    )
+
+
 async def test_every_sink_gets_every_record_in_order() -> None:
     first, second = Kept(), Kept()
-    observer = Observer([first, second])
+    observer = observe(first, second)
     await observer.start()
     sent = [replace(INVOCATION, request_id=str(number)) for number in range(300)]
     for record in sent:
@@ -65,19 +73,19 @@ async def test_every_sink_gets_every_record_in_order() -> None:
 
 async def test_a_broken_sink_hurts_no_other(caplog: pytest.LogCaptureFixture) -> None:
     kept = Kept()
-    observer = Observer([Broken(), kept])
+    observer = observe(Broken(), kept)
     await observer.start()
     observer.invocation(INVOCATION)
     observer.transition(TRANSITION)
     await observer.close()
     assert kept.records == [INVOCATION, TRANSITION]
     assert observer.failed == 2
-    assert "Broken could not take a record" in caplog.text
+    assert "Broken.transition could not take a record" in caplog.text
 
 
 async def test_a_full_queue_drops_and_counts() -> None:
     kept = Kept()
-    observer = Observer([kept], capacity=2)
+    observer = observe(kept, capacity=2)
     await observer.start()
     for _ in range(5):
         observer.invocation(INVOCATION)
@@ -87,7 +95,7 @@ async def test_a_full_queue_drops_and_counts() -> None:
 
 async def test_closing_passes_on_what_waits_and_may_be_repeated() -> None:
     kept = Kept()
-    observer = Observer([kept])
+    observer = observe(kept)
     observer.transition(TRANSITION)
     await observer.close()
     await observer.close()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from starlette.routing import Route
 
@@ -38,11 +38,13 @@ def build_fc_api(
     statuses: Statuses,
     keys: Keys,
     link_secret: bytes,
+    destinations: Collection[str] = (),
     clock: Callable[[], float] = time.time,
 ) -> list[Route]:
     """Routes below `/2023-03-30`, with an answer in the API's shape for everything there that is none of them.
 
-    `keys`: empty lets everyone act as the default account. `link_secret`: signs links to packages; at least 16 bytes.
+    `keys`: empty lets everyone act as the default account. `destinations`: schemes of the URLs that events about tasks
+    may go to. `link_secret`: signs links to packages; at least 16 bytes.
     `InvokeFunction` is not here: it is data plane.
     """
     endpoints = Endpoints(keys, clock=clock)
@@ -55,11 +57,11 @@ def build_fc_api(
         Concurrency(catalog),
         Provision(catalog, catalog.provision, instances),
         Scaling(catalog, catalog.scaling, instances),
-        AsyncInvoke(catalog, catalog.async_invoke),
+        AsyncInvoke(catalog, catalog.async_invoke, destinations),
         AsyncTasks(catalog, tasks, clock=clock),
         Triggers(catalog, statuses),
         Tags(catalog),
-        Sessions(catalog, sessions),
+        Sessions(catalog, sessions, tasks),
         Instances(catalog, instances),
         downloads,
     )

@@ -70,8 +70,8 @@ class Sessions(Protocol):
         """The paused session, and whether its memory was kept too. Raises Conflict unless it is Active."""
         ...
 
-    async def resume(self, account: str, function: str, session_id: str) -> Session:
-        """Raises Conflict unless it is Paused."""
+    async def resume(self, account: str, function: str, session_id: str) -> tuple[Session, bool]:
+        """The session, and whether its memory is there. Raises Conflict unless it is Paused."""
         ...
 
 

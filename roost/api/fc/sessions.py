@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Annotated, Any
 
@@ -18,6 +18,7 @@ from roost.api.fc.render import iso
 from roost.functions.affinity import IdleTimeout, Ttl
 from roost.functions.catalog import FunctionCatalog
 from roost.functions.definition import NasConfig, OssMountConfig, Shape
+from roost.functions.tasks.service import TaskService
 from roost.functions.volumes import check_apart, volume_mounts
 from roost.model.errors import InvalidArgument
 from roost.model.function import LATEST, Affinity, FunctionSpec
@@ -61,9 +62,10 @@ class _CreateSession(_UpdateSession):
 
 
 class Sessions:
-    def __init__(self, catalog: FunctionCatalog, sessions: SessionManager) -> None:
+    def __init__(self, catalog: FunctionCatalog, sessions: SessionManager, tasks: TaskService) -> None:
         self._catalog = catalog
         self._sessions = sessions
+        self._tasks = tasks
 
     def routes(self, endpoints: Endpoints) -> list[Route]:
         path = "/functions/{name}/sessions"
@@ -101,7 +103,8 @@ class Sessions:
         return session_json(session)
 
     async def _get(self, call: Call) -> Answer:
-        return session_json(await self._sessions.get(*self._key(call)))
+        session = await self._sessions.get(*self._key(call))
+        return (await self._with_work(call, [session]))[0]
 
     async def _list(self, call: Call) -> Answer:
         self._catalog.get(call.account, call.params["name"])
@@ -114,7 +117,18 @@ class Sessions:
             limit=limit_of(call.query),
             next_token=call.query.get("nextToken", ""),
         )
-        return with_token({"sessions": [session_json(session) for session in sessions]}, token)
+        return with_token({"sessions": await self._with_work(call, sessions)}, token)
+
+    async def _with_work(self, call: Call, sessions: Sequence[Session]) -> list[dict[str, Any]]:
+        """As JSON, with what they are busy with now."""
+        ids = [session.id for session in sessions]
+        works = await self._tasks.work_of(call.account, call.params["name"], ids)
+        bodies = []
+        for session, work in zip(sessions, works, strict=True):
+            body = session_json(session)
+            about = {"busy": work.busy, "tasks": work.tasks, "requests": work.requests}
+            bodies.append({**body, "roost": {**body.get("roost", {}), **about}})
+        return bodies
 
     async def _update(self, call: Call) -> Answer:
         given = call.parse(_UpdateSession)
@@ -142,15 +156,20 @@ class Sessions:
     async def _pause(self, call: Call) -> Answer:
         files_only = bool(call.query_bool("fileSystemOnly"))
         session, memory_kept = await self._sessions.pause(*self._key(call), files_only=files_only)
-        # The API has no field for it, and the caller has to know.
-        return JSONResponse(session_json(session), headers={"x-roost-paused": "memory" if memory_kept else "files"})
+        return _with_rung(session, "x-roost-paused", memory_kept)
 
     async def _resume(self, call: Call) -> Answer:
-        return session_json(await self._sessions.resume(*self._key(call)))
+        session, memory_kept = await self._sessions.resume(*self._key(call))
+        return _with_rung(session, "x-roost-resumed", memory_kept)
 
     def _key(self, call: Call) -> tuple[str, str, str]:
         self._catalog.get(call.account, call.params["name"])
         return call.account, call.params["name"], check_session_id(call.params["session"])
+
+
+def _with_rung(session: Session, header: str, memory_kept: bool) -> JSONResponse:
+    """The API has no field for what was kept, and the caller has to know."""
+    return JSONResponse(session_json(session), headers={header: "memory" if memory_kept else "files"})
 
 
 def session_json(session: Session) -> dict[str, Any]:

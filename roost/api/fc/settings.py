@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -16,8 +16,8 @@ from roost.functions.catalog import FunctionCatalog
 from roost.functions.definition import Shape
 from roost.functions.names import function_arn
 from roost.functions.settings import QualifierSettings
-from roost.functions.tasks.destinations import function_of
-from roost.model.errors import InvalidArgument
+from roost.functions.tasks.destinations import check_url, function_of, masked, scheme_of, unmasked
+from roost.model.errors import InvalidArgument, NotFound
 from roost.model.task import Delivery
 from roost.store.provision import QualifierRecord
 
@@ -60,9 +60,11 @@ class _Destinations(Shape):
 
 
 class _RoostAsync(Shape):
-    """`delivery`: what becomes of a task that may have had effects when its run was cut off."""
+    """`delivery`: what becomes of a task that may have had effects when its run was cut off. `busy`: of a new task
+    whose session has work."""
 
     delivery: Literal["atLeastOnce", "atMostOnce"] | None = None
+    busy: Literal["reject", "enqueue", "interrupt"] | None = None
 
 
 class _PutAsync(Shape):
@@ -233,33 +235,59 @@ class Scaling(_Counted):
 
 
 class AsyncInvoke(_PerQualifier):
+    """`schemes`: of the URLs that events about tasks can be sent to."""
+
     path = "/async-invoke-config"
     list_path = "/async-invoke-configs"
     list_name = "configs"
 
+    def __init__(self, catalog: FunctionCatalog, settings: QualifierSettings, schemes: Collection[str]) -> None:
+        super().__init__(catalog, settings)
+        self._schemes = schemes
+
     def config_of(self, call: Call) -> Mapping[str, Any]:
         given = call.parse(_PutAsync)
-        for name in ("on_success", "on_failure"):
-            chosen: _Destination | None = getattr(given.destination_config, name, None)
-            if chosen is not None and chosen.destination:
-                self._check_destination(call, name, chosen.destination)
         once = given.roost is not None and given.roost.delivery == Delivery.AT_MOST_ONCE.value
         if once and given.max_async_retry_attempts:
             raise InvalidArgument(
                 "maxAsyncRetryAttempts: with delivery atMostOnce a task is started once; leave it out, or give 0."
             )
-        return given.to_json()
+        config = given.to_json()
+        present = self._present(call)
+        for name, chosen in (config.get("destinationConfig") or {}).items():
+            if chosen and chosen.get("destination"):
+                before = ((present.get("destinationConfig") or {}).get(name) or {}).get("destination") or ""
+                chosen["destination"] = unmasked(chosen["destination"], before)
+                self._check_destination(call, f"destinationConfig.{name}.destination", chosen["destination"])
+        return config
 
-    def _check_destination(self, call: Call, name: str, destination: str) -> None:
-        field = f"destinationConfig.{'onSuccess' if name == 'on_success' else 'onFailure'}.destination"
+    def _present(self, call: Call) -> Mapping[str, Any]:
+        try:
+            return self._settings.get(call.account, call.params["name"], call.qualifier).config
+        except NotFound:
+            return {}
+
+    def _check_destination(self, call: Call, field: str, destination: str) -> None:
+        if scheme := scheme_of(destination):
+            if scheme not in self._schemes:
+                known = ", ".join(f"{one}://" for one in sorted(self._schemes))
+                raise InvalidArgument(f"{field}: this server sends nothing to {scheme}:// addresses, but to {known}.")
+            check_url(field, destination)
+            return
         function, qualifier = function_of(field, destination)
         if function == call.params["name"]:
             raise InvalidArgument(f"{field}: a function can't be its own destination; that would never end.")
         self._catalog.get(call.account, function).version_of(qualifier)
 
     def render(self, record: QualifierRecord) -> dict[str, Any]:
+        destinations = {
+            name: {**chosen, "destination": masked(chosen["destination"])}
+            for name, chosen in (record.config.get("destinationConfig") or {}).items()
+            if chosen and chosen.get("destination")
+        }
         return {
             **record.config,
+            **({"destinationConfig": destinations} if "destinationConfig" in record.config else {}),
             "functionArn": self._arn(record),
             "createdTime": iso(record.created),
             "lastModifiedTime": iso(record.modified),

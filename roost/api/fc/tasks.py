@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
 from typing import Any
 
-from starlette.responses import Response
+from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
 from roost.api.fc.call import Answer, Call, Endpoints
 from roost.api.fc.paging import limit_of, with_token
+from roost.api.fc.task_events import OVER, stream
 from roost.functions.catalog import FunctionCatalog
 from roost.functions.names import function_arn
 from roost.functions.tasks.service import TaskService
+from roost.functions.tasks.watching import place_of
 from roost.model.errors import InvalidArgument, NotFound
 from roost.model.task import HELD, Task, TaskEvent, TaskState
 from roost.store.tasks import TaskFilter
@@ -34,6 +37,7 @@ class AsyncTasks:
         return [
             endpoints.route("GET", path, self._list),
             endpoints.route("GET", path + "/{task}", self._get),
+            endpoints.route("GET", path + "/{task}/events", self._events),
             endpoints.route("PUT", path + "/{task}/stop", self._stop),
             endpoints.route("PUT", path + "/{task}/retry", self._retry),
         ]
@@ -46,6 +50,7 @@ class AsyncTasks:
             state=None if status in ("", *_NEVER) else _state(status),
             prefix=call.query.get("prefix", ""),
             qualifier=call.qualifier,
+            session=call.query.get("sessionId") or None,
             started_from=_moment(call, "startedTimeBegin"),
             started_to=_moment(call, "startedTimeEnd"),
             descending=_descending(call.query.get("sortOrderByTime", "")),
@@ -61,10 +66,22 @@ class AsyncTasks:
 
     async def _get(self, call: Call) -> Answer:
         task, payload, result = await self._find(call)
-        body = self._json(task, payload)
-        if result is not None:
-            body["returnPayload"] = result.decode("utf-8", "replace")
+        body = self._ended_json(task, payload, result)
+        progress = await self._tasks.progress(*task.key)
+        if progress is not None:
+            body["roost"]["progress"] = json.loads(progress.data)
         return body
+
+    async def _events(self, call: Call) -> Answer:
+        """Everything that happens to a task, from its beginning or from where the client left, to its end."""
+        task, _, _ = await self._find(call)
+        given = call.request.headers.get("last-event-id") or call.query.get("lastEventId", "")
+        if given == OVER:  # a browser's EventSource comes back until it is told so
+            return Response(status_code=204)
+        moments = self._tasks.watch(*task.key, place_of(given))
+        first = await anext(moments, None)  # what it raises is an answer of its own
+        body = stream(first, moments, lambda task, result: self._ended_json(task, None, result))
+        return StreamingResponse(body, media_type="text/event-stream", headers={"cache-control": "no-store"})
 
     async def _stop(self, call: Call) -> Answer:
         await self._find(call)
@@ -85,6 +102,12 @@ class AsyncTasks:
             raise NotFound(said, code="AsyncTaskNotFound")
         return found
 
+    def _ended_json(self, task: Task, payload: bytes | None, result: bytes | None) -> dict[str, Any]:
+        body = self._json(task, payload)
+        if result is not None:
+            body["returnPayload"] = result.decode("utf-8", "replace")
+        return body
+
     def _json(self, task: Task, payload: bytes | None) -> dict[str, Any]:
         body: dict[str, Any] = {
             "taskId": task.id,
@@ -99,15 +122,7 @@ class AsyncTasks:
             "instanceId": task.instance_id,
             "taskErrorMessage": task.error,
             "destinationStatus": task.destination,
-            "events": [
-                {
-                    "eventId": number,
-                    "status": event.state.value,
-                    "timestamp": _ms(event.at),
-                    "eventDetail": event.detail,
-                }
-                for number, event in enumerate(task.events, 1)
-            ],
+            "events": [_event_json(number, event) for number, event in enumerate(task.events, 1)],
             "roost": {
                 "enqueuedTime": _ms(task.enqueued),
                 "dueTime": _ms(task.due),
@@ -117,6 +132,8 @@ class AsyncTasks:
                 "sparedAttempts": task.spared,
             },
         }
+        if ":target" in task.fields:
+            body["roost"]["request"] = f"{task.fields[':method']} {task.fields[':target']}"
         if payload is not None:
             body["taskPayload"] = payload.decode("utf-8", "replace")
         return body

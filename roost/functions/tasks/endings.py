@@ -8,10 +8,11 @@ from collections.abc import Callable
 
 from roost.functions.tasks import policy
 from roost.functions.tasks.backlog import Backlog
-from roost.functions.tasks.destinations import follow_up
+from roost.functions.tasks.destinations import End, follow_up, letter_of, scheme_of
 from roost.functions.tasks.policy import Run, TaskSettings
 from roost.model.errors import NotFound, StorageFull, Throttled, Unavailable
 from roost.model.task import FINISHED, PENDING, Fenced, Task, TaskState, Verdict
+from roost.store.task_outbox import Letter
 from roost.store.tasks import Lane, Tasks
 
 log = logging.getLogger(__name__)
@@ -21,7 +22,8 @@ _PAUSE_S = 1.0
 
 
 class Endings:
-    """`arn` names a task's function; `ended` is told of every task that is over."""
+    """`arn` names a task's function. `ended` is told of every task that is over, `changed` of each whose record is
+    another now; `posted` is called when there is something in the outbox."""
 
     def __init__(
         self,
@@ -31,12 +33,16 @@ class Endings:
         clock: Callable[[], float],
         arn: Callable[[Task], str],
         ended: Callable[[Task], None],
+        changed: Callable[[Task], None],
+        posted: Callable[[], None],
     ) -> None:
         self._store = store
         self._backlog = backlog
         self._clock = clock
         self._arn = arn
         self._ended = ended
+        self._changed = changed
+        self._posted = posted
 
     async def conclude(self, lane: Lane, task: Task, run: Run, verdict: Verdict, settings: TaskSettings) -> None:
         """Returns when it is durable, or when the task has gone on without us."""
@@ -57,19 +63,27 @@ class Endings:
                 log.warning("task %s/%s: its end can't be stored yet: %s", task.function, task.id, error.message)
                 await asyncio.sleep(_PAUSE_S)
         self._count(lane, task, after)
+        self._changed(after)
         if after.state in FINISHED:
             self._ended(after)
+        if after.destination == "Pending":
+            self._posted()
         if follow is not None:
             self._backlog.returned((follow.account, follow.function, follow.session), follow.due)
 
     async def _write(self, task: Task, run: Run, verdict: Verdict, settings: TaskSettings) -> tuple[Task, Task | None]:
         now = self._clock()
         follow: tuple[Task, bytes] | None = None
+        letter: Letter | None = None
         to = settings.destination(verdict.state)
         if to:
             _, payload, _ = await self._store.get(task.key)
-            follow = follow_up(task, payload, run, verdict, to=to, arn=self._arn(task), now=now)
-        after = await self._store.conclude(task, verdict, now=now, result=run.result, follow=follow)
+            end = End(task=task, payload=payload, run=run, verdict=verdict, arn=self._arn(task), now=now)
+            if scheme_of(to):
+                letter = letter_of(end, to=to)
+            else:
+                follow = follow_up(end, to=to)
+        after = await self._store.conclude(task, verdict, now=now, result=run.result, follow=follow, letter=letter)
         taken = follow is not None and after.destination == "Succeeded"
         return after, follow[0] if follow is not None and taken else None
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any
 
-from roost.model.task import Delivery, Task, TaskState, Verdict
+from roost.model.task import Busy, Delivery, Task, TaskState, Verdict
 
 MAX_RETRIES = 3
 MAX_AGE_S = 86400.0
@@ -49,6 +49,7 @@ class TaskSettings:
     delivery: Delivery = Delivery.AT_LEAST_ONCE
     on_success: str = ""
     on_failure: str = ""
+    busy: Busy = Busy.ENQUEUE
 
     @property
     def once(self) -> bool:
@@ -64,7 +65,8 @@ class TaskSettings:
 def settings_of(config: Mapping[str, Any]) -> TaskSettings:
     """From an async invoke config as it is kept."""
     destinations = config.get("destinationConfig") or {}
-    once = (config.get("roost") or {}).get("delivery") == Delivery.AT_MOST_ONCE.value
+    ours = config.get("roost") or {}
+    once = ours.get("delivery") == Delivery.AT_MOST_ONCE.value
     retries = config.get("maxAsyncRetryAttempts")
     return TaskSettings(
         max_retries=0 if once else MAX_RETRIES if retries is None else retries,
@@ -72,6 +74,7 @@ def settings_of(config: Mapping[str, Any]) -> TaskSettings:
         delivery=Delivery.AT_MOST_ONCE if once else Delivery.AT_LEAST_ONCE,
         on_success=(destinations.get("onSuccess") or {}).get("destination") or "",
         on_failure=(destinations.get("onFailure") or {}).get("destination") or "",
+        busy=Busy(ours.get("busy") or Busy.ENQUEUE),
     )
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from roost.functions.tasks.policy import Run
+from roost.functions.tasks.tapes import Tape
 from roost.model.function import FunctionSpec
 from roost.model.task import Task
 
@@ -27,6 +28,8 @@ class Order:
     lost: bool = False  # `begin` found that the task has gone on without us
     stopped: bool = False  # somebody wants it to be broken off
     on_stop: Callable[[], None] | None = None  # set by the runner while it can be
+    record: Callable[[], Tape]  # makes the tape for what the run puts out; after `begin`
+    tape: Tape | None = None  # set by the runner when it needs one; what is on it then is durable before the end is
 
     def stop(self) -> None:
         """Break it off; it ends soon after, by itself or as STOPPED."""
@@ -48,4 +51,14 @@ class Specs(Protocol):
 
     def resolve(self, account: str, name: str, qualifier: str | None) -> FunctionSpec:
         """Raises NotFound, AccessDenied while invocations are switched off."""
+        ...
+
+
+class Publisher(Protocol):
+    """Sends events about ended tasks somewhere else: to a webhook, to a queue."""
+
+    async def publish(self, destination: str, event_id: str, body: bytes) -> None:
+        """Returns when the destination has it for good; what has been published before may come again, with the same
+        id. Raises RoostError with a message for the task's record: InvalidArgument and NotFound where another try
+        makes no sense. Bounded in time."""
         ...

@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from roost.functions.tasks.backlog import Backlog
+from roost.functions.tasks.policy import TaskSettings
+from roost.instances.background import Background
+from roost.model.errors import InvalidArgument
 from roost.model.function import Affinity, FunctionSpec
-from roost.model.task import Task, TaskEvent, TaskState, check_delay, check_task_id
-from roost.store.tasks import Tasks
+from roost.model.task import (
+    Busy,
+    SessionBusy,
+    Task,
+    TaskEvent,
+    TaskState,
+    check_busy,
+    check_delay,
+    check_task_id,
+)
+from roost.store.tasks import Lane, Tasks
 
 #: Fields of the request that its function sees when it runs. What proves the caller's identity is never stored.
 _KEPT = ("content-type", "content-encoding", "traceparent", "tracestate", "baggage")
@@ -27,15 +40,29 @@ class Accepted:
 
 
 class TaskQueue:
-    """Implements the data plane's `AsyncSink`. `notify` is called after a task was stored."""
+    """Implements the data plane's `AsyncSink`. `notify` is called after a task was stored, `stopped` for each that was
+    stopped in its favour; `requests` says how many requests an instance works on for a session."""
 
     def __init__(
-        self, store: Tasks, backlog: Backlog, *, clock: Callable[[], float], notify: Callable[[], None]
+        self,
+        store: Tasks,
+        backlog: Backlog,
+        *,
+        clock: Callable[[], float],
+        notify: Callable[[], None],
+        settings: Callable[[Task], TaskSettings],
+        stopped: Callable[[Task], None],
+        requests: Callable[[Lane], int],
+        background: Background,
     ) -> None:
         self._store = store
         self._backlog = backlog
         self._clock = clock
         self._notify = notify
+        self._settings = settings
+        self._stopped = stopped
+        self._requests = requests
+        self._background = background
 
     async def submit(
         self,
@@ -46,15 +73,19 @@ class TaskQueue:
         session_id: str,
         payload: bytes,
         headers: Mapping[str, str],
+        http: Mapping[str, str] | None = None,
     ) -> Accepted:
         """Keep the event durably. An id that is known returns its task.
 
-        Raises InvalidArgument, Conflict (the id is another event's), Throttled, StorageFull, NotFound.
+        Raises InvalidArgument, Conflict (the id is another event's; the session is busy), Throttled, StorageFull,
+        NotFound.
         """
         chosen = headers.get("x-fc-async-task-id", "")
         task_id = check_task_id(chosen) if chosen else request_id
         delay = check_delay(headers.get("x-fc-async-delay", ""))
+        busy = check_busy(headers.get("x-roost-task-busy", ""))
         session, fields = _session(spec, session_id)
+        fields = {**(http or {}), **fields}
         fields |= {name: headers[name] for name in _KEPT if name in headers}
         now = self._clock()
         task = Task(
@@ -67,27 +98,61 @@ class TaskQueue:
             enqueued=now,
             ready=now + delay,
             due=now + delay,
-            digest=_digest(payload, qualifier, session_id),
+            digest=_digest(payload, qualifier, session_id, http or {}),
             fields=fields,
             events=(TaskEvent(state=TaskState.ENQUEUED, at=now),),
         )
-        kept = await self._store_counted(task, payload)
+        kept = await self._store_counted(task, payload, self._busy(task, busy, bool(delay)))
         return Accepted(task_id=kept.id, request_id=kept.request_id, session_id=kept.session)
 
-    async def _store_counted(self, task: Task, payload: bytes) -> Task:
+    def _busy(self, task: Task, asked: Busy | None, delayed: bool) -> Busy:
+        """What is to be done about the session's other work."""
+        if not task.session:
+            if asked not in (None, Busy.ENQUEUE):
+                raise InvalidArgument(f"x-roost-task-busy: function {task.function} has no session to be busy.")
+            return Busy.ENQUEUE
+        busy = asked or self._settings(task).busy
+        if busy is Busy.INTERRUPT and delayed:
+            raise InvalidArgument("x-fc-async-delay: a task that interrupts its session's others can't be delayed.")
+        return busy
+
+    async def _store_counted(self, task: Task, payload: bytes, busy: Busy) -> Task:
         lane = (task.account, task.function, task.session)
+        if busy is Busy.REJECT and self._requests(lane):
+            return await self._known(task)
         self._backlog.reserve(lane)
+        if busy is not Busy.ENQUEUE:
+            # Not broken off by a caller that goes: whoever is stopped has to hear of it.
+            return await asyncio.shield(self._background.spawn(self._keep(lane, task, payload, busy)))
+        return await self._keep(lane, task, payload, busy)
+
+    async def _keep(self, lane: Lane, task: Task, payload: bytes, busy: Busy) -> Task:
         try:
-            kept, new = await self._store.enqueue(task, payload)
+            kept = await self._store.enqueue(task, payload, busy=busy)
+        except asyncio.CancelledError:
+            self._added(lane, task)  # the caller has gone; the store goes on, and most likely has it
+            raise
         except Exception:
             self._backlog.left(lane)
             raise
-        if new:
-            self._backlog.added(lane, task.due)
-            self._notify()
+        for other in kept.stopped:
+            self._stopped(other)
+        if kept.new:
+            self._added(lane, task)
         else:
             self._backlog.left(lane)
-        return kept
+        return kept.task
+
+    def _added(self, lane: Lane, task: Task) -> None:
+        self._backlog.added(lane, task.due)
+        self._notify()
+
+    async def _known(self, task: Task) -> Task:
+        """The session is busy, but a task that was accepted before is not refused now."""
+        present = await self._store.find(task)
+        if present is None:
+            raise SessionBusy(f"Session {task.session} is busy: an instance works on a request of it.", retry_after=1)
+        return present
 
 
 def _session(spec: FunctionSpec, session_id: str) -> tuple[str, dict[str, str]]:
@@ -103,6 +168,6 @@ def _session(spec: FunctionSpec, session_id: str) -> tuple[str, dict[str, str]]:
     return "", {}
 
 
-def _digest(payload: bytes, qualifier: str, session_id: str) -> str:
-    parts = (qualifier.encode(), session_id.encode(), payload)
-    return hashlib.sha256(b"\0".join(parts)).hexdigest()
+def _digest(payload: bytes, qualifier: str, session_id: str, http: Mapping[str, str]) -> str:
+    parts = (qualifier, session_id, *(http[name] for name in (":method", ":target") if name in http))
+    return hashlib.sha256(b"\0".join([*(part.encode() for part in parts), payload])).hexdigest()

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from roost.functions.tasks.backlog import Backlog
+from roost.functions.tasks.feed import TaskFeed
+from roost.functions.tasks.watching import Moment, Place, watch
 from roost.functions.tasks.worker import TaskWorker
 from roost.model.errors import RoostError
-from roost.model.task import PENDING, Task, TaskState
-from roost.store.tasks import Tally, TaskFilter, Tasks
+from roost.model.task import PENDING, Task
+from roost.store.task_outputs import Entry, TaskOutputs
+from roost.store.tasks import Lane, Tally, TaskFilter, Tasks
 from roost.telemetry.metrics import TaskGauges
 
 log = logging.getLogger(__name__)
@@ -29,6 +32,18 @@ class Retention:
     days: float = 7.0
 
 
+@dataclass(frozen=True, kw_only=True)
+class SessionWork:
+    """Tasks that run or could, and requests that an instance works on; those of running tasks are among them."""
+
+    tasks: int
+    requests: int
+
+    @property
+    def busy(self) -> bool:
+        return bool(self.tasks or self.requests)
+
+
 class TaskService:
     """The verbs of the API."""
 
@@ -40,14 +55,20 @@ class TaskService:
         *,
         retention: Retention,
         clock: Callable[[], float],
-        ended: Callable[[Task], None],
+        stopped: Callable[[Task], None],
+        outputs: TaskOutputs,
+        feed: TaskFeed,
+        requests: Callable[[Lane], int],
     ) -> None:
         self._store = store
         self._backlog = backlog
         self._worker = worker
         self._retention = retention
         self._clock = clock
-        self._ended = ended
+        self._stopped = stopped
+        self._outputs = outputs
+        self._feed = feed
+        self._requests = requests
         self._tallies: Sequence[Tally] = ()
 
     async def get(self, account: str, function: str, task_id: str) -> tuple[Task, bytes, bytes | None]:
@@ -62,10 +83,7 @@ class TaskService:
         """Raises NotFound, Conflict when it is over."""
         key = (account, function, task_id)
         task = await self._store.stop(key, now=self._clock())
-        if task.state is TaskState.STOPPED:
-            self._backlog.left((account, function, task.session))
-            self._ended(task)
-        self._worker.stop(key)
+        self._stopped(task)
         return task
 
     async def retry(self, account: str, function: str, task_id: str) -> Task:
@@ -81,7 +99,27 @@ class TaskService:
             raise
         self._backlog.added(lane, task.due)
         self._worker.wake()
+        self._feed.changed(key)
         return task
+
+    async def progress(self, account: str, function: str, task_id: str) -> Entry | None:
+        """What it reported last."""
+        return await self._outputs.progress((account, function, task_id))
+
+    async def work_of(self, account: str, function: str, sessions: Collection[str]) -> list[SessionWork]:
+        """What each of these sessions is busy with."""
+        tasks = await self._store.at_work(account, function, now=self._clock()) if sessions else {}
+        return [
+            SessionWork(tasks=tasks.get(session, 0), requests=self._requests((account, function, session)))
+            for session in sessions
+        ]
+
+    def watch(self, account: str, function: str, task_id: str, place: Place) -> AsyncGenerator[Moment | None, None]:
+        """What happens to a task, from `place` on to its end; None now and then, while nothing does.
+
+        Raises NotFound when it is gone, Throttled when too many watch."""
+        key = (account, function, task_id)
+        return watch(self._outputs, self._feed, key, place)
 
     def gauges(self) -> list[TaskGauges]:
         """What is not finished, as of the last upkeep."""

@@ -11,8 +11,10 @@ from typing import Any
 from roost.functions.tasks import policy
 from roost.functions.tasks.backlog import Backlog, Lane
 from roost.functions.tasks.endings import Endings
+from roost.functions.tasks.feed import TaskFeed
 from roost.functions.tasks.policy import Kind, Run, TaskSettings
 from roost.functions.tasks.ports import Order, Runner, Specs
+from roost.functions.tasks.tapes import Tapes
 from roost.instances.background import Background
 from roost.model.errors import NotFound, RoostError
 from roost.model.task import Fenced, Task, TaskKey
@@ -37,6 +39,8 @@ class TaskWorker:
         specs: Specs,
         settings: Callable[[Task], TaskSettings],
         endings: Endings,
+        tapes: Tapes,
+        feed: TaskFeed,
         clock: Callable[[], float],
         chance: Callable[[], float] = random.random,
     ) -> None:
@@ -45,6 +49,8 @@ class TaskWorker:
         self._specs = specs
         self._settings = settings
         self._endings = endings
+        self._tapes = tapes
+        self._feed = feed
         self._clock = clock
         self._chance = chance
         self._runner: Runner | None = None
@@ -153,7 +159,12 @@ class TaskWorker:
             verdict = policy.after(task, run, settings, now=self._clock(), chance=self._chance())
             await self._endings.conclude(lane, task, run, verdict, settings)
             return
-        order = Order(task=task, spec=spec, begin=lambda instance_id: self._begin(lane, order, instance_id))
+        order = Order(
+            task=task,
+            spec=spec,
+            begin=lambda instance_id: self._begin(lane, order, instance_id),
+            record=lambda: self._tapes.of(order.task),
+        )
         self._orders[task.key] = order
         try:
             await self._carry_out(lane, order, settings)
@@ -162,6 +173,8 @@ class TaskWorker:
 
     async def _carry_out(self, lane: LaneKey, order: Order, settings: TaskSettings) -> None:
         run = await self._result(order)
+        if order.tape is not None:
+            await order.tape.flush()
         if order.lost or (run.kind is Kind.STOPPED and not run.begun):
             return  # it went on without us, or was stopped before it began: the store knows
         now, chance = self._clock(), self._chance()
@@ -196,6 +209,7 @@ class TaskWorker:
                 raise
             order.begun = True
             self._backlog.left(lane)
+            self._feed.changed(task.key)
         return payload
 
     async def _beat(self) -> None:

@@ -100,10 +100,10 @@ class FakeSessions:
         check_session_transition(session, SessionState.PAUSING)
         return self._keep(replace(session, state=SessionState.PAUSED)), not files_only
 
-    async def resume(self, account: str, function: str, session_id: str) -> Session:
+    async def resume(self, account: str, function: str, session_id: str) -> tuple[Session, bool]:
         session = await self.get(account, function, session_id)
         check_session_transition(session, SessionState.RESUMING)
-        return self._keep(replace(session, state=SessionState.ACTIVE))
+        return self._keep(replace(session, state=SessionState.ACTIVE)), True
 
     def _keep(self, session: Session) -> Session:
         self.sessions[session.key] = session
@@ -162,7 +162,7 @@ def running(folder: Path, *, keys: Keys, limits: PackageLimits | None = None) ->
     catalog = FunctionCatalog(store, packages, keys=keys, choose=random.Random(7))
     sessions, instances = FakeSessions(), FakeInstances()
     tasks = AsyncTasks(
-        store=store.tasks, catalog=catalog, limits=BacklogLimits(), retention=Retention(), clock=time.time
+        store=store, catalog=catalog, limits=BacklogLimits(), retention=Retention(), clock=time.time, publishers={}
     )
     routes = build_fc_api(
         catalog=catalog, sessions=sessions, instances=instances, tasks=tasks.service, statuses=Statuses(),
