@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar
@@ -32,7 +33,7 @@ def encoded(bodies: list[str]) -> list[bytes]:
 class QueueCases:
     broker_kind: ClassVar[type[Broker]]
     queue_kind: ClassVar[type[Queue]]
-    #: Whether messages that were under way when the broker restarted are settled all the same.
+    #: Whether messages that were under way when the broker restarted are settled all the same, and never come again.
     settles_across_restarts: ClassVar[bool] = True
     #: A destination that takes no event, and what its broker says of that.
     nowhere: ClassVar[str]
@@ -146,8 +147,10 @@ class QueueCases:
         function.until_status("running")
         queue.send([b"after"])
         function.until_done(["after"])
-        repeated = [] if self.settles_across_restarts else function.notes("begin")[1]["bodies"]
-        assert sorted(function.bodies("done")) == sorted([*bodies, *repeated, "after"])
+        done = Counter(function.bodies("done"))
+        assert set(done) == {*bodies, "after"}
+        repeated = {body for body, times in done.items() if times > 1}
+        assert repeated <= set(() if self.settles_across_restarts else function.notes("begin")[1]["bodies"])
 
     def test_wrong_credentials_are_the_trigger_s_last_error(self, function: Function, queue: Queue) -> None:
         function.add(queue.kind, queue.config(endpoint=queue.broker.wrong_url), up=False)

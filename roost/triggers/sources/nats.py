@@ -1,7 +1,7 @@
 """NATS JetStream, by a durable pull consumer. Needs nats-py.
 
 A connection that breaks is made anew below all this; the server knows the consumer's messages by their numbers, so a
-batch that was under way is acknowledged afterwards. While a batch is worked on, its messages' time is extended.
+batch that was under way can be acknowledged afterwards. While a batch is worked on, its messages' time is extended.
 """
 
 from __future__ import annotations
