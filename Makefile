@@ -87,9 +87,9 @@ bench: root .venv/.installed-dev
 # New pins: what the ranges in pyproject.toml resolve to today, in an environment of its own.
 lock:
 	@rm -rf .venv-lock && $$(scripts/find-python) -m venv .venv-lock
-	@.venv-lock/bin/pip install -qq --disable-pip-version-check hatchling editables '.[otel]'
+	@.venv-lock/bin/pip install -qq --disable-pip-version-check hatchling editables '.[otel,triggers]'
 	@.venv-lock/bin/pip freeze --exclude roost > requirements.lock
-	@.venv-lock/bin/pip install -qq --disable-pip-version-check '.[otel,dev]'
+	@.venv-lock/bin/pip install -qq --disable-pip-version-check '.[otel,triggers,dev]'
 	@.venv-lock/bin/pip freeze --exclude roost | grep -Fvx -f requirements.lock > requirements-dev.lock
 	@rm -rf .venv-lock
 

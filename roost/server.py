@@ -40,6 +40,7 @@ from roost.functions.tasks.ports import Publisher
 from roost.functions.tasks.service import Retention
 from roost.functions.tasks.tasks import AsyncTasks
 from roost.functions.tasks.webhooks import WebhookPublisher
+from roost.functions.triggers.endpoints import SCHEMES
 from roost.gateway.gatekeeper import Gatekeeper
 from roost.gateway.invoke import InvokeLimits
 from roost.gateway.server import Gateway
@@ -101,6 +102,7 @@ from roost.telemetry.trigger_metrics import TriggerCounts
 from roost.telemetry.usage_saver import UsageSaver
 from roost.triggers.alarms import Alarms
 from roost.triggers.manager import TriggerManager
+from roost.triggers.publish import QueuePublisher
 from roost.triggers.sources import factories
 from roost.triggers.status import Statuses
 
@@ -359,7 +361,8 @@ class Server:
     def _publishers(self) -> dict[str, Publisher]:
         """What takes events about ended tasks out of the server, by the scheme of their destination's address."""
         self.webhooks = WebhookPublisher(secret=self.config.webhook_secret)
-        return {"http": self.webhooks, "https": self.webhooks}
+        self.queues = QueuePublisher()
+        return {"http": self.webhooks, "https": self.webhooks, **dict.fromkeys(SCHEMES, self.queues)}
 
     def _workshop(self, around: Surroundings, assembly: SandboxAssembly, registry: TemplateRegistry) -> Workshop:
         """What builds templates."""
@@ -446,6 +449,7 @@ class Server:
         await self.driver.warm(self.templates.get("host"))
         await self.tasks.open(self.roster.settled)
         stack.push_async_callback(self.webhooks.close)
+        stack.push_async_callback(self.queues.close)
         self.catalog.subscribe(self._function_changed)
         for account, name in self.catalog.names():
             for spec in self.catalog.specs(account, name):

@@ -10,6 +10,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from roost.functions.tasks.policy import Run
+from roost.functions.triggers.endpoints import SCHEMES
+from roost.functions.triggers.queues import queue_destination
 from roost.model.errors import InvalidArgument
 from roost.model.function import LATEST
 from roost.model.task import MAX_HOPS, Task, TaskEvent, TaskState, Verdict
@@ -53,6 +55,12 @@ def _password(destination: str) -> str:
 
 def check_url(field: str, destination: str) -> None:
     """Raises InvalidArgument for what can be no address."""
+    if scheme_of(destination) in SCHEMES:
+        try:
+            queue_destination(destination)
+        except ValueError as error:
+            raise InvalidArgument(f"{field}: {error}.") from error
+        return
     try:
         parts = urlsplit(destination)
         good = bool(parts.hostname) and (parts.port is None or parts.port > 0)

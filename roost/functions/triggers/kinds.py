@@ -8,6 +8,7 @@ from typing import Any
 from roost.functions.triggers.http import HTTP, http_config
 from roost.functions.triggers.objects import ObjectSettings
 from roost.functions.triggers.postgresql import TableSettings
+from roost.functions.triggers.queues import QUEUES
 from roost.functions.triggers.settings import SourceSettings, checked, settings_of, shown
 from roost.functions.triggers.timer import TimerSettings
 from roost.functions.triggers.webhook import WebhookSettings
@@ -21,6 +22,7 @@ SOURCES: Mapping[str, type[SourceSettings]] = {
     WEBHOOK: WebhookSettings,
     "oss": ObjectSettings,
     "postgresql": TableSettings,
+    **QUEUES,
 }
 
 

@@ -10,6 +10,7 @@ from roost.objects.ports import ObjectStore
 from roost.store.trigger_objects import TriggerObjects
 from roost.store.trigger_rows import TriggerRows
 from roost.store.triggers import TriggerRecord
+from roost.triggers.adapters import ADAPTERS, queue_source
 from roost.triggers.alarms import Alarms
 from roost.triggers.ports import Cursors, Factory, Source
 from roost.triggers.sources.objects import Bucket
@@ -32,6 +33,7 @@ def factories(
         "webhook": lambda record: Webhook(),
         "oss": lambda record: Bucket(record, store=objects, seen=seen_objects, cursors=cursors, region=region),
         "postgresql": lambda record: _table_rows(record, rows=seen_rows, cursors=cursors),
+        **dict.fromkeys(ADAPTERS, queue_source),
     }
 
 
