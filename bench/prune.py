@@ -74,7 +74,7 @@ async def measured(store: Store, count: int, size_mb: Callable[[], float]) -> di
 
         beside = asyncio.create_task(other())
         began = time.perf_counter()
-        while await store.tasks.prune(keep=1, ended_before=time.time() + 60):
+        while await store.tasks.prune(keep=0, ended_before=0.0):
             pass
         found["pruned in, s"] = time.perf_counter() - began
         await asyncio.sleep(2)

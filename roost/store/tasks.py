@@ -6,6 +6,7 @@ one transaction. A write that names an epoch raises Fenced when the task has gon
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -283,17 +284,16 @@ class Tasks:
         return await self._database.run(work, synced=False)
 
     async def prune(self, *, keep: int, ended_before: float) -> int:
-        """Remove some of the finished tasks that ended before that time, and of the others all but the latest
-        `keep` (at least 1), and those that ended with the last of these.
+        """Remove some of the finished tasks that ended before that time, and of the others all but the latest `keep`.
 
         How many were removed; to be called again while it is not 0.
         """
 
         def work(connection: Connection) -> int:
             edge = connection.execute(
-                "SELECT ended FROM tasks WHERE ended > 0 ORDER BY ended DESC LIMIT 1 OFFSET ?", (keep - 1,)
+                "SELECT ended FROM tasks WHERE ended > 0 ORDER BY ended DESC LIMIT 1 OFFSET ?", (keep,)
             ).fetchone()
-            limit = max(ended_before, edge[0] if edge else 0.0)
+            limit = max(ended_before, math.nextafter(edge[0], math.inf) if edge else 0.0)
             return connection.execute(
                 "DELETE FROM tasks WHERE (account, function, id) IN"
                 " (SELECT account, function, id FROM tasks WHERE ended > 0 AND ended < ? ORDER BY ended LIMIT ?)",

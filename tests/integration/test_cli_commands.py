@@ -171,7 +171,7 @@ def test_invoke(run: Run, server: FakeRoost, tmp_path: Path) -> None:
     assert server.last("POST", path).headers["x-fc-async-delay"] == "5"
     for option in (("--task-id", "x"), ("--delay", "1")):
         ended = run("invoke", "agent", "-d", "", *option)
-        assert (ended.code, ended.err) == (2, "Error: --task-id and --delay go with --async.\n")
+        assert (ended.code, ended.err) == (2, "Error: --task-id, --delay and --busy go with --async.\n")
     assert run("invoke", "agent", "-d", "@/nonexistent").code == 2
 
 

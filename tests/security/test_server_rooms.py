@@ -49,7 +49,7 @@ def asleep_and_awake(server: Server, talk: str) -> httpx.Response:
     """A new room over what the old one left."""
     path = f"/2023-03-30/functions/talk/sessions/{talk}"
     with server.client() as client:
-        assert client.put(f"{path}/pause", json={}).status_code == 200
+        assert client.put(f"{path}/pause?fileSystemOnly=true", json={}).status_code == 200
         return client.put(f"{path}/resume", json={})
 
 

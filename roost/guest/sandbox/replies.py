@@ -7,7 +7,7 @@ import json
 from roost.guest.async_server import Exchange
 
 #: Of a request's body that is read and dropped: a client that is still sending would not see the error otherwise.
-MAX_UNREAD = 16 << 20
+MAX_UNREAD = 1 << 30
 
 
 class Refused(Exception):

@@ -129,6 +129,7 @@ class Context:
             self._forget(self._kernel)
         if self._closed:
             raise CannotStart("the context was removed")
+        unused = self._kernel is not None
         if self._kernel is None:
             self.begin()
         kernel = self._kernel
@@ -136,10 +137,13 @@ class Context:
         if not kernel.started:
             try:
                 await kernel.start(self._start_s)
-            except BaseException as error:
+            except KernelEnded as error:
                 self._forget(kernel)
-                if isinstance(error, KernelEnded):
+                if not unused:
                     raise CannotStart(str(error)) from error
+                return await self._live()  # it had waited, and ended before anybody had anything in it
+            except BaseException:
+                self._forget(kernel)
                 raise
         return kernel
 
