@@ -9,6 +9,7 @@ import argparse
 import asyncio
 import contextlib
 import errno
+import importlib
 import logging
 import os
 import random
@@ -19,6 +20,7 @@ import socket
 import sys
 from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import uvloop
 from starlette.applications import Starlette
@@ -97,7 +99,6 @@ from roost.telemetry.metering import Meter
 from roost.telemetry.metrics import Drops, FunctionGauges, Metrics, TaskGauges
 from roost.telemetry.observer import Observer
 from roost.telemetry.output import Output
-from roost.telemetry.tracing import Tracing
 from roost.telemetry.trigger_metrics import TriggerCounts
 from roost.telemetry.usage_saver import UsageSaver
 from roost.triggers.alarms import Alarms
@@ -105,6 +106,9 @@ from roost.triggers.manager import TriggerManager
 from roost.triggers.publish import QueuePublisher
 from roost.triggers.sources import factories
 from roost.triggers.status import Statuses
+
+if TYPE_CHECKING:
+    from roost.telemetry.tracing import Tracing
 
 log = logging.getLogger("roost")
 
@@ -134,7 +138,7 @@ class Server:
             gauges=self._gauges, drops=self._drops, tasks=self._task_gauges, triggers=self._trigger_counts
         )
         self.output = Output(self.logs)
-        self.tracing = Tracing(config.otlp_endpoint) if config.otlp_endpoint else None
+        self.tracing = _tracing(config.otlp_endpoint)
         self.saver = UsageSaver(self.meter, lambda snapshot: self.store.settings.put("usage", snapshot))
         # What runs.
         self.clock = SteadyClock()
@@ -537,6 +541,14 @@ class Server:
 
     def _drops(self) -> Drops:
         return Drops(log_lines=self.logs.dropped, records=self.observer.dropped)
+
+
+def _tracing(endpoint: str) -> Tracing | None:
+    """Loaded where it is asked for alone: OpenTelemetry is slow to import. Raises TracingUnavailable."""
+    if not endpoint:
+        return None
+    tracing: Tracing = importlib.import_module("roost.telemetry.tracing").Tracing(endpoint)
+    return tracing
 
 
 def _package_indexes() -> Upstreams:

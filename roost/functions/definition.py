@@ -23,7 +23,13 @@ class Shape(BaseModel):
     """JSON of the API: camelCase, exact types, nothing unknown, immutable."""
 
     model_config = ConfigDict(
-        extra="forbid", strict=True, frozen=True, alias_generator=to_camel, validate_by_alias=True, allow_inf_nan=False
+        extra="forbid",
+        strict=True,
+        frozen=True,
+        alias_generator=to_camel,
+        validate_by_alias=True,
+        allow_inf_nan=False,
+        defer_build=True,  # each shape costs a start milliseconds, and few are ever used
     )
 
     def to_json(self) -> dict[str, Any]:

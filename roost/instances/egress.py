@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from pathlib import Path
 
 import httpx
@@ -87,11 +88,17 @@ class RoomEgress:
         self._on_bytes = on_bytes
         self._servers: dict[Path, EmbeddedServer] = {}
         self._closing: set[asyncio.Task[None]] = set()
+        self._has_client = False
 
     async def start(self) -> None:
         """Before the first `attach`."""
         self._index = IndexProxy(self._upstreams, self._cache_dir, self._limits)
-        self._client = httpx.AsyncClient(
+
+    @cached_property
+    def _client(self) -> httpx.AsyncClient:
+        """For models. Made for the first room that has one, as it takes longer than most parts of a server's start."""
+        self._has_client = True
+        return httpx.AsyncClient(
             trust_env=False,
             timeout=httpx.Timeout(600, connect=10),
             # Each room has a bound of its own; a common one would let a few rooms keep the others from their models.
@@ -130,4 +137,5 @@ class RoomEgress:
             self.detach(run_dir)
         await asyncio.gather(*self._closing, return_exceptions=True)
         await self._index.close()
-        await self._client.aclose()
+        if self._has_client:
+            await self._client.aclose()

@@ -1,11 +1,12 @@
 """The agents built with frameworks, each with its own `requirements.txt` installed as `roost deploy` does it.
 
-The packages come from the configured package index, once: they are kept in pytest's cache until a requirement changes.
+The packages come from the configured package index, once: they are kept where `roost deploy` keeps them.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ from typing import Any
 import httpx
 import pytest
 
-from roost.sdk.vendor import vendor
+from roost.sdk.vendor import cache_directory, vendor
 from tests.support.example_app import EXAMPLES, asgi_command, example_server, free_port
 from tests.support.scripted_openai import Call, Calls, Failure, ScriptedOpenAI, Text
 
@@ -34,9 +35,9 @@ def name(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def packages(name: str, pytestconfig: pytest.Config) -> Path:
+def packages(name: str) -> Path:
     """A folder with what the example requires."""
-    cache = pytestconfig.cache.mkdir("example-packages")
+    cache = cache_directory(os.environ) / "requirements"
     folder = vendor(EXAMPLES / name, f"{sys.version_info.major}.{sys.version_info.minor}", cache)
     assert folder is not None
     return folder

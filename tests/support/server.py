@@ -15,6 +15,7 @@ import time
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -126,13 +127,17 @@ class Server:
 
 
 def share_bundle(data_dir: Path) -> None:
-    """Give the data directory a guest bundle that is already built: hard links, instead of seconds for each test."""
-    if (data_dir / "guest").exists():
-        return
+    """Lead the data directory to the guest bundle that tests have in common, instead of a copy for each."""
+    guest = data_dir / "guest"
+    if not guest.exists():
+        guest.symlink_to(_shared_bundles())
+
+
+@cache
+def _shared_bundles() -> Path:
     shared = Path(tempfile.gettempdir()) / "roost-test-bundle"
-    root = build_bundle(shared).root
-    (data_dir / "guest").mkdir()
-    subprocess.run(["cp", "-al", str(root), str(data_dir / "guest" / root.name)], check=True)
+    build_bundle(shared)
+    return shared / "guest"
 
 
 def share_packages(data_dir: Path, packages: Path) -> None:

@@ -39,7 +39,13 @@ class Shape(BaseModel):
     """JSON of the API: exact types, immutable. Unknown fields are ignored, and named in the reply."""
 
     model_config = ConfigDict(
-        extra="ignore", strict=True, frozen=True, alias_generator=to_camel, validate_by_alias=True, allow_inf_nan=False
+        extra="ignore",
+        strict=True,
+        frozen=True,
+        alias_generator=to_camel,
+        validate_by_alias=True,
+        allow_inf_nan=False,
+        defer_build=True,  # each shape costs a start milliseconds, and few are ever used
     )
 
 

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
+from functools import cached_property
 from urllib.parse import urljoin
 
 import httpx
@@ -33,8 +34,15 @@ class Fetcher:
     """A shared pool of connections to the indexes."""
 
     def __init__(self, upstreams: Upstreams) -> None:
-        self._client = httpx.AsyncClient(
-            verify=upstreams.trust(),
+        self._upstreams = upstreams
+        self._used = False
+
+    @cached_property
+    def _client(self) -> httpx.AsyncClient:
+        """Made for the first request: reading all authorities takes longer than most parts of a server's start."""
+        self._used = True
+        return httpx.AsyncClient(
+            verify=self._upstreams.trust(),
             follow_redirects=False,
             timeout=httpx.Timeout(60.0, connect=15.0, pool=60.0),
             limits=httpx.Limits(max_connections=32, max_keepalive_connections=16, keepalive_expiry=30.0),
@@ -42,7 +50,8 @@ class Fetcher:
         )
 
     async def close(self) -> None:
-        await self._client.aclose()
+        if self._used:
+            await self._client.aclose()
 
     async def page(self, upstream: Upstream, url: str, accept: str) -> Page:
         """A page of the index itself. Raises NotFound if it has none, Unavailable if it doesn't answer properly."""
