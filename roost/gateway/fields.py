@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 
-from roost.gateway.head import RequestHead, ResponseHead
+from roost.gateway.head import RequestHead, ResponseHead, Written
 from roost.model.function import FunctionSpec
 
 #: Fields that end at this hop.
@@ -115,6 +115,16 @@ def guest_head(
 
     `keyed`: what proves the caller's identity was meant for this server, and stays here.
     """
+    of = (method, target, control_path, prefix, peer, keyed)
+    written = head.written
+    if written is None or written.of != of:
+        written = head.written = Written(of, _guest_head(head, of))
+    return b"%b%b\r\n" % (written.text, extra)
+
+
+def _guest_head(head: RequestHead, of: tuple[bytes, bytes, bytes, str, bytes, bool]) -> bytes:
+    """What is the same for all who ask the same."""
+    method, target, control_path, prefix, peer, keyed = of
     out = [method, b" ", target, b" HTTP/1.1\r\n"]
     options = head.options
     for lower, name, value in head.fields:
@@ -124,7 +134,7 @@ def guest_head(
     forwarded(head, peer, out)
     if prefix:
         out += (b"x-forwarded-prefix: ", prefix.encode("latin-1"), EOL)
-    out += (b"x-fc-control-path: ", control_path, EOL, extra, EOL)
+    out += (b"x-fc-control-path: ", control_path, EOL)
     return b"".join(out)
 
 
@@ -189,6 +199,16 @@ def response_head(
     strip_ours: bool,
 ) -> bytes:
     """The reply as the client gets it, framed as said. `extra` are whole lines."""
+    of = (length, chunked, close, keep_alive_10, strip_ours)
+    written = head.written
+    if written is None or written.of != of:
+        written = head.written = Written(of, _response_head(head, of))
+    return b"%b%b\r\n" % (written.text, extra)
+
+
+def _response_head(head: ResponseHead, of: tuple[int | None, bool, bool, bool, bool]) -> bytes:
+    """What is the same for all who are answered the same."""
+    length, chunked, close, keep_alive_10, strip_ours = of
     out = [b"HTTP/1.1 %d %b\r\n" % (head.status, head.reason)]
     options = head.options
     for lower, name, value in head.fields:
@@ -205,7 +225,6 @@ def response_head(
         out.append(b"connection: close\r\n")
     elif keep_alive_10:
         out.append(b"connection: keep-alive\r\n")
-    out += (extra, EOL)
     return b"".join(out)
 
 

@@ -10,7 +10,7 @@ again.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 import httptools
@@ -56,9 +56,17 @@ class TextFields(Mapping[str, str]):
 
 
 @dataclass(slots=True)
+class Written:
+    """A head that was written anew from another, and what beside that went into it."""
+
+    of: tuple[object, ...]
+    text: bytes
+
+
+@dataclass(slots=True)
 class RequestHead:
-    """What a client asks. Shared by all who ask in the same bytes: nobody writes to it, though freezing it would cost
-    more than it is worth."""
+    """What a client asks. Shared by all who ask in the same bytes: nobody changes it, though freezing it would cost
+    more than it is worth. `written` is the head that was last made of it."""
 
     method: str
     target: bytes  # origin form: "/path?query"
@@ -71,6 +79,7 @@ class RequestHead:
     chunked: bool
     upgrade: bytes  # value of Upgrade when the request asks for it, else b""
     has_body: bool
+    written: Written | None = field(default=None, compare=False, repr=False)
 
     @property
     def expects_continue(self) -> bool:
@@ -89,6 +98,7 @@ class ResponseHead:
     keep_alive: bool
     length: int | None
     chunked: bool
+    written: Written | None = field(default=None, compare=False, repr=False)
 
 
 class _Collector:

@@ -97,7 +97,7 @@ class Exchange:
         "_request",
         "_rewriter",
         "_sending",
-        "_timer",
+        "_slot",
         "_upstream",
         "error",
         "filter",
@@ -118,7 +118,7 @@ class Exchange:
         self._ended = False
         self._keep_alive = False
         self._on_end: Callable[[End], None] | None = None  # while it runs
-        self._timer: asyncio.TimerHandle | None = None
+        self._slot = 0  # of the upstream's deadlines
         self._held: asyncio.Task[None] | None = None  # prepares the reply
         self.filter: BodySink | None = None  # takes the client's body in place of the exchange, and passes it on
         self.error: Exception | None = None  # of a broken upstream
@@ -137,7 +137,7 @@ class Exchange:
         request.on_gone = self._client_gone
         request.on_writable = self._client_writable
         if timeout_s is not None:
-            self._timer = upstream.loop.call_later(max(0.0, timeout_s), self._finish, End.TIMEOUT)
+            self._slot = upstream.deadlines.join(self, max(0.0, timeout_s), upstream.loop)
         upstream.begin(self)
         self._send_first(upstream)
 
@@ -153,6 +153,10 @@ class Exchange:
     def cancel(self) -> None:
         """End it now, with CANCELLED."""
         self._finish(End.CANCELLED)
+
+    def expire(self) -> None:
+        """End it now, with TIMEOUT."""
+        self._finish(End.TIMEOUT)
 
     def _send_first(self, upstream: UpstreamConnection) -> None:
         if not self._sending:
@@ -203,9 +207,9 @@ class Exchange:
         self._request.on_gone = self._request.on_writable = None
         if self._held is not None:
             self._held.cancel()
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        if self._slot and self._upstream is not None:
+            self._upstream.deadlines.leave(self, self._slot)
+            self._slot = 0
 
     # -- the client's body
 

@@ -28,6 +28,7 @@ from roost.model.errors import RoostError
 _log = logging.getLogger(__name__)
 _SWEEP_S = 1.0
 _DRAIN_PAUSE_S = 0.01
+_random_bits = random.getrandbits
 
 
 class Gateway:
@@ -161,7 +162,8 @@ class Gateway:
     def new_request_id(self) -> str:
         """Like Function Compute's: version, time, randomness."""
         # No secret: a generator that costs no system call will do.
-        return f"1-{int(time.time()):08x}-{random.getrandbits(32):08x}-{random.getrandbits(48):012x}"
+        digits = f"{_random_bits(80):020x}"
+        return f"1-{int(time.time()):08x}-{digits[:8]}-{digits[8:]}"
 
     def serve(self, request: Request) -> None:
         """Start to answer `request`."""

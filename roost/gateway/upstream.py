@@ -9,9 +9,11 @@ import asyncio
 import errno
 import os
 import socket
+from functools import partial
 from time import monotonic
 from typing import Protocol, cast
 
+from roost.gateway.deadlines import Deadlines
 from roost.gateway.framing import Body, ChunkedBody, EndlessBody, LengthBody
 from roost.gateway.head import END, MAX_HEAD, BadMessage, ResponseHead, parse_response
 
@@ -74,12 +76,14 @@ class UpstreamConnection(asyncio.Protocol):
         "_reusable",
         "_transport",
         "answering",
+        "deadlines",
         "idle_since",
         "loop",
         "reused",
     )
 
-    def __init__(self) -> None:
+    def __init__(self, deadlines: Deadlines) -> None:
+        self.deadlines = deadlines  # of those who hold a connection of the pool
         self._transport: asyncio.Transport = cast("asyncio.Transport", None)
         self._receiver: Receiver | None = None
         self._raw: Raw | None = None
@@ -334,6 +338,7 @@ class Pool:
         self._idle_total = idle_total
         self._idle_s = idle_s
         self._connect_timeout_s = connect_timeout_s
+        self._deadlines = Deadlines()
 
     async def acquire(self, path: str, *, fresh: bool = False) -> UpstreamConnection:
         """A connection that carries nothing. Raises OSError when nobody listens there."""
@@ -391,6 +396,7 @@ class Pool:
                 connection.abort()
         self._idle.clear()
         self._count = 0
+        self._deadlines.close()
 
     async def _connect(self, path: str) -> UpstreamConnection:
         loop = asyncio.get_running_loop()
@@ -403,7 +409,7 @@ class Pool:
                 raise TimeoutError(errno.ETIMEDOUT, "the socket's backlog stayed full")
             await asyncio.sleep(_CONNECT_PAUSE_S)
         try:
-            _, connection = await loop.create_unix_connection(UpstreamConnection, sock=sock)
+            _, connection = await loop.create_unix_connection(partial(UpstreamConnection, self._deadlines), sock=sock)
         except BaseException:
             sock.close()
             raise

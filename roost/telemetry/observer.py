@@ -7,7 +7,8 @@ import contextlib
 import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from typing import TypeVar
+from itertools import groupby
+from typing import TypeVar, cast
 
 from roost.model.usage import InvocationRecord, TransitionRecord
 
@@ -82,17 +83,21 @@ class Observer:
                 await asyncio.sleep(0)
 
     def _drain(self, count: int) -> None:
-        for _ in range(min(count, len(self._queue))):
-            record = self._queue.popleft()
-            if isinstance(record, InvocationRecord):
-                self._pass_on(record, self._invocations)
+        batch = [self._queue.popleft() for _ in range(min(count, len(self._queue)))]
+        for kind, records in groupby(batch, type):
+            if kind is InvocationRecord:
+                self._pass_on(cast("list[InvocationRecord]", list(records)), self._invocations)
             else:
-                self._pass_on(record, self._transitions)
+                self._pass_on(cast("list[TransitionRecord]", list(records)), self._transitions)
 
-    def _pass_on(self, record: R, sinks: Sequence[Callable[[R], None]]) -> None:
+    def _pass_on(self, records: Sequence[R], sinks: Sequence[Callable[[R], None]]) -> None:
         for sink in sinks:
-            try:
-                sink(record)
-            except Exception:
-                self.failed += 1
-                _log.exception("%s could not take a record", getattr(sink, "__qualname__", sink))
+            left = iter(records)
+            while True:  # again, with what is left, after a record that the sink could not take
+                try:
+                    for record in left:
+                        sink(record)
+                    break
+                except Exception:
+                    self.failed += 1
+                    _log.exception("%s could not take a record", getattr(sink, "__qualname__", sink))
