@@ -15,12 +15,11 @@ import copy
 import errno
 import fcntl
 import os
-import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from typing import Any, Protocol, TypeVar
 
 from roost.model.errors import RoostError, Throttled, Unavailable
@@ -56,16 +55,16 @@ def rows_changed(connection: Connection, cursor: Cursor) -> int:
     return cursor.rowcount
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(slots=True, kw_only=True, eq=False)
 class Work:
     """Statements, of which all take effect or none. May be run more than once; what the last run did counts."""
 
     run: Callable[[Connection], Any]
     synced: bool
-    done: Future[Any] = field(default_factory=Future)
+    done: asyncio.Future[Any]  # of the loop, and touched there alone
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(slots=True, kw_only=True, eq=False)
 class Change:
     """One statement that changes something, and what to make of its cursor."""
 
@@ -73,7 +72,7 @@ class Change:
     values: Sequence[Any]
     then: Callable[[Connection, Cursor], Any]
     synced: bool
-    done: Future[Any] = field(default_factory=Future)
+    done: asyncio.Future[Any]
 
 
 Item = Work | Change
@@ -112,7 +111,8 @@ class Database:
     def __init__(self, backend: Backend, *, lock: Path) -> None:
         self._backend = backend
         self._lock = lock
-        self._queue: queue.Queue[Item | None] = queue.Queue(maxsize=QUEUE_LIMIT)
+        self._queue: SimpleQueue[Item | None] = SimpleQueue()
+        self._waiting = 0  # items that are not settled
         self._thread: threading.Thread | None = None
         self._lock_fd = -1
 
@@ -121,6 +121,7 @@ class Database:
 
         Raises Unavailable when another server holds it, when it is damaged, or when a newer Roost made it.
         """
+        self._loop = asyncio.get_running_loop()
         await asyncio.to_thread(self._open)
         self._thread = threading.Thread(target=self._serve, name="roost-store")
         self._thread.start()
@@ -131,7 +132,7 @@ class Database:
         if thread is None:
             return
         self._backend.hurry()
-        await asyncio.to_thread(self._queue.put, None)
+        self._queue.put(None)
         await asyncio.to_thread(thread.join)
         os.close(self._lock_fd)
 
@@ -144,7 +145,7 @@ class Database:
 
         Raises StorageFull, Throttled (the queue is full), Unavailable, or what `work` raises.
         """
-        result: T = await self._submit(Work(run=work, synced=synced))
+        result: T = await self._submit(Work(run=work, synced=synced, done=_future()))
         return result
 
     async def change(
@@ -155,19 +156,18 @@ class Database:
         The fast way: many changes of many callers cost one exchange with the database. `then` may read, and may be
         called again as `work` of `run` may. What it raises does not undo the statement: raise where that had no effect.
         """
-        result: T = await self._submit(Change(sql=sql, values=values, then=then, synced=synced))
+        result: T = await self._submit(Change(sql=sql, values=values, then=then, synced=synced, done=_future()))
         return result
 
-    async def _submit(self, item: Item) -> Any:
+    def _submit(self, item: Item) -> asyncio.Future[Any]:
+        """A caller that is cancelled leaves its future behind; the write, which others share a commit with, goes on."""
         if self._thread is None:
             raise Unavailable("The store is closed.")
-        item.done.set_running_or_notify_cancel()  # from here on nobody can cancel it; the writer thread relies on it
-        try:
-            self._queue.put_nowait(item)
-        except queue.Full:
-            raise Throttled("Too many changes wait for the disk.", retry_after=1.0) from None
-        # Shielded: a caller that is cancelled must not cancel a write that others share a commit with.
-        return await asyncio.shield(asyncio.wrap_future(item.done))
+        if self._waiting >= QUEUE_LIMIT:
+            raise Throttled("Too many changes wait for the disk.", retry_after=1.0)
+        self._waiting += 1
+        self._queue.put(item)
+        return item.done
 
     def _open(self) -> None:
         self._lock_fd = _lock(self._lock)
@@ -195,7 +195,7 @@ class Database:
         while len(batch) < BATCH_LIMIT:
             try:
                 item = self._queue.get_nowait()
-            except queue.Empty:
+            except Empty:
                 return batch, False
             if item is None:
                 return batch, True
@@ -206,15 +206,26 @@ class Database:
         try:
             outcomes = self._backend.commit(batch)
         except Exception as error:
-            for item in batch:
-                # Each caller its own: a traceback grows where it is raised.
-                item.done.set_exception(copy.copy(error) if isinstance(error, RoostError) else error)
-            return
+            # Each caller its own: a traceback grows where it is raised.
+            outcomes = [(None, copy.copy(error) if isinstance(error, RoostError) else error) for _ in batch]
+        # One call for all: to wake the loop costs more than a statement does.
+        self._loop.call_soon_threadsafe(self._tell, batch, outcomes)
+
+    def _tell(self, batch: list[Item], outcomes: list[Outcome]) -> None:
+        """On the loop."""
+        self._waiting -= len(batch)
         for item, (result, fault) in zip(batch, outcomes, strict=True):
+            done = item.done
+            if done.done():
+                continue  # its caller was cancelled
             if fault is None:
-                item.done.set_result(result)
+                done.set_result(result)
             else:
-                item.done.set_exception(fault)
+                done.set_exception(fault)
+
+
+def _future() -> asyncio.Future[Any]:
+    return asyncio.get_running_loop().create_future()
 
 
 def _lock(path: Path) -> int:
