@@ -27,8 +27,9 @@ class EventBody:
         self._sink = sink
         self._left = limit
         self._limit = limit
-        self._claimed = claimed_sha256.lower() if _SHA256.fullmatch(claimed_sha256.lower()) else ""
-        self._digest = hashlib.sha256()
+        claimed = claimed_sha256.lower()
+        self._claimed = claimed if _SHA256.fullmatch(claimed) else ""
+        self._digest = hashlib.sha256() if self._claimed else None
         self._held = b""
         self._refused = False
         self._refuse = refuse
@@ -39,7 +40,7 @@ class EventBody:
         self._left -= len(data)
         if self._left < 0:
             self._stop(too_large(self._limit))
-        elif not self._claimed:
+        elif self._digest is None:
             self._sink.body(data)
         else:
             self._digest.update(data)
@@ -50,7 +51,7 @@ class EventBody:
     def body_end(self) -> None:
         if self._refused:
             return
-        if self._claimed and self._digest.hexdigest() != self._claimed:
+        if self._digest is not None and self._digest.hexdigest() != self._claimed:
             self._stop(_not_signed())
             return
         if self._held:
