@@ -18,6 +18,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from roost.guest import holes
 from roost.guest.child import NOBODY, Forked, Pipes
 from roost.guest.gathering import gather
 from roost.guest.sandbox.interpreter.launch import PYTHON
@@ -48,6 +49,7 @@ def rehearse() -> None:
             _once()
     gc.unfreeze()
     gc.collect()
+    holes.take()
 
 
 def _once() -> None:
