@@ -88,6 +88,9 @@ class _Ports:
     def check_http(self, account: str, *_: object) -> str:
         return account
 
+    def unresolved(self, account: str, name: str, authorization: str, error: Exception, *_: object) -> Exception:
+        return error
+
     def check_signed(self, *_: object) -> str:
         return "bench"
 

@@ -18,7 +18,9 @@ import secrets
 import signal
 import socket
 import sys
+import time
 from collections.abc import AsyncIterator, Iterable
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,9 +32,9 @@ from roost.api.e2b.app import build_e2b_api
 from roost.api.e2b.call import Endpoints
 from roost.api.e2b.terms import Terms
 from roost.api.fc.app import build_fc_api
-from roost.api.identity import Identity
 from roost.api.mcp.app import build_mcp_api
 from roost.api.objects import Objects
+from roost.api.tenants import Tenants
 from roost.api.webhooks import Webhooks
 from roost.config import Config, load
 from roost.functions.catalog import FunctionCatalog
@@ -66,8 +68,10 @@ from roost.isolation.egress.upstreams import Upstreams, read_upstreams
 from roost.isolation.namespaces.driver import NamespacesDriver
 from roost.isolation.namespaces.orphans import OrphanWatch
 from roost.isolation.templates import Templates
+from roost.model.audit import AuditEvent
 from roost.model.errors import InvalidArgument, NotFound, RoostError, Unavailable
 from roost.model.function import FunctionSpec, Limits
+from roost.model.instance import ALIVE
 from roost.model.session import Session
 from roost.model.signature import Keys
 from roost.model.usage import TransitionRecord
@@ -93,6 +97,7 @@ from roost.sandboxes.templates import TemplateShelf
 from roost.sandboxes.traffic import SandboxTraffic
 from roost.sandboxes.volumes import VolumeShelf
 from roost.sandboxes.workshop import Workshop
+from roost.store.sealing import Sealer
 from roost.store.store import Store
 from roost.telemetry.logs import FunctionLogs
 from roost.telemetry.metering import Meter
@@ -101,6 +106,9 @@ from roost.telemetry.observer import Observer
 from roost.telemetry.output import Output
 from roost.telemetry.trigger_metrics import TriggerCounts
 from roost.telemetry.usage_saver import UsageSaver
+from roost.tenants.identity import Identity
+from roost.tenants.keybook import KeyBook
+from roost.tenants.quotas import Quota, Quotas
 from roost.triggers.alarms import Alarms
 from roost.triggers.manager import TriggerManager
 from roost.triggers.publish import QueuePublisher
@@ -127,6 +135,7 @@ class Server:
         self.keys = Keys.of(config.keys, config.account)
         # What is stored.
         self.store = Store(data / "roost.db", config.database)
+        self._who(config)
         self.packages = PackageStore(data / "code")
         self.catalog = FunctionCatalog(
             self.store, self.packages, keys=self.keys, region=config.region, admit=self._admit
@@ -253,7 +262,7 @@ class Server:
             region=config.region,
             control_socket=config.run_dir / CONTROL_SOCKET,
             catalog=self.catalog,
-            access=Gatekeeper(self.keys, self.catalog),
+            access=Gatekeeper(self.identity, self.catalog, self.quotas),
             fleet=self.fleet,
             observer=self.observer,
             directory=self.fleet,
@@ -275,12 +284,11 @@ class Server:
             functions=lambda account: len(self.catalog.list(account)),
             data_dir=str(data),
             drivers=(self.driver.name,),
-            keys_configured=bool(self.keys),
-            identity=Identity(self.keys),
+            identity=self.identity,
         )
         fc = build_fc_api(
             catalog=self.catalog,
-            keys=self.keys,
+            identity=self.identity,
             sessions=SessionService(self.book, self.pauses),
             instances=self.history,
             tasks=self.tasks.service,
@@ -312,27 +320,52 @@ class Server:
             census=self.lives.census,
             terms=terms,
             domain=lambda: self.sandbox_domain,
-            keys=self.keys,
+            identity=self.identity,
             link_secret=secrets.token_bytes(32),
             clock=self.clock,
         )
         mcp = build_mcp_api(
             fleet=self.sandboxes,
             traffic=SandboxTraffic(self.lives),
-            identify=Endpoints(self.keys).identify,
+            identify=Endpoints(self.identity).identify,
             terms=terms,
         )
         self.sandbox_domain = config.sandbox_domain
         self.control = Starlette(
             routes=[
                 *console_routes(console),
-                *Objects(self.objects, console.identity, most_bytes=config.object_size_mb << 20).routes(),
+                *Tenants(self.key_book, self.quotas, self.identity).routes(),
+                *Objects(self.objects, self.identity, most_bytes=config.object_size_mb << 20).routes(),
                 *fc,
                 *Webhooks(self.catalog, self.triggers.delivery).routes(),
                 *mcp,
                 *e2b,
             ]
         )
+
+    def _who(self, config: Config) -> None:
+        """Who may do what, and how much of it."""
+        clock = SteadyClock()
+        self.key_book = KeyBook(
+            self.keys, self.store.access_keys, Sealer(config.data_dir / "keys.sealing"), clock=time.time
+        )
+        self.quotas = Quotas(
+            Quota(**asdict(config.quota)),
+            self.store.quotas,
+            clock=clock,
+            monotonic=time.monotonic,
+            holdings=self._holdings,
+        )
+        self.identity = Identity(
+            self.keys, clock=time.time, audit=_login, used=self.key_book.used, meter=self.quotas.request
+        )
+
+    def _holdings(self, account: str) -> tuple[int, int, int]:
+        """What an account has rooms for now: instances, their memory in MB, sandboxes among them."""
+        mine = [i for i in self.roster.instances() if i.spec.account == account and i.state in ALIVE]
+        boxes = [i for i in self.sandboxes.instances() if i.spec.account == account]
+        memory = sum(i.spec.limits.memory_mb for i in (*mine, *boxes))
+        return len(mine) + len(boxes), memory, len(boxes)
 
     def _triggers(self) -> TriggerManager:
         """What serves triggers, and so starts functions by itself."""
@@ -415,6 +448,10 @@ class Server:
     async def _start(self, stack: contextlib.AsyncExitStack) -> None:
         await self.store.open()
         stack.push_async_callback(self.store.close)
+        await self.key_book.load()
+        await self.quotas.load()
+        self.gateway.keyless = not self.keys
+        stack.push_async_callback(self.key_book.note)
         self.packages.open()
         await self.objects.prepare()
         await self.catalog.load()
@@ -459,7 +496,13 @@ class Server:
             for spec in self.catalog.specs(account, name):
                 self.roster.provision(spec)
         stack.push_async_callback(self.packages_of_contexts.close)
-        for task in (self.book.run(), self._collect(), self.volumes.sweep(), self.sandbox_care.sample()):
+        for task in (
+            self.book.run(),
+            self.key_book.run(),
+            self._collect(),
+            self.volumes.sweep(),
+            self.sandbox_care.sample(),
+        ):
             stack.push_async_callback(_cancel, asyncio.create_task(task))
 
     @contextlib.asynccontextmanager
@@ -569,6 +612,11 @@ def _sandbox_limits(config: Config) -> Limits:
         pids=1024,
         open_files=65536,
     )
+
+
+def _login(event: AuditEvent) -> None:
+    """Logins that were refused."""
+    log.warning("login %s: %s %s", event.outcome, event.actor, dict(event.detail))
 
 
 def _ignore(_: object) -> None:

@@ -5,6 +5,8 @@ GET    /roost/objects/<bucket>?prefix&after&limit  {"objects": [{"key","size","e
 PUT    /roost/objects/<bucket>/<key>             the body becomes the object, whole or not at all
 GET    /roost/objects/<bucket>/<key>             its bytes
 DELETE /roost/objects/<bucket>/<key>             204, also when there is none
+
+The store is one, and the server's own account has it: for other accounts there is nothing here.
 """
 
 from __future__ import annotations
@@ -25,10 +27,12 @@ from starlette.routing import Route
 from roost.api.fc.body import STALL_S
 from roost.api.fc.call import error_response
 from roost.api.fc.render import iso
-from roost.api.identity import Identity
-from roost.model.errors import InvalidArgument, PayloadTooLarge, RoostError, Unauthenticated
+from roost.api.identity import signer_or_bearer
+from roost.model.errors import InvalidArgument, NotFound, PayloadTooLarge, RoostError, Unauthenticated
 from roost.model.objects import ObjectInfo
 from roost.objects.ports import PAGE, ObjectStore
+from roost.tenants.identity import Identity
+from roost.tenants.roles import needed
 
 logger = logging.getLogger("roost.api.objects")
 Handler = Callable[[Request], Awaitable[Response]]
@@ -53,10 +57,13 @@ class Objects:
         ]
 
     def _route(self, method: str, path: str, handler: Handler) -> Route:
+        least = needed(method, path)
+
         async def endpoint(request: Request) -> Response:
             id = str(uuid.uuid4())
             try:
-                self._identity.account(request)
+                if not signer_or_bearer(self._identity, request, least).operator:
+                    raise NotFound("There is no object store for this account.", code="NoSuchBucket")
                 return await handler(request)
             except ClientDisconnect:
                 return Response(status_code=499)

@@ -59,7 +59,7 @@ class Gateway:
         sandboxes: Traffic | None = None,
         sandbox_domain: str = "",
     ) -> None:
-        self._keyless = keyless
+        self.keyless = keyless
         self._sandbox_domain = sandbox_domain.partition(":")[0].encode("ascii")
         self.limits = client_limits or ClientLimits()
         self.draining = False
@@ -171,16 +171,16 @@ class Gateway:
         work: Coroutine[Any, Any, None] | None = None
         try:
             if self._sandboxes is not None and (target := self._sandboxes.find(request.head)) is not None:
-                if self._keyless:
+                if self.keyless:
                     self._check_sandbox_caller(request, target)
                 work = self._sandboxes.begin(request, target)
                 if work is not None:
                     self._answer(request, work, request_id)
                 return
-            if self._keyless:
+            if self.keyless:
                 check_host(request.head)
             where = route(request.head.method, request.head.target)
-            if self._keyless:
+            if self.keyless:
                 check_function_caller(request.head) if isinstance(where, Http) else check_api_caller(request.head)
             if isinstance(where, Control):
                 work = self._control.run(request, request_id)
