@@ -254,11 +254,8 @@ def validate(config: Config) -> Config:
     for name in ("start_timeout", "stop_grace", "queue_timeout", "orphan_grace"):
         if not 0 < getattr(config, name) <= 3600:
             raise ConfigError(f"'{name}' must be more than 0 and at most 3600 seconds.")
-    if bool(config.tls.cert) != bool(config.tls.key):
-        raise ConfigError("'tls.cert' and 'tls.key' go together: set both, or neither.")
-    if any(not 0 <= getattr(config.quota, f.name) <= 1 << 40 for f in fields(QuotaConfig)):
-        raise ConfigError("Quotas are whole numbers from 0 (no limit).")
     _check_addresses(config)
+    _check_tenants(config)
     _check_tasks(config)
     return replace(config, data_dir=config.data_dir.absolute())
 
@@ -268,6 +265,14 @@ def _check_addresses(config: Config) -> None:
         raise ConfigError("'database' is a PostgreSQL URL, as in postgresql://user:password@host:5432/name.")
     if config.sandbox_domain and not _DOMAIN.fullmatch(config.sandbox_domain):
         raise ConfigError("'sandbox_domain' is a host name, in lower case, with a port if it is not 80 or 443.")
+
+
+def _check_tenants(config: Config) -> None:
+    if bool(config.tls.cert) != bool(config.tls.key):
+        raise ConfigError("'tls.cert' and 'tls.key' go together: set both, or neither.")
+    for f in fields(QuotaConfig):
+        if not 0 <= getattr(config.quota, f.name) <= 1 << 40:
+            raise ConfigError(f"'quota.{f.name}' is a number from 0, which is no limit.")
 
 
 def _check_tasks(config: Config) -> None:

@@ -21,6 +21,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Iterable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -159,7 +160,7 @@ class Server:
             upstreams=_package_indexes(),
             limits=IndexLimits(cache=CacheLimits(total=config.package_cache_mb << 20)),
             model=config.model,
-            on_bytes=self.metrics.egress,
+            on_bytes=self._egress,
         )
         self.assembly = Assembly(
             places=Places(code=data / "code", sessions=data / "sessions", run=config.run_dir),
@@ -191,6 +192,7 @@ class Server:
                 max_instances=config.max_instances, max_waiting=config.max_waiting, stop_grace=config.stop_grace
             ),
             run_dir=config.run_dir,
+            admit=self.quotas.instance,
         )
         self.pauses = Pauses(
             book=self.book, roster=self.roster, background=self.background, stop_grace=config.stop_grace
@@ -233,6 +235,7 @@ class Server:
             assembly=sandbox_assembly,
             around=around,
             max_running=config.max_sandboxes,
+            admit=partial(self.quotas.instance, sandbox=True),
         )
         launcher = Launcher(self.lives)
         self.sandboxes = SandboxFleet(self.lives, launcher)
@@ -254,6 +257,7 @@ class Server:
             publishers=publishers,
             requests=self.book.in_use,
             output_bytes=config.task_output_kb << 10,
+            admit=self.quotas.task,
             ended=lambda task: self.metrics.task_ended(task.account, task.function, task.state.value),
         )
         # What is reached.
@@ -345,14 +349,13 @@ class Server:
 
     def _who(self, config: Config) -> None:
         """Who may do what, and how much of it."""
-        clock = SteadyClock()
         self.key_book = KeyBook(
             self.keys, self.store.access_keys, Sealer(config.data_dir / "keys.sealing"), clock=time.time
         )
         self.quotas = Quotas(
             Quota(**asdict(config.quota)),
             self.store.quotas,
-            clock=clock,
+            clock=time.time,
             monotonic=time.monotonic,
             holdings=self._holdings,
         )
@@ -366,6 +369,10 @@ class Server:
         boxes = [i for i in self.sandboxes.instances() if i.spec.account == account]
         memory = sum(i.spec.limits.memory_mb for i in (*mine, *boxes))
         return len(mine) + len(boxes), memory, len(boxes)
+
+    def _egress(self, account: str, function: str, count: int) -> None:
+        self.metrics.egress(account, function, count)
+        self.quotas.egress(account, count)
 
     def _triggers(self) -> TriggerManager:
         """What serves triggers, and so starts functions by itself."""
@@ -496,9 +503,9 @@ class Server:
             for spec in self.catalog.specs(account, name):
                 self.roster.provision(spec)
         stack.push_async_callback(self.packages_of_contexts.close)
+        parts = (self.book, self.key_book)
         for task in (
-            self.book.run(),
-            self.key_book.run(),
+            *(part.run() for part in parts),
             self._collect(),
             self.volumes.sweep(),
             self.sandbox_care.sample(),

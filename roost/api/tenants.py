@@ -81,7 +81,7 @@ class Tenants:
 
     async def _list(self, request: Request, caller: Caller) -> Response:
         account = _account(request.query_params.get("account", ""), caller)
-        return JSONResponse({"keys": [_shown(record) for record in self._keys.list(account)]})
+        return JSONResponse({"keys": [_shown(record) for record in self._keys.of_account(account)]})
 
     async def _create(self, request: Request, caller: Caller) -> Response:
         given = await _body(request)

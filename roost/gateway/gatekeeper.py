@@ -36,7 +36,7 @@ class Gatekeeper:
         self._requests = requests
 
     def check_http(
-        self, account: str, spec: FunctionSpec, qualifier: str, authorization: str, method: str, source: bytes
+        self, account: str, spec: FunctionSpec, qualifier: str, authorization: str, method: str, *, source: bytes
     ) -> bool:
         """Whether a bearer key was asked for, and given.
 
@@ -64,9 +64,9 @@ class Gatekeeper:
         return error if self._identity.account_of(_bearer(authorization)) == account else _locked(name)
 
     def check_signed(
-        self, method: str, path: str, query: str, headers: Mapping[str, str], body_sha256: str, source: bytes
+        self, method: str, path: str, query: str, headers: Mapping[str, str], body_sha256: str, *, source: bytes
     ) -> str:
-        """Raises Unauthenticated unless the ACS3 signature is right, AccessDenied for a role that may not, Throttled."""
+        """Raises Unauthenticated unless the ACS3 signature is right; AccessDenied, Throttled."""
         caller = self._identity.signed(
             method=method,
             path=path,
@@ -88,7 +88,7 @@ class Gatekeeper:
                 self._identity.failed(source.decode("ascii"), "bearer")
             return error
         if owner != account:
-            return NotFound(f"Function {name} does not exist.", code="FunctionNotFound")
+            return NotFound(f"There is no function {name[:80]!r}.", code="FunctionNotFound")
         return error
 
 

@@ -26,7 +26,7 @@ class Access(Protocol):
     """Who may call. Both checks raise Unauthenticated, AccessDenied or Throttled; `source` is the client's address."""
 
     def check_http(
-        self, account: str, spec: FunctionSpec, qualifier: str, authorization: str, method: str, source: bytes
+        self, account: str, spec: FunctionSpec, qualifier: str, authorization: str, method: str, *, source: bytes
     ) -> bool:
         """May this HTTP request reach this function? True: its Authorization is a key of this server's, and the
         function must not see it; False: Authorization is the function's own business."""
@@ -37,7 +37,7 @@ class Access(Protocol):
         ...
 
     def check_signed(
-        self, method: str, path: str, query: str, headers: Mapping[str, str], body_sha256: str, source: bytes
+        self, method: str, path: str, query: str, headers: Mapping[str, str], body_sha256: str, *, source: bytes
     ) -> str:
         """The account whose ACS3 signature this is. `path` and `query` are as sent, percent-encoded; names of
         `headers` are lower case.

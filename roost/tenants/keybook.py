@@ -55,7 +55,7 @@ class KeyBook:
                 secret = self._sealer.unseal(record.sealed, record.id)
                 self._keys.add(AccessKey(id=record.id, secret=secret, account=record.account, role=record.role))
 
-    def list(self, account: str) -> list[KeyRecord]:
+    def of_account(self, account: str) -> list[KeyRecord]:
         """The account's, the oldest first."""
         now = self._used
         found = [record for record in self._records.values() if record.account == account]

@@ -1,7 +1,7 @@
 """Which role each route needs: one table for both planes and every protocol.
 
-A route is written as its module registers it. `open`: it has a credential of its own (a signed link, a volume's token, a
-webhook's key), or needs none. A route that is not in the table can't be made.
+A route is written as its module registers it. `open`: it has a credential of its own (a signed link, a volume's token,
+a webhook's key), or needs none. A route that is not in the table can't be made.
 """
 
 from __future__ import annotations

@@ -157,7 +157,7 @@ class OpenAccess:
     """Lets everybody in, except the bearer of "wrong"; "Bearer key" is a key of the server's."""
 
     def check_http(
-        self, account: str, spec: FunctionSpec, qualifier: str, authorization: str, method: str, source: bytes
+        self, account: str, spec: FunctionSpec, qualifier: str, authorization: str, method: str, *, source: bytes
     ) -> bool:
         if authorization == "Bearer wrong":
             raise AccessDenied("no")
@@ -167,7 +167,7 @@ class OpenAccess:
         return error
 
     def check_signed(
-        self, method: str, path: str, query: str, headers: Mapping[str, str], body_sha256: str, source: bytes
+        self, method: str, path: str, query: str, headers: Mapping[str, str], body_sha256: str, *, source: bytes
     ) -> str:
         if headers.get("authorization") == "Bearer wrong":
             raise AccessDenied("no")

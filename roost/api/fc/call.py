@@ -45,6 +45,7 @@ class Call:
     request: Request
     request_id: str
     account: str
+    operator: bool  # the account is the server's own
     body: bytes = field(repr=False)
 
     @property
@@ -125,8 +126,8 @@ class Endpoints:
             self._large.release()
 
     def route(self, method: str, path: str, handler: Handler, *, body_limit: int = SMALL_BODY) -> Route:
-        """`path` below the API's prefix; it is in the table of roles. Without a role there the handler has its own way to
-        know who calls."""
+        """`path` below the API's prefix, as the table of roles has it. Without a role there the handler has its own way
+        to know who calls."""
         least = least_role(method, PREFIX + path)
 
         async def endpoint(request: Request) -> Response:
@@ -150,9 +151,7 @@ class Endpoints:
 
         return Route(PREFIX + path, endpoint, methods=[method])
 
-    async def _call(
-        self, request: Request, request_id: str, incoming: Body, body_limit: int, least: Role | None
-    ) -> Call:
+    async def _call(self, request: Request, request_id: str, incoming: Body, limit: int, least: Role | None) -> Call:
         caller = self._identity.default()
         claimed = ""
         if least is not None:
@@ -160,10 +159,10 @@ class Endpoints:
             caller = signer(self._identity, request, least)
             if self._identity.asked:
                 claimed = request.headers["x-acs-content-sha256"]
-        body = await incoming.read(body_limit)
+        body = await incoming.read(limit)
         if claimed and not hmac.compare_digest(claimed, await _sha256(body)):
             raise Unauthenticated("x-acs-content-sha256 is not the digest of the body that arrived.")
-        return Call(request=request, request_id=request_id, account=caller.account, body=body)
+        return Call(request=request, request_id=request_id, account=caller.account, operator=caller.operator, body=body)
 
 
 def parse_object(body: bytes) -> dict[str, Any]:

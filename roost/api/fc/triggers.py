@@ -121,7 +121,9 @@ class Triggers:
         }
         if record.type == HTTP:
             suffix = "" if record.qualifier == LATEST else f":{record.qualifier}"
-            url = f"{call.base_url}/{record.function}{suffix}/"
+            # Short addresses are those of the server's own account.
+            owner = "" if call.operator else f"/~{record.account}"
+            url = f"{call.base_url}{owner}/{record.function}{suffix}/"
             shown["httpTrigger"] = {"urlInternet": url, "urlIntranet": url}
         else:
             shown["roost"] = _extension(record, status)
