@@ -17,9 +17,10 @@ import resource
 import secrets
 import signal
 import socket
+import ssl
 import sys
 import time
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -49,6 +50,7 @@ from roost.functions.triggers.endpoints import SCHEMES
 from roost.gateway.gatekeeper import Gatekeeper
 from roost.gateway.invoke import InvokeLimits
 from roost.gateway.server import Gateway
+from roost.gateway.tls import Certificate
 from roost.instances.adoption import Adoption
 from roost.instances.assembly import Assembly, Places
 from roost.instances.background import Background
@@ -125,6 +127,7 @@ CONTROL_SOCKET = "control.sock"
 #: Followers of logs and slow uploads hold one each; that many of them must not keep others from the API.
 CONTROL_CONNECTIONS = 2000
 COLLECT_EVERY_S = 600.0
+WATCH_CERTIFICATE_S = 30.0
 
 
 class Server:
@@ -441,7 +444,8 @@ class Server:
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
         async with contextlib.AsyncExitStack() as stack:
             await self._start(stack)
-            host, port = await self.gateway.start(self.config.host, self.config.port)
+            certificate = await self._certificate(stack)
+            host, port = await self.gateway.start(self.config.host, self.config.port, certificate)
             stack.push_async_callback(self.gateway.close, drain_s=self.config.stop_grace)
             self.sandbox_domain = self.sandbox_domain or f"localhost:{port}"
             self.tasks.start(self.gateway.tasks)
@@ -451,6 +455,29 @@ class Server:
             print(self._ready_line(host, port), flush=True)
             await stop.wait()
             log.info("stopping")
+
+    async def _certificate(self, stack: contextlib.AsyncExitStack) -> ssl.SSLContext | None:
+        """That of the settings, kept as new as its files are. Raises Unavailable when it can't be used."""
+        tls = self.config.tls
+        if not tls.cert:
+            return None
+        certificate = Certificate(Path(tls.cert), Path(tls.key))
+
+        def renew(how: Callable[[], object]) -> None:
+            try:
+                if how() is not False:
+                    log.info("the certificate %s was read again", tls.cert)
+            except RoostError as error:
+                log.error("the certificate stays as it was: %s", error.message)
+
+        async def watch() -> None:
+            while True:
+                await asyncio.sleep(WATCH_CERTIFICATE_S)
+                renew(certificate.reload_if_changed)
+
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, renew, certificate.reload)
+        stack.push_async_callback(_cancel, asyncio.create_task(watch()))
+        return certificate.context
 
     async def _start(self, stack: contextlib.AsyncExitStack) -> None:
         await self.store.open()
@@ -538,7 +565,8 @@ class Server:
 
     def _ready_line(self, host: str, port: int) -> str:
         keys = "signed requests only" if self.keys else f"no keys configured: everyone here is '{self.config.account}'"
-        return f"Roost is ready on http://{host}:{port} ({keys}; data in {self.config.data_dir})"
+        scheme = "https" if self.config.tls.cert else "http"
+        return f"Roost is ready on {scheme}://{host}:{port} ({keys}; data in {self.config.data_dir})"
 
     # --- events ------------------------------------------------------------------------------------------------
 

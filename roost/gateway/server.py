@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import random
+import ssl
 import time
 from collections.abc import Coroutine
 from pathlib import Path
@@ -88,10 +89,16 @@ class Gateway:
         self._sweeper: asyncio.TimerHandle | None = None
         self._empty = asyncio.Event()
 
-    async def start(self, host: str, port: int) -> tuple[str, int]:
+    async def start(self, host: str, port: int, tls: ssl.SSLContext | None = None) -> tuple[str, int]:
         """Listen; returns the address, with the port that was chosen for port 0. Raises OSError."""
         self._server = await asyncio.get_running_loop().create_server(
-            lambda: ClientConnection(self), host, port, backlog=1024, start_serving=True
+            lambda: ClientConnection(self, secure=tls is not None),
+            host,
+            port,
+            backlog=1024,
+            start_serving=True,
+            ssl=tls,
+            ssl_handshake_timeout=None if tls is None else self.limits.head_timeout_s,
         )
         self._sweep()
         address = self._server.sockets[0].getsockname()

@@ -63,7 +63,9 @@ class Call:
 
     @property
     def base_url(self) -> str:
-        return f"{self.request.url.scheme}://{self.request.headers.get('host', 'localhost')}"
+        headers = self.request.headers
+        scheme = "https" if headers.get("x-forwarded-proto") == "https" else self.request.url.scheme
+        return f"{scheme}://{headers.get('host', 'localhost')}"
 
     def json(self) -> dict[str, Any]:
         """The body as an object; an empty body is an empty object. Raises InvalidArgument."""
