@@ -270,6 +270,8 @@ def _check_addresses(config: Config) -> None:
 def _check_tenants(config: Config) -> None:
     if bool(config.tls.cert) != bool(config.tls.key):
         raise ConfigError("'tls.cert' and 'tls.key' go together: set both, or neither.")
+    if config.tls.cert and not all(Path(file).is_absolute() for file in (config.tls.cert, config.tls.key)):
+        raise ConfigError("'tls.cert' and 'tls.key' are absolute paths.")
     for f in fields(QuotaConfig):
         if not 0 <= getattr(config.quota, f.name) <= 1 << 40:
             raise ConfigError(f"'quota.{f.name}' is a number from 0, which is no limit.")

@@ -90,8 +90,8 @@ developer DELETE {_FC}/layers/{{name}}/versions/{{version:int}}
 viewer GET {_FC}/tags-v2
 developer POST,DELETE {_FC}/tags-v2
 
-invoker POST /sandboxes/{{id}}/mcp
-developer POST /roost/mcp
+invoker {_ALL} /sandboxes/{{id}}/mcp
+developer {_ALL} /roost/mcp
 viewer GET /sandboxes
 viewer GET /v2/sandboxes
 developer POST /sandboxes
