@@ -60,8 +60,8 @@ def test_a_server_with_a_certificate(tmp_path: Path) -> None:
             assert client.get("/healthz").json() == {"status": "ok"}
             # A body larger than any buffer, both ways of the control plane.
             content = os.urandom(3 << 20)
-            assert client.put("/roost/objects/b/key", content=content).status_code == 200
-            assert client.get("/roost/objects/b/key").content == content
+            assert client.put("/roost/objects/inbox/key", content=content).status_code == 200
+            assert client.get("/roost/objects/inbox/key").content == content
             assert client.get("/no-such-function/").json()["Code"] == "FunctionNotFound"
         with pytest.raises(httpx.ConnectError), httpx.Client(trust_env=False) as stranger:
             stranger.get(f"https://localhost:{port}/healthz")  # nobody vouches for it there
