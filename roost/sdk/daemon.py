@@ -78,9 +78,9 @@ def address(
     given = port or settings.get("port")
     if host is None and given is None and environment.get("ROOST_URL"):
         url = httpx.URL(Server.from_environment(environment).url)
-        if url.scheme not in {"http", "https"} or url.host not in {"127.0.0.1", "localhost", "::1"} or url.path != "/":
+        if url.scheme != "http" or url.host not in {"127.0.0.1", "localhost", "::1"} or url.path != "/":
             raise UsageError(f"ROOST_URL is {url}; a server can be started on this machine only, so unset it first.")
-        return str(url).rstrip("/"), url.port or {"http": 80, "https": 443}[url.scheme]
+        return str(url).rstrip("/"), url.port or 80
     reached = "127.0.0.1" if host in {None, "0.0.0.0", "::"} else str(host)  # noqa: S104 - compared, not bound
     scheme = "https" if settings.get("tls") else "http"
     return f"{scheme}://{f'[{reached}]' if ':' in reached else reached}:{given or 8700}", port
