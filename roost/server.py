@@ -650,8 +650,9 @@ def _sandbox_limits(config: Config) -> Limits:
 
 
 def _login(event: AuditEvent) -> None:
-    """Logins that were refused."""
-    log.warning("login %s: %s %s", event.outcome, event.actor, dict(event.detail))
+    """Logins, and changes of who may what."""
+    level = logging.WARNING if event.outcome == "denied" else logging.INFO
+    log.log(level, "%s %s: %s %s %r", event.action, event.outcome, event.actor, event.target, dict(event.detail))
 
 
 def _ignore(_: object) -> None:

@@ -94,11 +94,14 @@ class Tenants:
             raise InvalidArgument(f"role: one of {', '.join(ROLES)} is expected.")
         account = _account(given.get("account", ""), caller)
         record, secret = await self._keys.create(account, given.get("name", ""), role)
+        self._identity.changed(caller, f"key/{record.id}", f"{record.role.name.lower()} of {account}")
         return JSONResponse({**_shown(record), "secret": secret}, status_code=201)
 
     async def _revoke(self, request: Request, caller: Caller) -> Response:
         account = _account(request.query_params.get("account", ""), caller)
-        await self._keys.revoke(account, request.path_params["id"])
+        id = request.path_params["id"]
+        await self._keys.revoke(account, id)
+        self._identity.changed(caller, f"key/{id}", "revoked")
         return Response(status_code=204)
 
     # --- quotas --------------------------------------------------------------------------------------------------
@@ -114,10 +117,14 @@ class Tenants:
 
     async def _put(self, request: Request, caller: Caller) -> Response:
         account = _named(request, caller)
-        return JSONResponse(asdict(await self._quotas.put(account, await _body(request))))
+        quota = await self._quotas.put(account, await _body(request))
+        self._identity.changed(caller, f"quota/{account}", "set")
+        return JSONResponse(asdict(quota))
 
     async def _delete(self, request: Request, caller: Caller) -> Response:
-        await self._quotas.delete(_named(request, caller))
+        account = _named(request, caller)
+        await self._quotas.delete(account)
+        self._identity.changed(caller, f"quota/{account}", "removed")
         return Response(status_code=204)
 
 

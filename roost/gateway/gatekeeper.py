@@ -42,14 +42,15 @@ class Gatekeeper:
 
         Raises Unauthenticated without a right one, AccessDenied for a method that is not allowed, Throttled.
         """
-        if self._identity.watching:
-            self._identity.check_source(source.decode("ascii"))
         try:
             access = self._rules.http_access(account, spec.name, qualifier)
             if method not in access.methods:
                 raise AccessDenied(f"Function {spec.name} does not take {method} requests.", code="MethodNotAllowed")
-            if access.keyed and not access.admits(_bearer(authorization)):
-                raise _locked(spec.name)
+            if access.keyed:
+                if not access.admits(_bearer(authorization)):
+                    raise _locked(spec.name)
+                if self._identity.watching:
+                    self._check_source(authorization, source)
         except RoostError as error:
             raise self._judged(account, spec.name, authorization, error, source) from None
         if self._requests.metered:
@@ -85,11 +86,18 @@ class Gatekeeper:
         owner = self._identity.account_of(given)
         if owner is None:
             if isinstance(error, Unauthenticated):
+                self._identity.check_source(source.decode("ascii"))
                 self._identity.failed(source.decode("ascii"), "bearer")
             return error
         if owner != account:
             return NotFound(f"There is no function {name[:80]!r}.", code="FunctionNotFound")
         return error
+
+    def _check_source(self, authorization: str, source: bytes) -> None:
+        """Raises Throttled for a key that might have been guessed, from where too many wrong ones came."""
+        key = self._identity.keys.of_secret(_bearer(authorization))
+        if key is None or not key.strong:
+            self._identity.check_source(source.decode("ascii"))
 
 
 def _bearer(authorization: str) -> str:

@@ -39,6 +39,7 @@ class AccessKey:
     secret: str = field(repr=False)
     account: str
     role: Role = Role.ADMIN
+    strong: bool = False  # its secret was made by this server: 256 random bits
 
 
 class Keys:

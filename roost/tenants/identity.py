@@ -1,7 +1,9 @@
 """Who calls: one place decides it, for every protocol and both planes. From memory, with no await.
 
-Credentials are an ACS3 signature, or a key's secret as a bearer or an API key. Wrong ones are told to the audit, and
-counted for each source: who tries too many is refused unheard for a while.
+Credentials are an ACS3 signature, or a key's secret as a bearer or an API key. The audit is told of wrong ones, and of
+the first request of a key from each source. Wrong ones are counted for each source: who tries too many is refused for a
+while, whatever is tried, but for keys that the server made: nobody guesses these, and a stranger behind the same proxy
+must not lock them out.
 """
 
 from __future__ import annotations
@@ -70,6 +72,7 @@ class Identity:
         self._used = used
         self._meter = meter
         self._failures = Failures(clock)
+        self._seen: set[tuple[str, str]] = set()  # (key, source) whose first request was told
 
     @property
     def asked(self) -> bool:
@@ -93,41 +96,35 @@ class Identity:
     ) -> Caller:
         """Of a signed request (see `signature.verify`). Raises Unauthenticated, AccessDenied, Throttled."""
         if not self.keys:
-            return self._let_in(self.default(), least)
-        self._failures.check(source)
-        pairs = list(headers)
+            return self._let_in(self.default(), least, source)
         try:
             key = verify(
-                method=method, path=path, query=query, headers=pairs, body_sha256=body_sha256,
+                method=method, path=path, query=query, headers=headers, body_sha256=body_sha256,
                 lookup=self.keys.lookup, now=self._clock(),
             )  # fmt: skip
         except Unauthenticated as error:
+            self._failures.check(source)
             if error.code != "MissingAuthorization":
-                self._failed(source, "signature")
+                self.failed(source, "signature")
             raise
-        return self._let_in(self._caller(key), least)
+        return self._let_in(self._caller(key, source), least, source)
 
     def shown(self, secret: str, *, source: str, least: Role) -> Caller:
         """Of a key's secret. Raises Unauthenticated, AccessDenied, Throttled."""
         if not self.keys:
-            return self._let_in(self.default(), least)
-        self._failures.check(source)
+            return self._let_in(self.default(), least, source)
         key = self.keys.of_secret(secret) if secret else None
         if key is None:
+            self._failures.check(source)
             if secret:
-                self._failed(source, "secret")
+                self.failed(source, "secret")
             raise Unauthenticated("This key is not known here.")
-        return self._let_in(self._caller(key), least)
+        return self._let_in(self._caller(key, source), least, source)
 
     def account_of(self, secret: str) -> str | None:
         """Whose secret this is, for answers that tell an owner more than others. Nothing is counted."""
         key = self.keys.of_secret(secret) if secret else None
         return None if key is None else key.account
-
-    def opened(self, secret: str) -> None:
-        """A key opened what asked for it by itself."""
-        if self._used is not None and (key := self.keys.of_secret(secret)) is not None:
-            self._used(key.id)
 
     @property
     def watching(self) -> bool:
@@ -139,32 +136,45 @@ class Identity:
         self._failures.check(source)
 
     def failed(self, source: str, how: str) -> None:
-        """Somebody showed a wrong credential to what checks by itself."""
-        self._failed(source, how)
+        """Somebody showed a wrong credential, here or to what checks by itself."""
+        self._failures.note(source)
+        self._tell(ANONYMOUS, "", how, "denied", source)
 
-    def _caller(self, key: AccessKey) -> Caller:
+    def changed(self, caller: Caller, target: str, what: str) -> None:
+        """Tell the audit that a key or a quota was made, changed or taken away."""
+        if self._audit is not None:
+            event = AuditEvent(
+                action="policy.change", account=caller.account, actor=caller.key, target=target, outcome="allowed",
+                detail={"what": what},
+            )  # fmt: skip
+            self._audit(event)
+
+    def _caller(self, key: AccessKey, source: str) -> Caller:
+        if not key.strong:
+            # As long as the source has to wait, nobody is told whether what it guessed is right.
+            self._failures.check(source)
         if self._used is not None:
             self._used(key.id)
         operator = key.account == self.keys.default_account
         return Caller(account=key.account, key=key.id, role=key.role, operator=operator)
 
-    def _let_in(self, caller: Caller, least: Role) -> Caller:
+    def _let_in(self, caller: Caller, least: Role, source: str) -> Caller:
         if caller.role < least:
-            self._tell(caller.account, caller.key, "role", "denied", "")
+            self._tell(caller.key, caller.account, "role", "denied", source)
             raise AccessDenied(f"This key's role is {caller.role.name.lower()}; {least.name.lower()} is needed.")
         if self._meter is not None:
             self._meter(caller.account)
+        if self._audit is not None and (caller.key, source) not in self._seen:
+            if len(self._seen) >= _SOURCES:
+                self._seen.clear()
+            self._seen.add((caller.key, source))
+            self._tell(caller.key, caller.account, "key", "allowed", source)
         return caller
 
-    def _failed(self, source: str, how: str) -> None:
-        self._failures.note(source)
-        self._tell("", ANONYMOUS, how, "denied", source)
-
-    def _tell(self, account: str, actor: str, how: str, outcome: str, source: str = "") -> None:
+    def _tell(self, actor: str, account: str, how: str, outcome: str, source: str) -> None:
         if self._audit is not None:
-            detail = {"by": how, **({"source": source[:64]} if source else {})}
-            self._audit(
-                AuditEvent(
-                    action="login", account=account, actor=actor, target="server", outcome=outcome, detail=detail
-                )
-            )
+            event = AuditEvent(
+                action="login", account=account, actor=actor, target="server", outcome=outcome,
+                detail={"by": how, "source": source[:64]},
+            )  # fmt: skip
+            self._audit(event)

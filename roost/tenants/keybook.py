@@ -53,7 +53,9 @@ class KeyBook:
             self._keys.asked = True  # also where all are revoked: a server that had keys does not open by itself
             if not record.revoked:
                 secret = self._sealer.unseal(record.sealed, record.id)
-                self._keys.add(AccessKey(id=record.id, secret=secret, account=record.account, role=record.role))
+                self._keys.add(
+                    AccessKey(id=record.id, secret=secret, account=record.account, role=record.role, strong=True)
+                )
 
     def of_account(self, account: str) -> list[KeyRecord]:
         """The account's, the oldest first."""
@@ -87,7 +89,7 @@ class KeyBook:
         async with self._lock:
             await self._store.create(record, most=MOST_KEYS)
             self._records[id] = record
-            self._keys.add(AccessKey(id=id, secret=secret, account=account, role=role))
+            self._keys.add(AccessKey(id=id, secret=secret, account=account, role=role, strong=True))
         return record, secret
 
     async def revoke(self, account: str, id: str) -> None:

@@ -45,7 +45,7 @@ async def test_keys_outlive_their_server_and_revoked_ones_do_not_come_back(place
     book, keys = await opened(again, file)
     assert keys.asked  # though the configuration has none any more
     found = keys.of_secret(secret)
-    assert found == AccessKey(id=kept.id, secret=secret, account="acme", role=Role.INVOKER)
+    assert found == AccessKey(id=kept.id, secret=secret, account="acme", role=Role.INVOKER, strong=True)
     assert keys.of_secret(lost) is None
     listed = {record.id: record for record in book.of_account("acme")}
     assert (listed[kept.id].used, listed[gone.id].revoked, book.of_account("other")) == (1000.0, 1000.0, [])

@@ -201,7 +201,8 @@ def signing_keys() -> Keys:
         [
             AccessKey(id=KEY_ID, secret=SECRET, account=ACCOUNT),
             AccessKey(id="LTAIother", secret="another-secret-here", account="acct2"),
-        ]
+        ],
+        default_account=ACCOUNT,
     )
 
 
