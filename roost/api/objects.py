@@ -24,12 +24,13 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from roost.api.fc.body import STALL_S
+from roost.api.fc.body import STALL_S, Body
 from roost.api.fc.call import error_response
 from roost.api.fc.render import iso
 from roost.api.identity import signer_or_bearer
 from roost.model.errors import InvalidArgument, NotFound, PayloadTooLarge, RoostError, Unauthenticated
 from roost.model.objects import ObjectInfo
+from roost.model.role import Role
 from roost.objects.ports import PAGE, ObjectStore
 from roost.tenants.identity import Identity
 from roost.tenants.roles import needed
@@ -62,8 +63,7 @@ class Objects:
         async def endpoint(request: Request) -> Response:
             id = str(uuid.uuid4())
             try:
-                if not signer_or_bearer(self._identity, request, least).operator:
-                    raise NotFound("There is no object store for this account.", code="NoSuchBucket")
+                await self._admit(request, least)
                 return await handler(request)
             except ClientDisconnect:
                 return Response(status_code=499)
@@ -74,6 +74,15 @@ class Objects:
                 return error_response(RoostError("An internal error occurred; see the server's log."), id)
 
         return Route(path, endpoint, methods=[method])
+
+    async def _admit(self, request: Request, least: Role) -> None:
+        """Raises Unauthenticated, AccessDenied, NotFound, Throttled; the body is out of the way then."""
+        try:
+            if not signer_or_bearer(self._identity, request, least).operator:
+                raise NotFound("There is no object store for this account.", code="NoSuchBucket")
+        except RoostError:
+            await Body(request).discard()
+            raise
 
     async def _buckets(self, request: Request) -> Response:
         return JSONResponse({"buckets": await self._store.buckets()})

@@ -38,7 +38,7 @@ from roost.tenants.quotas import Quotas
 from roost.tenants.roles import needed
 
 logger = logging.getLogger("roost.api.tenants")
-Handler = Callable[[Request, Caller], Awaitable[Response]]
+Handler = Callable[[Request, Caller, Body], Awaitable[Response]]
 
 
 class Tenants:
@@ -64,27 +64,29 @@ class Tenants:
         least = needed(method, path)
 
         async def endpoint(request: Request) -> Response:
-            id = str(uuid.uuid4())
+            id, body = str(uuid.uuid4()), Body(request)
             try:
-                return await handler(request, signer_or_bearer(self._identity, request, least))
+                response = await handler(request, signer_or_bearer(self._identity, request, least), body)
             except ClientDisconnect:
                 return Response(status_code=499)
             except RoostError as error:
-                return error_response(error, id)
+                response = error_response(error, id)
             except Exception:
                 logger.exception("Request %s failed: %s %s", id, method, path)
-                return error_response(RoostError("An internal error occurred; see the server's log."), id)
+                response = error_response(RoostError("An internal error occurred; see the server's log."), id)
+            await body.discard()
+            return response
 
         return Route(path, endpoint, methods=[method])
 
     # --- keys ----------------------------------------------------------------------------------------------------
 
-    async def _list(self, request: Request, caller: Caller) -> Response:
+    async def _list(self, request: Request, caller: Caller, body: Body) -> Response:
         account = _account(request.query_params.get("account", ""), caller)
         return JSONResponse({"keys": [_shown(record) for record in self._keys.of_account(account)]})
 
-    async def _create(self, request: Request, caller: Caller) -> Response:
-        given = await _body(request)
+    async def _create(self, request: Request, caller: Caller, body: Body) -> Response:
+        given = await _read(request, body)
         if unknown := sorted(set(given) - {"name", "role", "account"}):
             raise InvalidArgument(f"{unknown[0][:64]}: there is no such field; there are name, role and account.")
         if not all(isinstance(value, str) for value in given.values()):
@@ -97,7 +99,7 @@ class Tenants:
         self._identity.changed(caller, f"key/{record.id}", f"{record.role.name.lower()} of {account}")
         return JSONResponse({**_shown(record), "secret": secret}, status_code=201)
 
-    async def _revoke(self, request: Request, caller: Caller) -> Response:
+    async def _revoke(self, request: Request, caller: Caller, body: Body) -> Response:
         account = _account(request.query_params.get("account", ""), caller)
         id = request.path_params["id"]
         await self._keys.revoke(account, id)
@@ -106,22 +108,22 @@ class Tenants:
 
     # --- quotas --------------------------------------------------------------------------------------------------
 
-    async def _quota(self, request: Request, caller: Caller) -> Response:
+    async def _quota(self, request: Request, caller: Caller, body: Body) -> Response:
         limits = asdict(self._quotas.of(caller.account))
         return JSONResponse({**limits, "egress_bytes_today": self._quotas.egress_of(caller.account)})
 
-    async def _all(self, request: Request, caller: Caller) -> Response:
+    async def _all(self, request: Request, caller: Caller, body: Body) -> Response:
         _operator(caller)
         own = {account: asdict(quota) for account, quota in sorted(self._quotas.own().items())}
         return JSONResponse({"usual": asdict(self._quotas.usual), "accounts": own})
 
-    async def _put(self, request: Request, caller: Caller) -> Response:
+    async def _put(self, request: Request, caller: Caller, body: Body) -> Response:
         account = _named(request, caller)
-        quota = await self._quotas.put(account, await _body(request))
+        quota = await self._quotas.put(account, await _read(request, body))
         self._identity.changed(caller, f"quota/{account}", "set")
         return JSONResponse(asdict(quota))
 
-    async def _delete(self, request: Request, caller: Caller) -> Response:
+    async def _delete(self, request: Request, caller: Caller, body: Body) -> Response:
         account = _named(request, caller)
         await self._quotas.delete(account)
         self._identity.changed(caller, f"quota/{account}", "removed")
@@ -149,9 +151,9 @@ def _named(request: Request, caller: Caller) -> str:
     return _account(request.path_params["account"], caller)
 
 
-async def _body(request: Request) -> dict[str, Any]:
+async def _read(request: Request, incoming: Body) -> dict[str, Any]:
     """As it was signed, if it was. Raises InvalidArgument, Unauthenticated, PayloadTooLarge."""
-    body = await Body(request).read(SMALL_BODY)
+    body = await incoming.read(SMALL_BODY)
     claimed = request.headers.get("x-acs-content-sha256", "")
     if claimed and not hmac.compare_digest(claimed.encode(), hashlib.sha256(body).hexdigest().encode()):
         raise Unauthenticated("x-acs-content-sha256 is not the digest of the body that arrived.")
