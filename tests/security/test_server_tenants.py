@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ import pytest
 
 from roost.config import Config
 from roost.model.role import ROLES
+from roost.sdk import cli
 from roost.server import Server as Wired
 from roost.tenants.roles import TABLE
 from tests.support.server import NOTHING, Remains, Server, running, share_bundle, zip_base64
@@ -247,6 +249,28 @@ def test_over_quota_is_429_in_every_shape(world: World) -> None:
     assert operator.send("DELETE", "/roost/quotas/small").status_code == 204
     assert all(who.send("GET", "/roost/info").status_code == 200 for _ in range(4))
     assert operator.send("PUT", "/roost/quotas/small", {"rooms": 1}).status_code == 400
+
+
+def test_keys_by_the_command_line(
+    world: World, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def said(who: Who, *arguments: str) -> str:
+        for name, value in (("URL", world.server.url), ("ACCESS_KEY_ID", who.id), ("ACCESS_KEY_SECRET", who.secret)):
+            monkeypatch.setenv(f"ROOST_{name}", value)
+        with pytest.raises(SystemExit) as ended:
+            cli.main(["keys", *arguments])
+        out = capsys.readouterr()
+        return out.out if ended.value.code == 0 else f"{ended.value.code} {out.err}"
+
+    made = json.loads(said(world.operator, "create", "by hand", "--role", "viewer", "--account", "ours", "--json"))
+    viewer = Who(world.operator.http, made["id"], made["secret"])
+    assert viewer.ask("GET", "/roost/info")["role"] == "viewer"
+    assert "1 Error: This key's role is viewer" in said(viewer, "ls")
+    assert made["id"] in said(world.ours, "ls", "--json") and made["secret"] not in said(world.ours, "ls", "--json")
+    assert "ROOST_ACCESS_KEY_SECRET=e2b_" in said(world.ours, "create", "another")
+    assert "1 Error: There is no account theirs" in said(world.ours, "ls", "--account", "theirs")
+    assert "opens nothing" in said(world.ours, "revoke", made["id"])
+    assert viewer.send("GET", "/roost/info").status_code == 403
 
 
 def test_who_shows_too_many_wrong_keys_is_refused_unheard(world: World) -> None:
