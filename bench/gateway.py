@@ -85,10 +85,13 @@ class _Ports:
     def resolve(self, account: str, name: str, qualifier: str) -> FunctionSpec:
         return self.spec
 
-    def check_http(self, account: str, *_: object) -> str:
+    def check_http(self, account: str, *_: object, **__: object) -> str:
         return account
 
-    def check_signed(self, *_: object) -> str:
+    def unresolved(self, account: str, name: str, authorization: str, error: Exception, *_: object) -> Exception:
+        return error
+
+    def check_signed(self, *_: object, **__: object) -> str:
         return "bench"
 
     def try_lease(self, spec: FunctionSpec, session: object = None) -> Any:

@@ -48,6 +48,27 @@ class ModelConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TlsConfig:
+    """Files in PEM; both or neither. They are read again when they change."""
+
+    cert: str = ""
+    key: str = field(default="", repr=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuotaConfig:
+    """What each account may use that has no quota of its own; 0 is no limit."""
+
+    instances: int = 0
+    memory_mb: int = 0
+    sandboxes: int = 0
+    queued_tasks: int = 0
+    egress_mb_per_day: int = 0
+    requests_per_s: int = 0
+    request_burst: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
 class Config:
     """Settings of one server. Durations in seconds, sizes in MB."""
 
@@ -58,6 +79,8 @@ class Config:
     region: str = "local"
     account: str = "default"  # owns everything where no keys are configured
     keys: Mapping[str, str] = field(default_factory=dict, repr=False)  # access key id -> secret
+    tls: TlsConfig = field(default_factory=TlsConfig)
+    quota: QuotaConfig = field(default_factory=QuotaConfig)
     max_instances: int = 1000  # alive at once on this server
     max_waiting: int = 1000  # requests that wait for an instance, per function
     start_timeout: float = 30.0
@@ -156,6 +179,8 @@ def _typed(name: str, value: Any, present: Any, where: str) -> Any:
         if unknown or not all(isinstance(v, str) for v in value.values()):
             raise ConfigError(f"'model' in {where} takes the strings base_url, api_key and name.")
         return replace(present, **value)
+    if isinstance(present, TlsConfig | QuotaConfig) and isinstance(value, dict):
+        return replace(present, **_part(name, value, present, where))
     if isinstance(present, Mapping) and isinstance(value, dict):
         if not all(isinstance(v, str) and v for v in value.values()):
             raise ConfigError(f"'{name}' in {where} maps {_MAPS[name]}.")
@@ -165,6 +190,17 @@ def _typed(name: str, value: Any, present: Any, where: str) -> Any:
     if type(value) is type(present):
         return value
     raise ConfigError(f"'{name}' in {where} must be {_kind(present)}, not {value!r}.")
+
+
+def _part(name: str, value: Mapping[str, Any], present: TlsConfig | QuotaConfig, where: str) -> Mapping[str, Any]:
+    """A table whose values have the types of their defaults."""
+    known = {f.name: getattr(present, f.name) for f in fields(present)}
+    for key, given in value.items():
+        if key not in known:
+            raise ConfigError(f"Unknown setting '{name}.{key}' in {where}; known are: {', '.join(sorted(known))}.")
+        if type(given) is not type(known[key]):
+            raise ConfigError(f"'{name}.{key}' in {where} must be {_kind(known[key])}, not {given!r}.")
+    return value
 
 
 def _kind(present: Any) -> str:
@@ -219,6 +255,7 @@ def validate(config: Config) -> Config:
         if not 0 < getattr(config, name) <= 3600:
             raise ConfigError(f"'{name}' must be more than 0 and at most 3600 seconds.")
     _check_addresses(config)
+    _check_tenants(config)
     _check_tasks(config)
     return replace(config, data_dir=config.data_dir.absolute())
 
@@ -228,6 +265,16 @@ def _check_addresses(config: Config) -> None:
         raise ConfigError("'database' is a PostgreSQL URL, as in postgresql://user:password@host:5432/name.")
     if config.sandbox_domain and not _DOMAIN.fullmatch(config.sandbox_domain):
         raise ConfigError("'sandbox_domain' is a host name, in lower case, with a port if it is not 80 or 443.")
+
+
+def _check_tenants(config: Config) -> None:
+    if bool(config.tls.cert) != bool(config.tls.key):
+        raise ConfigError("'tls.cert' and 'tls.key' go together: set both, or neither.")
+    if config.tls.cert and not all(Path(file).is_absolute() for file in (config.tls.cert, config.tls.key)):
+        raise ConfigError("'tls.cert' and 'tls.key' are absolute paths.")
+    for f in fields(QuotaConfig):
+        if not 0 <= getattr(config.quota, f.name) <= 1 << 40:
+            raise ConfigError(f"'quota.{f.name}' is a number from 0, which is no limit.")
 
 
 def _check_tasks(config: Config) -> None:

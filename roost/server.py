@@ -17,8 +17,12 @@ import resource
 import secrets
 import signal
 import socket
+import ssl
 import sys
-from collections.abc import AsyncIterator, Iterable
+import time
+from collections.abc import AsyncIterator, Callable, Iterable
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,9 +34,9 @@ from roost.api.e2b.app import build_e2b_api
 from roost.api.e2b.call import Endpoints
 from roost.api.e2b.terms import Terms
 from roost.api.fc.app import build_fc_api
-from roost.api.identity import Identity
 from roost.api.mcp.app import build_mcp_api
 from roost.api.objects import Objects
+from roost.api.tenants import Tenants
 from roost.api.webhooks import Webhooks
 from roost.config import Config, load
 from roost.functions.catalog import FunctionCatalog
@@ -46,6 +50,7 @@ from roost.functions.triggers.endpoints import SCHEMES
 from roost.gateway.gatekeeper import Gatekeeper
 from roost.gateway.invoke import InvokeLimits
 from roost.gateway.server import Gateway
+from roost.gateway.tls import Certificate
 from roost.instances.adoption import Adoption
 from roost.instances.assembly import Assembly, Places
 from roost.instances.background import Background
@@ -66,8 +71,10 @@ from roost.isolation.egress.upstreams import Upstreams, read_upstreams
 from roost.isolation.namespaces.driver import NamespacesDriver
 from roost.isolation.namespaces.orphans import OrphanWatch
 from roost.isolation.templates import Templates
+from roost.model.audit import AuditEvent
 from roost.model.errors import InvalidArgument, NotFound, RoostError, Unavailable
 from roost.model.function import FunctionSpec, Limits
+from roost.model.instance import ALIVE
 from roost.model.session import Session
 from roost.model.signature import Keys
 from roost.model.usage import TransitionRecord
@@ -93,6 +100,7 @@ from roost.sandboxes.templates import TemplateShelf
 from roost.sandboxes.traffic import SandboxTraffic
 from roost.sandboxes.volumes import VolumeShelf
 from roost.sandboxes.workshop import Workshop
+from roost.store.sealing import Sealer
 from roost.store.store import Store
 from roost.telemetry.logs import FunctionLogs
 from roost.telemetry.metering import Meter
@@ -101,6 +109,9 @@ from roost.telemetry.observer import Observer
 from roost.telemetry.output import Output
 from roost.telemetry.trigger_metrics import TriggerCounts
 from roost.telemetry.usage_saver import UsageSaver
+from roost.tenants.identity import Identity
+from roost.tenants.keybook import KeyBook
+from roost.tenants.quotas import Quota, Quotas
 from roost.triggers.alarms import Alarms
 from roost.triggers.manager import TriggerManager
 from roost.triggers.publish import QueuePublisher
@@ -116,6 +127,7 @@ CONTROL_SOCKET = "control.sock"
 #: Followers of logs and slow uploads hold one each; that many of them must not keep others from the API.
 CONTROL_CONNECTIONS = 2000
 COLLECT_EVERY_S = 600.0
+WATCH_CERTIFICATE_S = 30.0
 
 
 class Server:
@@ -127,6 +139,7 @@ class Server:
         self.keys = Keys.of(config.keys, config.account)
         # What is stored.
         self.store = Store(data / "roost.db", config.database)
+        self._who(config)
         self.packages = PackageStore(data / "code")
         self.catalog = FunctionCatalog(
             self.store, self.packages, keys=self.keys, region=config.region, admit=self._admit
@@ -150,7 +163,7 @@ class Server:
             upstreams=_package_indexes(),
             limits=IndexLimits(cache=CacheLimits(total=config.package_cache_mb << 20)),
             model=config.model,
-            on_bytes=self.metrics.egress,
+            on_bytes=self._egress,
         )
         self.assembly = Assembly(
             places=Places(code=data / "code", sessions=data / "sessions", run=config.run_dir),
@@ -182,6 +195,7 @@ class Server:
                 max_instances=config.max_instances, max_waiting=config.max_waiting, stop_grace=config.stop_grace
             ),
             run_dir=config.run_dir,
+            admit=self.quotas.instance,
         )
         self.pauses = Pauses(
             book=self.book, roster=self.roster, background=self.background, stop_grace=config.stop_grace
@@ -224,6 +238,7 @@ class Server:
             assembly=sandbox_assembly,
             around=around,
             max_running=config.max_sandboxes,
+            admit=partial(self.quotas.instance, sandbox=True),
         )
         launcher = Launcher(self.lives)
         self.sandboxes = SandboxFleet(self.lives, launcher)
@@ -245,6 +260,7 @@ class Server:
             publishers=publishers,
             requests=self.book.in_use,
             output_bytes=config.task_output_kb << 10,
+            admit=self.quotas.task,
             ended=lambda task: self.metrics.task_ended(task.account, task.function, task.state.value),
         )
         # What is reached.
@@ -253,7 +269,7 @@ class Server:
             region=config.region,
             control_socket=config.run_dir / CONTROL_SOCKET,
             catalog=self.catalog,
-            access=Gatekeeper(self.keys, self.catalog),
+            access=Gatekeeper(self.identity, self.catalog, self.quotas),
             fleet=self.fleet,
             observer=self.observer,
             directory=self.fleet,
@@ -275,12 +291,11 @@ class Server:
             functions=lambda account: len(self.catalog.list(account)),
             data_dir=str(data),
             drivers=(self.driver.name,),
-            keys_configured=bool(self.keys),
-            identity=Identity(self.keys),
+            identity=self.identity,
         )
         fc = build_fc_api(
             catalog=self.catalog,
-            keys=self.keys,
+            identity=self.identity,
             sessions=SessionService(self.book, self.pauses),
             instances=self.history,
             tasks=self.tasks.service,
@@ -312,27 +327,55 @@ class Server:
             census=self.lives.census,
             terms=terms,
             domain=lambda: self.sandbox_domain,
-            keys=self.keys,
+            identity=self.identity,
             link_secret=secrets.token_bytes(32),
             clock=self.clock,
         )
         mcp = build_mcp_api(
             fleet=self.sandboxes,
             traffic=SandboxTraffic(self.lives),
-            identify=Endpoints(self.keys).identify,
+            identify=Endpoints(self.identity).identify,
             terms=terms,
         )
         self.sandbox_domain = config.sandbox_domain
         self.control = Starlette(
             routes=[
                 *console_routes(console),
-                *Objects(self.objects, console.identity, most_bytes=config.object_size_mb << 20).routes(),
+                *Tenants(self.key_book, self.quotas, self.identity).routes(),
+                *Objects(self.objects, self.identity, most_bytes=config.object_size_mb << 20).routes(),
                 *fc,
                 *Webhooks(self.catalog, self.triggers.delivery).routes(),
                 *mcp,
                 *e2b,
             ]
         )
+
+    def _who(self, config: Config) -> None:
+        """Who may do what, and how much of it."""
+        self.key_book = KeyBook(
+            self.keys, self.store.access_keys, Sealer(config.data_dir / "keys.sealing"), clock=time.time
+        )
+        self.quotas = Quotas(
+            Quota(**asdict(config.quota)),
+            self.store.quotas,
+            clock=time.time,
+            monotonic=time.monotonic,
+            holdings=self._holdings,
+        )
+        self.identity = Identity(
+            self.keys, clock=time.time, audit=_login, used=self.key_book.used, meter=self.quotas.request
+        )
+
+    def _holdings(self, account: str) -> tuple[int, int, int]:
+        """What an account has rooms for now: instances, their memory in MB, sandboxes among them."""
+        mine = [i for i in self.roster.instances() if i.spec.account == account and i.state in ALIVE]
+        boxes = [i for i in self.sandboxes.instances() if i.spec.account == account]
+        memory = sum(i.spec.limits.memory_mb for i in (*mine, *boxes))
+        return len(mine) + len(boxes), memory, len(boxes)
+
+    def _egress(self, account: str, function: str, count: int) -> None:
+        self.metrics.egress(account, function, count)
+        self.quotas.egress(account, count)
 
     def _triggers(self) -> TriggerManager:
         """What serves triggers, and so starts functions by itself."""
@@ -401,7 +444,8 @@ class Server:
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
         async with contextlib.AsyncExitStack() as stack:
             await self._start(stack)
-            host, port = await self.gateway.start(self.config.host, self.config.port)
+            certificate = await self._certificate(stack)
+            host, port = await self.gateway.start(self.config.host, self.config.port, certificate)
             stack.push_async_callback(self.gateway.close, drain_s=self.config.stop_grace)
             self.sandbox_domain = self.sandbox_domain or f"localhost:{port}"
             self.tasks.start(self.gateway.tasks)
@@ -412,9 +456,36 @@ class Server:
             await stop.wait()
             log.info("stopping")
 
+    async def _certificate(self, stack: contextlib.AsyncExitStack) -> ssl.SSLContext | None:
+        """That of the settings, kept as new as its files are. Raises Unavailable when it can't be used."""
+        tls = self.config.tls
+        if not tls.cert:
+            return None
+        certificate = Certificate(Path(tls.cert), Path(tls.key))
+
+        def renew(how: Callable[[], object]) -> None:
+            try:
+                if how() is not False:
+                    log.info("the certificate %s was read again", tls.cert)
+            except RoostError as error:
+                log.error("the certificate stays as it was: %s", error.message)
+
+        async def watch() -> None:
+            while True:
+                await asyncio.sleep(WATCH_CERTIFICATE_S)
+                renew(certificate.reload_if_changed)
+
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, renew, certificate.reload)
+        stack.push_async_callback(_cancel, asyncio.create_task(watch()))
+        return certificate.context
+
     async def _start(self, stack: contextlib.AsyncExitStack) -> None:
         await self.store.open()
         stack.push_async_callback(self.store.close)
+        await self.key_book.load()
+        await self.quotas.load()
+        self.gateway.keyless = not self.keys
+        stack.push_async_callback(self.key_book.note)
         self.packages.open()
         await self.objects.prepare()
         await self.catalog.load()
@@ -459,7 +530,13 @@ class Server:
             for spec in self.catalog.specs(account, name):
                 self.roster.provision(spec)
         stack.push_async_callback(self.packages_of_contexts.close)
-        for task in (self.book.run(), self._collect(), self.volumes.sweep(), self.sandbox_care.sample()):
+        parts = (self.book, self.key_book)
+        for task in (
+            *(part.run() for part in parts),
+            self._collect(),
+            self.volumes.sweep(),
+            self.sandbox_care.sample(),
+        ):
             stack.push_async_callback(_cancel, asyncio.create_task(task))
 
     @contextlib.asynccontextmanager
@@ -488,7 +565,8 @@ class Server:
 
     def _ready_line(self, host: str, port: int) -> str:
         keys = "signed requests only" if self.keys else f"no keys configured: everyone here is '{self.config.account}'"
-        return f"Roost is ready on http://{host}:{port} ({keys}; data in {self.config.data_dir})"
+        scheme = "https" if self.config.tls.cert else "http"
+        return f"Roost is ready on {scheme}://{host}:{port} ({keys}; data in {self.config.data_dir})"
 
     # --- events ------------------------------------------------------------------------------------------------
 
@@ -569,6 +647,12 @@ def _sandbox_limits(config: Config) -> Limits:
         pids=1024,
         open_files=65536,
     )
+
+
+def _login(event: AuditEvent) -> None:
+    """Logins, and changes of who may what."""
+    level = logging.WARNING if event.outcome == "denied" else logging.INFO
+    log.log(level, "%s %s: %s %s %r", event.action, event.outcome, event.actor, event.target, dict(event.detail))
 
 
 def _ignore(_: object) -> None:

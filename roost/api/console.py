@@ -18,14 +18,17 @@ from starlette.routing import Route
 
 from roost import __version__
 from roost.api.fc.call import error_response
-from roost.api.identity import Identity
+from roost.api.identity import signer_or_bearer
 from roost.instances.instance import Instance
 from roost.instances.roster import Roster
-from roost.model.errors import InvalidArgument, RoostError
+from roost.model.errors import InvalidArgument, NotFound, RoostError
+from roost.model.role import Caller
 from roost.telemetry.log_record import LogRecord
 from roost.telemetry.logs import FunctionLogs
 from roost.telemetry.metering import Meter
 from roost.telemetry.metrics import Metrics
+from roost.tenants.identity import Identity
+from roost.tenants.roles import needed
 
 Handler = Callable[[Request], Awaitable[Response]]
 
@@ -46,42 +49,47 @@ class Console:
     functions: Callable[[str], int]
     data_dir: str
     drivers: tuple[str, ...]
-    keys_configured: bool
 
 
 def console_routes(console: Console) -> list[Route]:
     """Routes for the control plane's application."""
 
+    def caller(path: str, request: Request) -> Caller:
+        return signer_or_bearer(console.identity, request, needed("GET", path))
+
     async def health(request: Request) -> Response:
         return JSONResponse({"status": "ok"})
 
     async def metrics(request: Request) -> Response:
-        console.identity.account(request)
+        if not caller("/metrics", request).operator:  # they tell of all accounts
+            raise NotFound("There is nothing here.")
         body, kind = console.metrics.render(request.headers.get("accept", ""))
         return Response(body, media_type=kind)
 
     async def info(request: Request) -> Response:
-        account = console.identity.account(request)
+        who = caller("/roost/info", request)
+        account = who.account
         return JSONResponse(
             {
                 "version": __version__,
-                "dataDir": console.data_dir,
+                "dataDir": console.data_dir if who.operator else "",
                 "drivers": list(console.drivers),
-                "auth": "keys" if console.keys_configured else "none",
+                "auth": "keys" if console.identity.asked else "none",
                 "account": account,
+                "role": who.role.name.lower(),
                 "functions": console.functions(account),
                 "python": platform.python_version(),
             }
         )
 
     async def instances(request: Request) -> Response:
-        account = console.identity.account(request)
+        account = caller("/roost/instances", request).account
         every = [*console.roster.instances(), *console.sandboxes()]
         mine = [i for i in every if i.spec.account == account]
         return JSONResponse({"instances": [describe(i, console.drivers[0]) for i in mine]})
 
     async def logs(request: Request) -> Response:
-        account = console.identity.account(request)
+        account = caller("/roost/functions/{name}/logs", request).account
         name = request.path_params["name"]
         console.exists(account, name)
         lines = _lines(request.query_params.get("lines", "100"))
@@ -94,7 +102,7 @@ def console_routes(console: Console) -> list[Route]:
         return Response(b"".join(_line(r) for r in newest), media_type="application/x-ndjson")
 
     async def usage(request: Request) -> Response:
-        account = console.identity.account(request)
+        account = caller("/roost/usage", request).account
         function = request.query_params.get("function") or None
         session = request.query_params.get("session") or None
         if session and not function:

@@ -1,47 +1,57 @@
-"""Who calls the console's routes: an ACS3 signature, or a key's secret as a bearer (for scrapers). Headers only."""
+"""Who sends a request to the control plane: its credentials, handed to the one place that judges them.
+
+The gateway is the only client of the control plane, and says where a request comes from.
+"""
 
 from __future__ import annotations
-
-import hmac
-import time
-from collections.abc import Callable
 
 from starlette.requests import Request
 
 from roost.model.errors import Unauthenticated
-from roost.model.signature import Keys, verify
+from roost.model.role import Caller, Role
+from roost.tenants.identity import Identity
+
+API_KEY = "x-api-key"
 
 
-class Identity:
-    """Without configured keys everyone is the default account."""
+def source_of(request: Request) -> str:
+    """The address of whoever connected to the gateway, "" where there is none."""
+    return request.headers.get("x-forwarded-for", "").rpartition(",")[2].strip()
 
-    def __init__(self, keys: Keys, *, clock: Callable[[], float] = time.time) -> None:
-        self._keys = keys
-        self._clock = clock
 
-    def account(self, request: Request) -> str:
-        """The caller's account. Raises Unauthenticated."""
-        if not self._keys:
-            return self._keys.default_account
-        scheme, _, secret = request.headers.get("authorization", "").partition(" ")
-        if scheme.lower() == "bearer":
-            return self._of_secret(secret.strip())
-        key = verify(
-            method=request.method,
-            path=request.scope["raw_path"].decode("ascii", "replace"),
-            query=request.scope["query_string"].decode("ascii", "replace"),
-            headers=request.headers.items(),
-            body_sha256=None,
-            lookup=self._keys.lookup,
-            now=self._clock(),
-        )
-        return key.account
+def signer(identity: Identity, request: Request, least: Role) -> Caller:
+    """Of an ACS3 signature. Its body is compared later. Raises Unauthenticated, AccessDenied, Throttled."""
+    scope = request.scope
+    return identity.signed(
+        method=request.method,
+        path=scope["raw_path"].decode("ascii", "replace"),
+        query=scope["query_string"].decode("ascii", "replace"),
+        headers=[(name.decode("latin-1"), value.decode("latin-1")) for name, value in scope["headers"]],
+        body_sha256=None,
+        source=source_of(request),
+        least=least,
+    )
 
-    def _of_secret(self, secret: str) -> str:
-        account = ""
-        for key in self._keys.of_account(self._keys.default_account):
-            if hmac.compare_digest(key.secret.encode(), secret.encode()):
-                account = key.account
-        if not account:
-            raise Unauthenticated("This bearer key is not known here.")
-        return account
+
+def signer_or_bearer(identity: Identity, request: Request, least: Role) -> Caller:
+    """Of a signature, or of a key's secret as a bearer (for scrapers)."""
+    scheme, _, secret = request.headers.get("authorization", "").partition(" ")
+    if scheme.lower() != "bearer":
+        return signer(identity, request, least)
+    return identity.shown(secret.strip(), source=source_of(request), least=least)
+
+
+def key_holder(identity: Identity, request: Request, least: Role) -> Caller:
+    """Of a key's secret as X-API-KEY, or as a bearer."""
+    given = given_key(request)
+    if identity.asked and not given:
+        raise Unauthenticated("An API key is needed, in the header X-API-KEY.")
+    return identity.shown(given, source=source_of(request), least=least)
+
+
+def given_key(request: Request) -> str:
+    """As the caller showed it; "" for none."""
+    if given := request.headers.get(API_KEY, ""):
+        return given
+    scheme, _, token = request.headers.get("authorization", "").partition(" ")
+    return token.strip() if scheme.lower() == "bearer" else ""

@@ -5,6 +5,8 @@ GET    /roost/objects/<bucket>?prefix&after&limit  {"objects": [{"key","size","e
 PUT    /roost/objects/<bucket>/<key>             the body becomes the object, whole or not at all
 GET    /roost/objects/<bucket>/<key>             its bytes
 DELETE /roost/objects/<bucket>/<key>             204, also when there is none
+
+The store is one, and the server's own account has it: for other accounts there is nothing here.
 """
 
 from __future__ import annotations
@@ -22,13 +24,16 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from roost.api.fc.body import STALL_S
+from roost.api.fc.body import STALL_S, Body
 from roost.api.fc.call import error_response
 from roost.api.fc.render import iso
-from roost.api.identity import Identity
-from roost.model.errors import InvalidArgument, PayloadTooLarge, RoostError, Unauthenticated
+from roost.api.identity import signer_or_bearer
+from roost.model.errors import InvalidArgument, NotFound, PayloadTooLarge, RoostError, Unauthenticated
 from roost.model.objects import ObjectInfo
+from roost.model.role import Role
 from roost.objects.ports import PAGE, ObjectStore
+from roost.tenants.identity import Identity
+from roost.tenants.roles import needed
 
 logger = logging.getLogger("roost.api.objects")
 Handler = Callable[[Request], Awaitable[Response]]
@@ -53,10 +58,12 @@ class Objects:
         ]
 
     def _route(self, method: str, path: str, handler: Handler) -> Route:
+        least = needed(method, path)
+
         async def endpoint(request: Request) -> Response:
             id = str(uuid.uuid4())
             try:
-                self._identity.account(request)
+                await self._admit(request, least)
                 return await handler(request)
             except ClientDisconnect:
                 return Response(status_code=499)
@@ -67,6 +74,15 @@ class Objects:
                 return error_response(RoostError("An internal error occurred; see the server's log."), id)
 
         return Route(path, endpoint, methods=[method])
+
+    async def _admit(self, request: Request, least: Role) -> None:
+        """Raises Unauthenticated, AccessDenied, NotFound, Throttled; the body is out of the way then."""
+        try:
+            if not signer_or_bearer(self._identity, request, least).operator:
+                raise NotFound("There is no object store for this account.", code="NoSuchBucket")
+        except RoostError:
+            await Body(request).discard()
+            raise
 
     async def _buckets(self, request: Request) -> Response:
         return JSONResponse({"buckets": await self._store.buckets()})

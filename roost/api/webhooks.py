@@ -124,9 +124,12 @@ class Webhooks:
 
     def _find(self, request: Request) -> TriggerRecord:
         params = request.path_params
-        record = self._catalog.triggers.get(params["account"], params["function"], params["trigger"])
-        if record.type != WEBHOOK:
-            raise NotFound(f"Trigger {record.name} is no webhook, its type is {record.type}.", code="TriggerNotFound")
+        try:
+            record = self._catalog.triggers.get(params["account"], params["function"], params["trigger"])
+        except NotFound:
+            record = None
+        if record is None or record.type != WEBHOOK:  # whoever asks does not learn which functions an account has
+            raise NotFound("There is no webhook at this address.", code="TriggerNotFound")
         if not is_enabled(record):
             raise Unavailable(f"Trigger {record.name} is paused.", code="TriggerPaused", retry_after=60.0)
         return record

@@ -172,14 +172,22 @@ class Host(Protocol):
     def new_request_id(self) -> str: ...
 
 
+def _marked(head: bytes) -> bytes:
+    """A whole head that came over TLS: who gets it is told so, as a proxy in front would."""
+    if b"\r\nx-forwarded-proto:" in head.lower():
+        return head
+    return head[: -len(b"\r\n")] + b"x-forwarded-proto: https\r\n\r\n"
+
+
 class ClientConnection(asyncio.Protocol):
     """The protocol of one accepted connection."""
 
     __slots__ = ("_body", "_buffer", "_eof", "_host", "_lingering", "_next_waits", "_paused", "_pieces", "_request",
-                 "_splice", "_transport", "_writable", "deadline", "peer")  # fmt: skip
+                 "_secure", "_splice", "_transport", "_writable", "deadline", "peer")  # fmt: skip
 
-    def __init__(self, host: Host) -> None:
+    def __init__(self, host: Host, *, secure: bool = False) -> None:
         self._host = host
+        self._secure = secure
         self._transport: asyncio.Transport = cast("asyncio.Transport", None)
         self._buffer = b""
         self._request: Request | None = None
@@ -236,7 +244,7 @@ class ClientConnection(asyncio.Protocol):
         self._eof = True
         if self._splice is not None:
             self._splice.client_eof()
-            return True
+            return self._transport.can_write_eof()  # TLS has no half-close
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -279,7 +287,7 @@ class ClientConnection(asyncio.Protocol):
             return
         end += len(END)
         try:
-            head = parse_request(data[:end])
+            head = parse_request(_marked(data[:end]) if self._secure else data[:end])
         except BadMessage as error:
             self._refuse(BadRequest(error.message, error.status))
             return

@@ -120,7 +120,8 @@ class Invoker:
         if isinstance(route, Event):
             path, _, query = head.target.decode("latin-1").partition("?")
             claimed = call.header(CLAIM)
-            account = self._access.check_signed(head.method, path, query, TextFields(head.values), claimed)
+            fields, source = TextFields(head.values), call.request.peer
+            account = self._access.check_signed(head.method, path, query, fields, claimed, source=source)
             if not head.has_body:
                 check_bodiless(claimed)
             spec = self._catalog.resolve(account, route.name, route.qualifier)
@@ -128,9 +129,15 @@ class Invoker:
             self._check_event(call)
             target = None
         else:
-            spec = call.spec = self._catalog.resolve(self._account, route.name, route.qualifier)
+            account, source = route.account or self._account, call.request.peer
             authorization = call.header(b"authorization")
-            call.keyed = self._access.check_http(self._account, spec, route.qualifier, authorization, head.method)
+            try:
+                spec = call.spec = self._catalog.resolve(account, route.name, route.qualifier)
+            except RoostError as error:
+                raise self._access.unresolved(account, route.name, authorization, error, source) from None
+            call.keyed = self._access.check_http(
+                account, spec, route.qualifier, authorization, head.method, source=source
+            )
             call.deferred = _is_async(call)
             target = route.target
         plan = call.session = sessions.plan(spec.sessions, head, target=target)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Protocol
 
+from roost.model.errors import RoostError
 from roost.model.function import FunctionSpec
 from roost.model.usage import InvocationRecord
 
@@ -22,14 +23,22 @@ class Catalog(Protocol):
 
 
 class Access(Protocol):
-    """Who may call. Both methods raise Unauthenticated or AccessDenied."""
+    """Who may call. Both checks raise Unauthenticated, AccessDenied or Throttled; `source` is the client's address."""
 
-    def check_http(self, account: str, spec: FunctionSpec, qualifier: str, authorization: str, method: str) -> bool:
+    def check_http(
+        self, account: str, spec: FunctionSpec, qualifier: str, authorization: str, method: str, *, source: bytes
+    ) -> bool:
         """May this HTTP request reach this function? True: its Authorization is a key of this server's, and the
         function must not see it; False: Authorization is the function's own business."""
         ...
 
-    def check_signed(self, method: str, path: str, query: str, headers: Mapping[str, str], body_sha256: str) -> str:
+    def unresolved(self, account: str, name: str, authorization: str, error: RoostError, source: bytes) -> RoostError:
+        """What to tell the caller of an HTTP request whose function does not resolve, for `error`."""
+        ...
+
+    def check_signed(
+        self, method: str, path: str, query: str, headers: Mapping[str, str], body_sha256: str, *, source: bytes
+    ) -> str:
         """The account whose ACS3 signature this is. `path` and `query` are as sent, percent-encoded; names of
         `headers` are lower case.
 

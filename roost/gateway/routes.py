@@ -22,6 +22,7 @@ RESERVED = frozenset(
 #: Longer targets are looked at anew each time.
 _SHORT = 512
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,63}")
+_ACCOUNT = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _QUALIFIER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,127}")
 _EVENT = re.compile(rb"/2023-03-30/functions/([^/?]+)/invocations(?:\?(.*))?", re.DOTALL)
 
@@ -45,8 +46,9 @@ class Http:
 
     name: str
     qualifier: str
-    prefix: str  # "/name" or "/name:qualifier", as the client wrote it
+    prefix: str  # "/name" or "/name:qualifier", as the client wrote it; behind "/~account" if that is named
     target: bytes  # what is behind the prefix; always begins with "/"
+    account: str = ""  # whose function; "" for the server's own account
 
 
 Route = Control | Event | Http
@@ -59,6 +61,8 @@ def route(method: str, target: bytes) -> Route:
 
 
 def _route(method: str, target: bytes) -> Route:
+    if target.startswith(b"/~"):
+        return _of_account(target)
     end = _segment_end(target)
     named = _named(target[:end])
     if named is None:
@@ -67,6 +71,20 @@ def _route(method: str, target: bytes) -> Route:
     name, qualifier, prefix = named
     rest = target[end:]
     return Http(name, qualifier, prefix, rest if rest.startswith(b"/") else b"/" + rest)
+
+
+def _of_account(target: bytes) -> Http:
+    """`/~<account>/<function>...`: any account's function."""
+    own = _segment_end(target)
+    account = target[2:own].decode("latin-1")
+    rest = target[own:]
+    end = _segment_end(rest) if rest.startswith(b"/") else 0
+    named = _named(rest[:end]) if end and _ACCOUNT.fullmatch(account) else None
+    if named is None:
+        raise NotFound("No function here: a path begins with /~<account>/<function>.", code="FunctionNotFound")
+    name, qualifier, prefix = named
+    behind = rest[end:]
+    return Http(name, qualifier, f"/~{account}{prefix}", behind if behind.startswith(b"/") else b"/" + behind, account)
 
 
 _known = lru_cache(1024)(_route)

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import random
+import ssl
 import time
 from collections.abc import Coroutine
 from pathlib import Path
@@ -59,7 +60,7 @@ class Gateway:
         sandboxes: Traffic | None = None,
         sandbox_domain: str = "",
     ) -> None:
-        self._keyless = keyless
+        self.keyless = keyless
         self._sandbox_domain = sandbox_domain.partition(":")[0].encode("ascii")
         self.limits = client_limits or ClientLimits()
         self.draining = False
@@ -88,10 +89,16 @@ class Gateway:
         self._sweeper: asyncio.TimerHandle | None = None
         self._empty = asyncio.Event()
 
-    async def start(self, host: str, port: int) -> tuple[str, int]:
+    async def start(self, host: str, port: int, tls: ssl.SSLContext | None = None) -> tuple[str, int]:
         """Listen; returns the address, with the port that was chosen for port 0. Raises OSError."""
         self._server = await asyncio.get_running_loop().create_server(
-            lambda: ClientConnection(self), host, port, backlog=1024, start_serving=True
+            lambda: ClientConnection(self, secure=tls is not None),
+            host,
+            port,
+            backlog=1024,
+            start_serving=True,
+            ssl=tls,
+            ssl_handshake_timeout=None if tls is None else self.limits.head_timeout_s,
         )
         self._sweep()
         address = self._server.sockets[0].getsockname()
@@ -171,16 +178,16 @@ class Gateway:
         work: Coroutine[Any, Any, None] | None = None
         try:
             if self._sandboxes is not None and (target := self._sandboxes.find(request.head)) is not None:
-                if self._keyless:
+                if self.keyless:
                     self._check_sandbox_caller(request, target)
                 work = self._sandboxes.begin(request, target)
                 if work is not None:
                     self._answer(request, work, request_id)
                 return
-            if self._keyless:
+            if self.keyless:
                 check_host(request.head)
             where = route(request.head.method, request.head.target)
-            if self._keyless:
+            if self.keyless:
                 check_function_caller(request.head) if isinstance(where, Http) else check_api_caller(request.head)
             if isinstance(where, Control):
                 work = self._control.run(request, request_id)

@@ -151,7 +151,13 @@ class Pool:
         if self._failed_starts:
             count = min(count, max(0, 1 - starting))
         for _ in range(count):
-            if self._start(self) is None:
+            try:
+                if self._start(self) is None:
+                    break
+            except Throttled as refused:
+                # The account may have no more. Those that it has serve who waits, if there are any.
+                if not any(i.usable and self._shared(i) for i in self.instances.values()):
+                    _fail(self._waiting, len(self._waiting), refused)
                 break
         self._keep()
 

@@ -8,7 +8,7 @@ import logging
 import secrets
 import shutil
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -18,7 +18,7 @@ from roost.instances.instance import Instance, Surroundings
 from roost.instances.pool import Pool
 from roost.instances.sessions import Key
 from roost.isolation.driver import Room
-from roost.model.errors import AccessDenied, NotFound, RoostError, Unavailable
+from roost.model.errors import AccessDenied, NotFound, RoostError, Throttled, Unavailable
 from roost.model.function import Affinity, FunctionSpec, Runtime
 from roost.model.instance import ALIVE, LEASABLE, State, StopReason
 from roost.model.session import Session
@@ -56,11 +56,21 @@ class Moved(RoostError):
 class Roster:
     """Every live instance, by pool. `pinned` says which instance a session has, by the session's key."""
 
-    def __init__(self, *, specs: Specs, around: Surroundings, limits: FleetLimits, run_dir: Path) -> None:
+    def __init__(
+        self,
+        *,
+        specs: Specs,
+        around: Surroundings,
+        limits: FleetLimits,
+        run_dir: Path,
+        admit: Callable[[str, int], None] = lambda account, memory_mb: None,
+    ) -> None:
+        """`admit` may refuse an account one more instance with so much memory: it raises Throttled."""
         self.run_dir = run_dir
         self.around = around
         self.pinned: dict[Key, Instance] = {}
         self.closing = False
+        self._admit = admit
         self._specs = specs
         self._limits = limits
         self._pools: dict[tuple[str, str, str], Pool] = {}
@@ -142,12 +152,16 @@ class Roster:
         return sorted(every, key=lambda i: i.created)
 
     def start(self, pool: Pool, session: Session | None) -> Instance | None:
-        """Start an instance, ending an idle one elsewhere if the server is full. None: it is full of busy ones."""
+        """Start an instance, ending an idle one elsewhere if the server is full. None: it is full of busy ones.
+
+        Raises Throttled when the account may have no more.
+        """
         if self.closing:
             return None
         alive = [i for p in self._pools.values() for i in p.instances.values() if i.state in ALIVE]
+        self._make_room_of(pool.spec.account, pool.spec.limits.memory_mb, alive)
         if len(alive) >= self._limits.max_instances:
-            idle = [i for i in alive if i.leases == 0 and not i.waiting and not i.kept and i.usable and _is_up(i)]
+            idle = [i for i in alive if _is_idle(i)]
             if not idle or len(alive) >= self._limits.max_instances + _OVERLAP:
                 if session is None:
                     self._hungry[pool] = None
@@ -156,6 +170,16 @@ class Roster:
         instance = self.add(pool, f"i-{secrets.token_hex(8)}", pool.spec, session)
         self.run(instance)
         return instance
+
+    def _make_room_of(self, account: str, memory_mb: int, alive: list[Instance]) -> None:
+        """End an idle instance of the account if it may have no more. Raises Throttled when all are busy."""
+        try:
+            self._admit(account, memory_mb)
+        except Throttled:
+            idle = [i for i in alive if i.spec.account == account and _is_idle(i)]
+            if not idle:
+                raise
+            min(idle, key=lambda i: i.idle_since).stop(StopReason.SCALE_IN)
 
     def add(self, pool: Pool, id: str, spec: FunctionSpec, session: Session | None) -> Instance:
         """A new member of the pool, not running yet."""
@@ -248,6 +272,12 @@ def _slots(spec: FunctionSpec) -> int:
     if spec.sessions.affinity is not Affinity.NONE and spec.runtime is Runtime.CUSTOM:
         return max(spec.concurrency, AFFINITY_SLOTS)
     return spec.concurrency
+
+
+def _is_idle(instance: Instance) -> bool:
+    """Nobody misses it."""
+    busy = instance.leases or instance.waiting or instance.kept
+    return not busy and instance.usable and _is_up(instance)
 
 
 def _is_up(instance: Instance) -> bool:

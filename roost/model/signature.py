@@ -18,6 +18,7 @@ from time import strptime
 from urllib.parse import parse_qsl, quote
 
 from roost.model.errors import Unauthenticated
+from roost.model.role import Role
 
 ALGORITHM = "ACS3-HMAC-SHA256"
 #: How far `x-acs-date` may be from this server's clock, in seconds.
@@ -32,19 +33,29 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 @dataclass(frozen=True, kw_only=True)
 class AccessKey:
-    """A key and the account it acts for."""
+    """A key, the account it acts for, and how much it may there."""
 
     id: str
     secret: str = field(repr=False)
     account: str
+    role: Role = Role.ADMIN
+    strong: bool = False  # its secret was made by this server: 256 random bits
 
 
 class Keys:
-    """The keys this server accepts. Empty: nobody is asked for one, and all belongs to the default account."""
+    """The keys that this server accepts, in memory. While none are asked for, all belongs to the default account.
+
+    `asked` never goes back to False: who revokes the last key does not open the server.
+    """
 
     def __init__(self, keys: Iterable[AccessKey] = (), *, default_account: str = "default") -> None:
-        self._keys = {key.id: key for key in keys}
+        self._keys: dict[str, AccessKey] = {}
+        self._digests: dict[bytes, str] = {}  # SHA-256 of a secret -> id
+        self._listeners: list[Callable[[], None]] = []
+        self.asked = False
         self.default_account = default_account
+        for key in keys:
+            self.add(key)
 
     @classmethod
     def of(cls, secrets: Mapping[str, str], account: str) -> Keys:
@@ -53,13 +64,49 @@ class Keys:
         return cls(found, default_account=account)
 
     def __bool__(self) -> bool:
-        return bool(self._keys)
+        return self.asked
+
+    def subscribe(self, listener: Callable[[], None]) -> None:
+        """Call `listener` after every change."""
+        self._listeners.append(listener)
+
+    def add(self, key: AccessKey) -> None:
+        self.asked = True
+        self._keys[key.id] = key
+        # Of two keys with one secret the first stays the secret's.
+        self._digests.setdefault(_digest(key.secret), key.id)
+        self._changed()
+
+    def remove(self, key_id: str) -> None:
+        """From now on it opens nothing."""
+        key = self._keys.pop(key_id, None)
+        if key is not None:
+            digest = _digest(key.secret)
+            if self._digests.get(digest) == key_id:
+                del self._digests[digest]
+                for other in self._keys.values():
+                    if _digest(other.secret) == digest:
+                        self._digests.setdefault(digest, other.id)
+            self._changed()
 
     def lookup(self, key_id: str) -> AccessKey | None:
         return self._keys.get(key_id)
 
-    def of_account(self, account: str) -> list[AccessKey]:
-        return [key for key in self._keys.values() if key.account == account]
+    def of_secret(self, secret: str) -> AccessKey | None:
+        """The key whose secret this is. What the time tells is how a digest compares, which nobody can steer."""
+        return self._keys.get(self._digests.get(_digest(secret), ""))
+
+    def of_account(self, account: str, least: Role = Role.VIEWER) -> list[AccessKey]:
+        """Those that may at least so much."""
+        return [key for key in self._keys.values() if key.account == account and key.role >= least]
+
+    def _changed(self) -> None:
+        for listener in self._listeners:
+            listener()
+
+
+def _digest(secret: str) -> bytes:
+    return hashlib.sha256(secret.encode("utf-8", "surrogateescape")).digest()
 
 
 @dataclass(frozen=True, kw_only=True)

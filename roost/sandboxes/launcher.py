@@ -50,7 +50,7 @@ class Launcher:
     async def launch(self, sandbox: Sandbox, key: CreationKey | None = None) -> Sandbox:
         """It runs, and its record is written; its time begins when it is up. Raises Throttled when the server is full,
         or what prevented the start; nothing is left behind then."""
-        self._lives.check_room()
+        self._lives.check_room(sandbox)
         entry = self._lives.entries[sandbox.id] = Entry(sandbox)
         try:
             async with entry.lock:

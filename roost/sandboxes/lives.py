@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import shutil
-from collections.abc import Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import replace
 from itertools import chain
 from typing import Any, Protocol, TypeVar
@@ -53,7 +53,9 @@ class Lives:
         assembly: SandboxAssembly,
         around: Surroundings,
         max_running: int,
+        admit: Callable[[str, int], None] = lambda account, memory_mb: None,
     ) -> None:
+        """`admit` may refuse an account one more room with so much memory: it raises Throttled."""
         self.book = book
         self.templates = templates
         self.assembly = assembly
@@ -63,6 +65,7 @@ class Lives:
         self.closing = False
         self._around = replace(around, on_output=self._output)
         self._max_running = max_running
+        self._admit = admit
 
     def now(self) -> float:
         return self._around.clock()
@@ -79,8 +82,8 @@ class Lives:
 
     # --- a room comes and goes -----------------------------------------------------------------------------------
 
-    def check_room(self) -> None:
-        """Raises Unavailable when the server stops, Throttled when it is full."""
+    def check_room(self, sandbox: Sandbox) -> None:
+        """For one more room. Raises Unavailable when the server stops, Throttled when it or the account is full."""
         if self.closing:
             raise Unavailable("Roost is shutting down.", retry_after=5)
         if sum(entry.instance is not None for entry in self.entries.values()) >= self._max_running:
@@ -89,6 +92,7 @@ class Lives:
                 "without their memory.",
                 retry_after=1,
             )
+        self._admit(sandbox.account, sandbox.limits.memory_mb)
 
     async def boot(self, entry: Entry) -> None:
         """Locked. A room for it, up and ready. Raises what prevented it."""
@@ -159,7 +163,7 @@ class Lives:
         if entry.instance is not None:
             await entry.instance.let_go()
         else:
-            self.check_room()
+            self.check_room(entry.sandbox)
             await self.boot(entry)
         return await self.change(
             entry,

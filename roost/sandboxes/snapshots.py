@@ -132,7 +132,7 @@ class Snapshots:
         return await self._lives.do(self._fork(self._fleet.entry(account, id), count, timeout_s))
 
     async def _fork(self, entry: Entry, count: int, timeout_s: int) -> tuple[list[Sandbox | RoostError], Copied]:
-        self._lives.check_room()
+        self._lives.check_room(entry.sandbox)
         with self._new_image() as image:
             copied = await self._copy(entry, image)
             now = round(self._lives.now(), 3)

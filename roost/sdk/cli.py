@@ -10,6 +10,7 @@ import typer
 
 from roost.sdk import (
     commands_functions,
+    commands_keys,
     commands_objects,
     commands_sandbox,
     commands_sandbox_use,
@@ -70,6 +71,7 @@ def build() -> typer.Typer:
     app.add_typer(_sandbox(), name="sandbox")
     app.add_typer(_objects(), name="objects")
     app.add_typer(_triggers(), name="triggers")
+    app.add_typer(_keys(), name="keys")
     return app
 
 
@@ -88,6 +90,17 @@ def _triggers() -> typer.Typer:
         commands_triggers.pause,
         commands_triggers.resume,
     ):
+        app.command()(command)
+    return app
+
+
+def _keys() -> typer.Typer:
+    app = typer.Typer(
+        help="Who may use the server: `roost keys create NAME --role developer`, then ls, revoke.",
+        no_args_is_help=True,
+        rich_markup_mode=None,
+    )
+    for command in (commands_keys.create, commands_keys.ls, commands_keys.revoke):
         app.command()(command)
     return app
 

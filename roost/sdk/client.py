@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import secrets
+import ssl
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -28,6 +29,7 @@ class Server:
     url: str = DEFAULT_URL
     keys: Keys | None = None
     function_key: str = field(default="", repr=False)
+    ca_file: str = ""  # authorities that its certificate may be of; "": those of this machine
 
     @property
     def bearer(self) -> dict[str, str]:
@@ -37,7 +39,7 @@ class Server:
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> Server:
-        """Read ROOST_URL, ROOST_ACCESS_KEY_ID, ROOST_ACCESS_KEY_SECRET and ROOST_FUNCTION_KEY.
+        """Read ROOST_URL, ROOST_ACCESS_KEY_ID, ROOST_ACCESS_KEY_SECRET, ROOST_FUNCTION_KEY and ROOST_CA_FILE.
 
         Raises UsageError when they make no sense.
         """
@@ -48,7 +50,12 @@ class Server:
         if bool(key_id) != bool(secret):
             raise UsageError("Set both ROOST_ACCESS_KEY_ID and ROOST_ACCESS_KEY_SECRET, or neither.")
         keys = Keys(id=key_id, secret=secret) if key_id else None
-        return cls(url=url, keys=keys, function_key=environment.get("ROOST_FUNCTION_KEY", ""))
+        return cls(
+            url=url,
+            keys=keys,
+            function_key=environment.get("ROOST_FUNCTION_KEY", ""),
+            ca_file=environment.get("ROOST_CA_FILE", ""),
+        )
 
 
 class Client:
@@ -58,7 +65,9 @@ class Client:
         self.server = server
         # A function may think for as long as its own timeout allows: the server bounds the wait for a reply, not we.
         timeout = httpx.Timeout(None, connect=5.0, write=60.0)
-        self._http = httpx.Client(base_url=server.url, timeout=timeout, transport=transport, trust_env=False)
+        self._http = httpx.Client(
+            base_url=server.url, timeout=timeout, transport=transport, trust_env=False, verify=_authorities(server)
+        )
 
     def __enter__(self) -> Client:
         return self
@@ -196,6 +205,16 @@ class Client:
         if not isinstance(value, dict):
             raise Failed(f"{self.server.url} answered with JSON of another shape; is it Roost?")
         return value
+
+
+def _authorities(server: Server) -> ssl.SSLContext | bool:
+    """Raises UsageError when the file is none of certificates."""
+    if not server.ca_file or not server.url.startswith("https:"):
+        return True
+    try:
+        return ssl.create_default_context(cafile=server.ca_file)
+    except OSError as error:
+        raise UsageError(f"ROOST_CA_FILE is {server.ca_file!r}, which can't be used: {error}.") from error
 
 
 def check_url(url: str) -> None:

@@ -114,6 +114,14 @@ def tasks(rows: Iterable[Row], now: float) -> Table:
     return table
 
 
+def keys(rows: Iterable[Row]) -> Table:
+    """Keys of an account."""
+    table = _table("ID", "NAME", "ROLE", "CREATED", "LAST USED", "REVOKED")
+    for row in rows:
+        table.add_row(*[_text(row.get(key) or "") for key in ("id", "name", "role", "created", "lastUsed", "revoked")])
+    return table
+
+
 def triggers(rows: Iterable[Row]) -> Table:
     """Triggers, of whichever functions."""
     table = _table(

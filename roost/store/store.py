@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from roost.store.access_keys import AccessKeys
 from roost.store.aliases import Aliases
 from roost.store.concurrency import Concurrency
 from roost.store.connect import database
 from roost.store.functions import Functions
 from roost.store.layers import Layers
 from roost.store.provision import Provision
+from roost.store.quotas import Quotas
 from roost.store.sandboxes import Sandboxes
 from roost.store.secrets import Secrets
 from roost.store.sessions import Sessions
@@ -53,6 +55,8 @@ class Store:
         self.volumes = Volumes(self._database)
         self.template_tags = TemplateTags(self._database)
         self.templates = Templates(self._database)
+        self.access_keys = AccessKeys(self._database)
+        self.quotas = Quotas(self._database)
         self.settings = Settings(self._database)
         self.tasks = Tasks(self._database)
         self.task_outputs = TaskOutputs(self._database)

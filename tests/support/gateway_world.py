@@ -18,7 +18,7 @@ from roost.gateway.connection import ClientLimits
 from roost.gateway.invoke import InvokeLimits
 from roost.gateway.server import Gateway
 from roost.instances.lease import SessionRef
-from roost.model.errors import AccessDenied, NotFound
+from roost.model.errors import AccessDenied, NotFound, RoostError
 from roost.model.function import FunctionSpec, Runtime
 from roost.model.session import Session
 from roost.model.usage import InvocationRecord
@@ -156,12 +156,19 @@ class PlayedCatalog:
 class OpenAccess:
     """Lets everybody in, except the bearer of "wrong"; "Bearer key" is a key of the server's."""
 
-    def check_http(self, account: str, spec: FunctionSpec, qualifier: str, authorization: str, method: str) -> bool:
+    def check_http(
+        self, account: str, spec: FunctionSpec, qualifier: str, authorization: str, method: str, *, source: bytes
+    ) -> bool:
         if authorization == "Bearer wrong":
             raise AccessDenied("no")
         return authorization == "Bearer key"
 
-    def check_signed(self, method: str, path: str, query: str, headers: Mapping[str, str], body_sha256: str) -> str:
+    def unresolved(self, account: str, name: str, authorization: str, error: RoostError, source: bytes) -> RoostError:
+        return error
+
+    def check_signed(
+        self, method: str, path: str, query: str, headers: Mapping[str, str], body_sha256: str, *, source: bytes
+    ) -> str:
         if headers.get("authorization") == "Bearer wrong":
             raise AccessDenied("no")
         return "acme"

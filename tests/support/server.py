@@ -23,7 +23,7 @@ import httpx
 
 from roost.isolation.bundle import build_bundle
 
-READY = re.compile(r"http://([0-9.]+):(\d+)")
+READY = re.compile(r"https?://([0-9.]+):(\d+)")
 
 
 class Server:

@@ -17,7 +17,6 @@ from roost.api.e2b.templates import Templates
 from roost.api.e2b.terms import Terms
 from roost.api.e2b.volumes import VolumeContent, Volumes
 from roost.model.errors import NotFound
-from roost.model.signature import Keys
 from roost.sandboxes.census import Census
 from roost.sandboxes.fleet import SandboxFleet
 from roost.sandboxes.registry import TemplateRegistry
@@ -26,6 +25,7 @@ from roost.sandboxes.templates import TemplateShelf
 from roost.sandboxes.volumes import VolumeShelf
 from roost.sandboxes.workshop import Workshop
 from roost.store.secrets import Secrets as SecretStore
+from roost.tenants.identity import Identity
 
 #: First segments of the API; what is below them and no operation is answered in its shape too.
 SEGMENTS = (
@@ -47,15 +47,15 @@ def build_e2b_api(
     census: Census,
     terms: Terms,
     domain: Callable[[], str],
-    keys: Keys,
+    identity: Identity,
     link_secret: bytes,
     clock: Callable[[], float],
 ) -> list[Route]:
-    """`domain` is what sandboxes are below, known once the server listens; `keys`: empty takes any API key.
+    """`domain` is what sandboxes are below, known once the server listens; `identity` tells who calls.
 
     `link_secret` signs links for uploads.
     """
-    endpoints = Endpoints(keys)
+    endpoints = Endpoints(identity)
     resources = (
         Sandboxes(fleet, terms, domain),
         SnapshotRoutes(snapshots, terms, domain),

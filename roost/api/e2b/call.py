@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hmac
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
@@ -16,14 +15,16 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from roost.api.fc.body import Body
+from roost.api.identity import given_key, key_holder
 from roost.model.errors import InvalidArgument, RoostError, Unauthenticated
-from roost.model.signature import Keys
+from roost.model.role import Role
 from roost.sandboxes.fleet import Gone
+from roost.tenants.identity import Identity
+from roost.tenants.roles import least_role
 
 logger = logging.getLogger(__name__)
 
 BODY_LIMIT = 1 << 20
-API_KEY = "x-api-key"
 #: Where the next page of a listing begins; absent on the last one.
 NEXT_TOKEN = "x-next-token"  # noqa: S105
 #: Names fields of the body that this server does not know: a newer client may mean something by them.
@@ -73,7 +74,7 @@ class Call:
     @property
     def api_key(self) -> str:
         """As the caller showed it; "" for none."""
-        return _given_key(self.request)
+        return given_key(self.request)
 
     def json(self) -> dict[str, Any]:
         """The body as an object; without one, an empty object. Raises InvalidArgument."""
@@ -121,16 +122,20 @@ class Endpoints:
     that one is set.
     """
 
-    def __init__(self, keys: Keys) -> None:
-        self._keys = keys
+    def __init__(self, identity: Identity) -> None:
+        self._identity = identity
 
     def route(self, method: str, path: str, handler: Handler, *, body_limit: int = BODY_LIMIT) -> Route:
+        least = least_role(method, path)
+        if least is None:
+            raise ValueError(f"{method} {path} is for whoever has an API key, so it needs a role")
+
         async def endpoint(request: Request) -> Response:
             body = Body(request)
             ignored: list[str] = []
 
             async def answered() -> Response:
-                account = self.identify(request)
+                account = self.identify(request, least)
                 call = Call(request=request, account=account, body=await body.read(body_limit), ignored=ignored)
                 return _respond(await handler(call))
 
@@ -142,27 +147,9 @@ class Endpoints:
 
         return Route(path, endpoint, methods=[method])
 
-    def identify(self, request: Request) -> str:
-        """The account of the request's API key. Raises Unauthenticated."""
-        if not self._keys:
-            return self._keys.default_account
-        given = _given_key(request)
-        if not given:
-            raise Unauthenticated("An API key is needed, in the header X-API-KEY.")
-        account = ""
-        for key in self._keys.of_account(self._keys.default_account):
-            if hmac.compare_digest(key.secret.encode(), given.encode("utf-8", "surrogateescape")):
-                account = key.account
-        if not account:
-            raise Unauthenticated("This API key is not known here.")
-        return account
-
-
-def _given_key(request: Request) -> str:
-    if given := request.headers.get(API_KEY, ""):
-        return given
-    scheme, _, token = request.headers.get("authorization", "").partition(" ")
-    return token.strip() if scheme.lower() == "bearer" else ""
+    def identify(self, request: Request, least: Role) -> str:
+        """The account of the request's API key. Raises Unauthenticated, AccessDenied, Throttled."""
+        return key_holder(self._identity, request, least).account
 
 
 async def guarded(request: Request, answered: Callable[[], Awaitable[Response]]) -> Response:

@@ -23,7 +23,7 @@ from roost.api.fc.versions import Aliases, Versions
 from roost.functions.catalog import FunctionCatalog
 from roost.functions.tasks.service import TaskService
 from roost.model.errors import NotFound
-from roost.model.signature import Keys
+from roost.tenants.identity import Identity
 from roost.triggers.status import Statuses
 
 _METHODS = ("GET", "POST", "PUT", "DELETE", "PATCH", "OPTIONS")
@@ -36,18 +36,18 @@ def build_fc_api(
     instances: Fleet,
     tasks: TaskService,
     statuses: Statuses,
-    keys: Keys,
+    identity: Identity,
     link_secret: bytes,
     destinations: Collection[str] = (),
     clock: Callable[[], float] = time.time,
 ) -> list[Route]:
     """Routes below `/2023-03-30`, with an answer in the API's shape for everything there that is none of them.
 
-    `keys`: empty lets everyone act as the default account. `destinations`: schemes of the URLs that events about tasks
+    `identity` tells who calls. `destinations`: schemes of the URLs that events about tasks
     may go to. `link_secret`: signs links to packages; at least 16 bytes.
     `InvokeFunction` is not here: it is data plane.
     """
-    endpoints = Endpoints(keys, clock=clock)
+    endpoints = Endpoints(identity)
     downloads = Downloads(catalog.packages, link_secret, clock=clock)
     resources = (
         Functions(catalog, downloads),

@@ -7,7 +7,6 @@ import hashlib
 import hmac
 import json
 import logging
-import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -20,10 +19,13 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from roost.api.fc.body import Body
+from roost.api.identity import signer
 from roost.functions.definition import Shape
 from roost.functions.parse import parse
 from roost.model.errors import InvalidArgument, RoostError, Throttled, Unauthenticated
-from roost.model.signature import Keys, verify
+from roost.model.role import Role
+from roost.tenants.identity import Identity
+from roost.tenants.roles import least_role
 
 PREFIX = "/2023-03-30"
 #: Bodies that carry no package.
@@ -43,6 +45,7 @@ class Call:
     request: Request
     request_id: str
     account: str
+    operator: bool  # the account is the server's own
     body: bytes = field(repr=False)
 
     @property
@@ -60,18 +63,13 @@ class Call:
 
     @property
     def base_url(self) -> str:
-        return f"{self.request.url.scheme}://{self.request.headers.get('host', 'localhost')}"
+        headers = self.request.headers
+        scheme = "https" if headers.get("x-forwarded-proto") == "https" else self.request.url.scheme
+        return f"{scheme}://{headers.get('host', 'localhost')}"
 
     def json(self) -> dict[str, Any]:
         """The body as an object; an empty body is an empty object. Raises InvalidArgument."""
-        try:
-            # Several times faster than json's: a package in the body holds up every other request meanwhile.
-            value = from_json(self.body or b"{}", allow_inf_nan=False, cache_strings="keys")
-        except ValueError as error:
-            raise InvalidArgument(f"The body is not valid JSON: {error}.") from error
-        if not isinstance(value, dict):
-            raise InvalidArgument("The body must be a JSON object.")
-        return value
+        return parse_object(self.body)
 
     def parse(self, shape: type[S]) -> S:
         """The body as a shape. Raises InvalidArgument."""
@@ -108,9 +106,8 @@ Handler = Callable[[Call], Awaitable[Answer]]
 class Endpoints:
     """Turns handlers into routes that share one way of identifying, limiting and answering."""
 
-    def __init__(self, keys: Keys, *, clock: Callable[[], float] = time.time) -> None:
-        self._keys = keys
-        self._clock = clock
+    def __init__(self, identity: Identity) -> None:
+        self._identity = identity
         self._large = asyncio.Semaphore(LARGE_BODIES)
 
     @asynccontextmanager
@@ -130,17 +127,17 @@ class Endpoints:
         finally:
             self._large.release()
 
-    def route(
-        self, method: str, path: str, handler: Handler, *, body_limit: int = SMALL_BODY, signed: bool = True
-    ) -> Route:
-        """`path` below the API's prefix. `signed=False`: the handler has its own way to know who calls."""
+    def route(self, method: str, path: str, handler: Handler, *, body_limit: int = SMALL_BODY) -> Route:
+        """`path` below the API's prefix, as the table of roles has it. Without a role there the handler has its own way
+        to know who calls."""
+        least = least_role(method, PREFIX + path)
 
         async def endpoint(request: Request) -> Response:
             request_id = str(uuid.uuid4())
             body = Body(request)
             try:
                 async with self._memory_for(request, body_limit):
-                    call = await self._call(request, request_id, body, body_limit, signed)
+                    call = await self._call(request, request_id, body, body_limit, least)
                     response = _respond(await handler(call))
             except ClientDisconnect:
                 response = Response(status_code=499)
@@ -156,30 +153,30 @@ class Endpoints:
 
         return Route(PREFIX + path, endpoint, methods=[method])
 
-    async def _call(self, request: Request, request_id: str, incoming: Body, body_limit: int, signed: bool) -> Call:
-        account = self._keys.default_account
+    async def _call(self, request: Request, request_id: str, incoming: Body, limit: int, least: Role | None) -> Call:
+        caller = self._identity.default()
         claimed = ""
-        if signed and self._keys:
+        if least is not None:
             # Before the body is read: a stranger can't make the server hold 100 MB.
-            account = self._identify(request)
-            claimed = request.headers["x-acs-content-sha256"]
-        body = await incoming.read(body_limit)
+            caller = signer(self._identity, request, least)
+            if self._identity.asked:
+                claimed = request.headers["x-acs-content-sha256"]
+        body = await incoming.read(limit)
         if claimed and not hmac.compare_digest(claimed, await _sha256(body)):
             raise Unauthenticated("x-acs-content-sha256 is not the digest of the body that arrived.")
-        return Call(request=request, request_id=request_id, account=account, body=body)
+        return Call(request=request, request_id=request_id, account=caller.account, operator=caller.operator, body=body)
 
-    def _identify(self, request: Request) -> str:
-        scope = request.scope
-        key = verify(
-            method=request.method,
-            path=scope["raw_path"].decode("ascii", "replace"),
-            query=scope["query_string"].decode("ascii", "replace"),
-            headers=[(name.decode("latin-1"), value.decode("latin-1")) for name, value in scope["headers"]],
-            body_sha256=None,
-            lookup=self._keys.lookup,
-            now=self._clock(),
-        )
-        return key.account
+
+def parse_object(body: bytes) -> dict[str, Any]:
+    """JSON; nothing is an empty object. Raises InvalidArgument."""
+    try:
+        # Several times faster than json's: a package in the body holds up every other request meanwhile.
+        value = from_json(body or b"{}", allow_inf_nan=False, cache_strings="keys")
+    except ValueError as error:
+        raise InvalidArgument(f"The body is not valid JSON: {error}.") from error
+    if not isinstance(value, dict):
+        raise InvalidArgument("The body must be a JSON object.")
+    return value
 
 
 def error_response(error: RoostError, request_id: str) -> Response:

@@ -30,7 +30,7 @@ class Downloads:
         return f"{call.base_url}{PREFIX}/packages/{digest}?expires={expires}&signature={self._sign(digest, expires)}"
 
     def routes(self, endpoints: Endpoints) -> list[Route]:
-        return [endpoints.route("GET", "/packages/{digest}", self._fetch, signed=False)]
+        return [endpoints.route("GET", "/packages/{digest}", self._fetch)]
 
     async def _fetch(self, call: Call) -> Answer:
         digest, expires = call.params["digest"], call.query.get("expires", "")

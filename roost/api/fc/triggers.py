@@ -16,9 +16,10 @@ from roost.functions.catalog import FunctionCatalog
 from roost.functions.definition import Shape
 from roost.functions.names import function_arn
 from roost.functions.triggers.http import HTTP
-from roost.functions.triggers.kinds import TIMER, WEBHOOK, is_enabled, visible_config
+from roost.functions.triggers.kinds import OBJECTS, TIMER, WEBHOOK, is_enabled, visible_config
 from roost.functions.triggers.settings import settings_of
 from roost.functions.triggers.timer import TimerSettings
+from roost.model.errors import AccessDenied
 from roost.model.function import LATEST
 from roost.store.triggers import TriggerRecord
 from roost.triggers.status import Statuses, TriggerStatus, state_of
@@ -60,6 +61,8 @@ class Triggers:
 
     async def _create(self, call: Call) -> Answer:
         given = call.parse(_CreateTrigger)
+        if given.trigger_type == OBJECTS and not call.operator:
+            raise AccessDenied("The object store of this server is its own account's.")
         record = await self._triggers.create(
             call.account,
             call.params["name"],
@@ -121,7 +124,9 @@ class Triggers:
         }
         if record.type == HTTP:
             suffix = "" if record.qualifier == LATEST else f":{record.qualifier}"
-            url = f"{call.base_url}/{record.function}{suffix}/"
+            # Short addresses are those of the server's own account.
+            owner = "" if call.operator else f"/~{record.account}"
+            url = f"{call.base_url}{owner}/{record.function}{suffix}/"
             shown["httpTrigger"] = {"urlInternet": url, "urlIntranet": url}
         else:
             shown["roost"] = _extension(record, status)

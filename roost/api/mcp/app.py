@@ -18,10 +18,13 @@ from roost.api.mcp.rooms import Rooms
 from roost.api.mcp.sandbox_tools import SandboxTools
 from roost.api.mcp.server_tools import ServerTools
 from roost.api.mcp.toolbox import Toolbox
+from roost.model.role import Role
 from roost.model.sandbox import Sandbox
 from roost.sandboxes.fleet import SandboxFleet
 from roost.sandboxes.traffic import SandboxTraffic
+from roost.tenants.roles import needed
 
+ONE, ALL = "/sandboxes/{id}/mcp", "/roost/mcp"
 ACCESS_TOKEN = "x-access-token"  # noqa: S105
 _OF_ONE = (
     "One sandbox: a Linux computer of your own, with files that stay. It has no network but what its owner opened. "
@@ -37,24 +40,26 @@ def build_mcp_api(
     *,
     fleet: SandboxFleet,
     traffic: SandboxTraffic,
-    identify: Callable[[Request], str],
+    identify: Callable[[Request, Role], str],
     terms: Terms,
 ) -> list[Route]:
     """`identify` tells whose API key a request has."""
     of_sandbox = SandboxTools(Rooms(traffic), fleet).tools()
     of_server = ServerTools(fleet, terms).tools()
 
+    of_one, of_all = needed("POST", ONE), needed("POST", ALL)
+
     def admit_to_one(request: Request) -> Caller:
         id = request.path_params["id"]
         owner = _owner(request, traffic.find(id))
-        account = identify(request) if owner is None else owner
+        account = identify(request, of_one) if owner is None else owner
         return Caller(account=account, sandbox=fleet.get(account, id).id)
 
     def admit_to_all(request: Request) -> Caller:
-        return Caller(account=identify(request), sandbox="")
+        return Caller(account=identify(request, of_all), sandbox="")
 
-    one = Endpoint("/sandboxes/{id}/mcp", Toolbox(of_sandbox, whole=False), admit_to_one, _OF_ONE)
-    every = Endpoint("/roost/mcp", Toolbox([*of_server, *of_sandbox], whole=True), admit_to_all, _OF_ALL)
+    one = Endpoint(ONE, Toolbox(of_sandbox, whole=False), admit_to_one, _OF_ONE)
+    every = Endpoint(ALL, Toolbox([*of_server, *of_sandbox], whole=True), admit_to_all, _OF_ALL)
     return [one.route(), every.route()]
 
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 import heapq
 import itertools
 import math
-from collections import deque
-from collections.abc import Iterable
+from collections import Counter, deque
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from roost.model.errors import Throttled
@@ -75,8 +75,10 @@ class Station:
 class Backlog:
     """`now` is in Unix seconds throughout."""
 
-    def __init__(self, limits: BacklogLimits) -> None:
+    def __init__(self, limits: BacklogLimits, admit: Callable[[str, int], None] | None = None) -> None:
+        """`admit(account, waiting)` may refuse an account one more task: it raises Throttled."""
         self._limits = limits
+        self._admit = admit
         self._stations: dict[tuple[str, str], Station] = {}
         self._turns: deque[Station] = deque()
         self._hungry: dict[Station, None] = {}  # a set that keeps its order
@@ -84,6 +86,7 @@ class Backlog:
         self._numbers = itertools.count()
         self._running = 0
         self.pending = 0
+        self._waiting: Counter[str] = Counter()  # tasks, by account
 
     def restore(self, waiting: Iterable[Waiting]) -> None:
         """What the store has at the start."""
@@ -99,6 +102,8 @@ class Backlog:
                 code="AsyncQueueFull",
                 retry_after=5,
             )
+        if self._admit is not None:
+            self._admit(lane[0], self._waiting[lane[0]])
         self._count(lane, 1)
 
     def added(self, lane: LaneKey, due: float) -> None:
@@ -120,6 +125,7 @@ class Backlog:
         if station is None:
             return
         self.pending -= station.pending
+        self._waiting[account] -= station.pending
         station.pending = 0
         for lane in station.lanes.values():
             lane.ready.clear()
@@ -221,6 +227,7 @@ class Backlog:
         change = max(change, -station.pending)
         station.pending += change
         self.pending += change
+        self._waiting[key[0]] += change
 
     def _look(self, lane: Lane, due: float) -> None:
         if due < lane.due:

@@ -47,13 +47,14 @@ class AsyncTasks:
         ended: Callable[[Task], None] = lambda task: None,
         requests: Callable[[Lane], int] = lambda lane: 0,
         output_bytes: int = 1 << 20,
+        admit: Callable[[str, int], None] | None = None,
     ) -> None:
         self._store = store.tasks
         self._catalog = catalog
         self._clock = clock
         self._ended = ended
         self._background = Background()
-        self._backlog = Backlog(limits)
+        self._backlog = Backlog(limits, admit)
         self._feed = TaskFeed()
         self._tapes = Tapes(store.task_outputs, self._feed, limit=output_bytes, clock=clock)
         self._outbox = Outbox(store.task_outbox, publishers, clock=clock)

@@ -12,6 +12,7 @@ from roost.functions.triggers.http import HTTP, access_of
 from roost.functions.triggers.kinds import check_config, check_record, is_enabled
 from roost.model.errors import AccessDenied, Conflict, NotFound
 from roost.model.function import LATEST
+from roost.model.role import Role
 from roost.model.signature import Keys
 from roost.store.triggers import TriggerRecord
 
@@ -25,7 +26,8 @@ class Triggers:
     def __init__(self, state: CatalogState, keys: Keys) -> None:
         self._state = state
         self._keys = keys
-        self._defaults: dict[str, HttpAccess] = {}  # by account; keys stay as they are while the server runs
+        self._defaults: dict[str, HttpAccess] = {}  # by account, until a key changes
+        keys.subscribe(self._defaults.clear)
 
     async def create(
         self,
@@ -148,6 +150,6 @@ class Triggers:
             return OPEN
         known = self._defaults.get(account)
         if known is None:
-            hashes = frozenset(hash_key(key.secret) for key in self._keys.of_account(account))
+            hashes = frozenset(hash_key(key.secret) for key in self._keys.of_account(account, Role.INVOKER))
             known = self._defaults[account] = HttpAccess(auth=HttpAuth.BEARER, key_hashes=hashes)
         return known

@@ -15,12 +15,12 @@ from roost.functions.triggers.webhook import WebhookSettings
 from roost.model.errors import InvalidArgument
 from roost.store.triggers import TriggerRecord
 
-TIMER, WEBHOOK = "timer", "webhook"
+TIMER, WEBHOOK, OBJECTS = "timer", "webhook", "oss"
 #: All but http, which is no source of events but a rule of the data plane.
 SOURCES: Mapping[str, type[SourceSettings]] = {
     TIMER: TimerSettings,
     WEBHOOK: WebhookSettings,
-    "oss": ObjectSettings,
+    OBJECTS: ObjectSettings,
     "postgresql": TableSettings,
     **QUEUES,
 }

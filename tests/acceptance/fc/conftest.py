@@ -32,6 +32,7 @@ from roost.model.function import FunctionSpec
 from roost.model.session import Session, SessionState, check_session_transition
 from roost.model.signature import AccessKey, Keys
 from roost.store.store import Store
+from roost.tenants.identity import Identity
 from roost.triggers.status import Statuses
 
 KEY_ID, SECRET, ACCOUNT = "LTAItest", "a-secret-of-the-test", "acct1"
@@ -166,7 +167,7 @@ def running(folder: Path, *, keys: Keys, limits: PackageLimits | None = None) ->
     )
     routes = build_fc_api(
         catalog=catalog, sessions=sessions, instances=instances, tasks=tasks.service, statuses=Statuses(),
-        keys=keys,
+        identity=Identity(keys, clock=time.time),
         link_secret=b"link-secret-of-the-test",
     )  # fmt: skip
 
@@ -200,7 +201,8 @@ def signing_keys() -> Keys:
         [
             AccessKey(id=KEY_ID, secret=SECRET, account=ACCOUNT),
             AccessKey(id="LTAIother", secret="another-secret-here", account="acct2"),
-        ]
+        ],
+        default_account=ACCOUNT,
     )
 
 
