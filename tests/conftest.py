@@ -1,6 +1,7 @@
 """Real servers that tests of every kind ask for by name."""
 
 import os
+import signal
 
 from tests.support.postgres import postgres, postgres_url
 from tests.support.s3 import s3
@@ -10,3 +11,7 @@ __all__ = ["place", "postgres", "postgres_url", "s3"]
 
 # Servers and commands are started hundreds of times: what they import is compiled by the first of them alone.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
+# Whoever starts the tests in the background, or under nohup, ignores these; what they start must hear them.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)

@@ -16,7 +16,6 @@ from roost.sdk.programs import Ended, Event, Output, Program, Size, Started
 
 CHUNK = 64 << 10
 _JOIN_S = 5.0
-_LOOK_S = 0.5  # how late a signal may be noticed
 _RESIZE, _STOP = b"w", b"q"
 
 
@@ -184,19 +183,12 @@ def interruptible() -> Iterator[None]:
     def interrupted(number: int, frame: FrameType | None) -> None:
         raise Interrupted(number)
 
-    def look(number: int, frame: FrameType | None) -> None:
-        pass
-
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     before = {number: handler for number in numbers if (handler := signal.getsignal(number)) != signal.SIG_IGN}
     for number in before:
         signal.signal(number, interrupted)
-    # A signal that comes between Python's last look at them and a blocking call would wait for the end of that call.
-    before[signal.SIGALRM] = signal.signal(signal.SIGALRM, look)
-    signal.setitimer(signal.ITIMER_REAL, _LOOK_S, _LOOK_S)
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -121,7 +121,7 @@ class PostgresBackend:
                 return transaction.careful(batch) if careful else transaction.fast(batch)
             except psycopg.Error as error:
                 fault = error
-            if connection.closed or fault.sqlstate in _ENDS:
+            if connection.closed or _ends(fault):
                 self._lost(fault)
                 if transaction.number is not None and self._took_effect(transaction.number):
                     return transaction.outcomes
@@ -268,7 +268,7 @@ class _Transaction:
             try:
                 self.outcomes.append(self._guarded(item))
             except psycopg.Error as error:
-                if self._raw.closed or error.sqlstate in _ENDS | _AGAIN:
+                if self._raw.closed or _ends(error) or error.sqlstate in _AGAIN:
                     raise
                 self._undo()
                 self.outcomes.append((None, self._translate(error)))
@@ -400,6 +400,12 @@ def _demand(connection: psycopg.Connection[Any], name: str) -> None:
     row = connection.execute("SHOW server_encoding").fetchone()
     if row != ("UTF8",):
         raise Unavailable(f"{_capital(name)} must have the encoding UTF8.")
+
+
+def _ends(error: psycopg.Error) -> bool:
+    """Nothing more can be done with the connection, though it may be open: the server has ended it, or the client's
+    side of it has lost its place, as after a break in the middle of a pipeline."""
+    return error.sqlstate in _ENDS or (error.sqlstate is None and isinstance(error, psycopg.OperationalError))
 
 
 def _reason(error: psycopg.Error) -> str:

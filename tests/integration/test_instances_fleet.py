@@ -50,7 +50,7 @@ class Bench:
         around = Surroundings(
             driver=self.driver, preparer=self.preparer, clock=time.time,
             on_transition=self.events.transition, on_output=self.events.output,
-            start_timeout=1.0, stop_grace=0.5,
+            start_timeout=3.0, stop_grace=0.5,
         )  # fmt: skip
         self.parts = Parts(
             specs=self, store=self.store, around=around, run_dir=tmp, clock=time.time,
