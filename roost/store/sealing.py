@@ -16,16 +16,23 @@ _NONCE_BYTES = 12
 
 
 class Sealer:
-    """`open()` before use. The file is made where there is none, readable by its owner alone."""
+    """`open()` before use."""
 
     def __init__(self, file: Path) -> None:
         self._file = file
         self._cipher: AESGCM | None = None
 
-    def open(self) -> None:
-        """Raises Unavailable when the file can't be read, or is not a key."""
+    def open(self, *, may_make: bool = True) -> None:
+        """Where there is no file one is made, readable by its owner alone, if it may be.
+
+        Raises Unavailable when it is missing, can't be read, or is not a key."""
         try:
             if not self._file.exists():
+                if not may_make:
+                    raise Unavailable(
+                        f"The key file {self._file} is missing, and keys or secrets in the store are sealed with it: "
+                        "put it back."
+                    )
                 self._make()
             key = self._file.read_bytes()
         except OSError as error:

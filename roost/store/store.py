@@ -8,11 +8,13 @@ from roost.store.access_keys import AccessKeys
 from roost.store.aliases import Aliases
 from roost.store.concurrency import Concurrency
 from roost.store.connect import database
+from roost.store.database import Connection
 from roost.store.functions import Functions
 from roost.store.layers import Layers
 from roost.store.provision import Provision
 from roost.store.quotas import Quotas
 from roost.store.sandboxes import Sandboxes
+from roost.store.sealing import Sealer
 from roost.store.secrets import Secrets
 from roost.store.sessions import Sessions
 from roost.store.settings import Settings
@@ -39,6 +41,8 @@ class Store:
     def __init__(self, path: Path, url: str = "") -> None:
         """In the file `path`, or in the PostgreSQL database at `url`: the folder of `path` is locked either way."""
         self._database = database(path, url)
+        #: What is secret is sealed with it: whoever has the database alone has none of that.
+        self.sealer = Sealer(path.with_name("keys.sealing"))
         self.functions = Functions(self._database)
         self.versions = Versions(self._database)
         self.aliases = Aliases(self._database)
@@ -51,7 +55,7 @@ class Store:
         self.trigger_rows = TriggerRows(self._database)
         self.sessions = Sessions(self._database)
         self.sandboxes = Sandboxes(self._database)
-        self.secrets = Secrets(self._database)
+        self.secrets = Secrets(self._database, self.sealer)
         self.volumes = Volumes(self._database)
         self.template_tags = TemplateTags(self._database)
         self.templates = Templates(self._database)
@@ -63,8 +67,21 @@ class Store:
         self.task_outbox = TaskOutbox(self._database)
 
     async def open(self) -> None:
-        """Raises Unavailable when another server uses the data directory or the file can't be used."""
+        """Raises Unavailable when another server uses the data directory, the file can't be used, or the key file is
+        not there that secrets in it were sealed with."""
         await self._database.open()
+        try:
+            self.sealer.open(may_make=not await self._database.run(_has_sealed, synced=False))
+            await self.secrets.seal_all()
+        except BaseException:
+            await self._database.close()
+            raise
 
     async def close(self) -> None:
         await self._database.close()
+
+
+def _has_sealed(connection: Connection) -> bool:
+    queries = ("SELECT count(*) FROM access_keys WHERE revoked=0", "SELECT count(*) FROM secrets WHERE data LIKE ?")
+    keys = connection.execute(queries[0]).fetchone()[0]
+    return bool(keys or connection.execute(queries[1], ('%"sealed"%',)).fetchone()[0])

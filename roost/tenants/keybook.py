@@ -34,7 +34,7 @@ class KeyStore(Protocol):
 
 
 class KeyBook:
-    """`await load()` before use. Keys of the configuration are in the ring beside those of the book."""
+    """`await load()` before use, with an open sealer. Keys of the configuration are in the ring beside the book's."""
 
     def __init__(self, keys: Keys, store: KeyStore, sealer: Sealer, *, clock: Callable[[], float]) -> None:
         self._keys = keys
@@ -47,7 +47,6 @@ class KeyBook:
 
     async def load(self) -> None:
         """Raises Unavailable when the key file does not open what is stored."""
-        self._sealer.open()
         for record in await self._store.list_all():
             self._records[record.id] = record
             self._keys.asked = True  # also where all are revoked: a server that had keys does not open by itself

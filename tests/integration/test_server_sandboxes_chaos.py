@@ -51,7 +51,7 @@ def test_killed_again_and_again_nothing_is_lost_and_nothing_leaks(tmp_path: Path
             client.post(f"/sandboxes/{id}/pause", json={"memory": verb == "pause"})
 
     server = Server(data_dir, module=SCRIPTED).start()
-    for round in range(4):
+    for round in range(3):
         stop = threading.Event()
         threads = [threading.Thread(target=load, args=(server, 10 * round + n, stop)) for n in range(3)]
         for thread in threads:

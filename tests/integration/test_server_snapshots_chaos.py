@@ -75,7 +75,7 @@ def test_killed_again_and_again_nothing_is_lost_and_no_image_is_left(tmp_path: P
                 snapshots.add(reply.json()["snapshotID"])
 
     server = Server(data_dir, module=SCRIPTED, config=SETTINGS).start()
-    for round in range(4):
+    for round in range(3):
         stop = threading.Event()
         threads = [threading.Thread(target=load, args=(server, 10 * round + n, stop)) for n in range(3)]
         for thread in threads:

@@ -37,7 +37,7 @@ def test_killed_again_and_again_under_load_nothing_leaks(tmp_path: Path) -> None
     dice = random.Random(7)
     server = Server(data_dir).start()
     server.deploy("notes", {"index.py": NOTES}, **EXCLUSIVE)
-    for round in range(6):
+    for round in range(4):
         stop = threading.Event()
 
         def load(server: Server = server, stop: threading.Event = stop, round: int = round) -> None:

@@ -21,7 +21,9 @@ ROOT = AccessKey(id="root", secret="of-the-configuration", account="default")
 
 async def opened(store: Store, file: Path, *configured: AccessKey) -> tuple[KeyBook, Keys]:
     keys = Keys(configured)
-    book = KeyBook(keys, store.access_keys, Sealer(file), clock=lambda: 1000.0)
+    sealer = Sealer(file)
+    sealer.open()
+    book = KeyBook(keys, store.access_keys, sealer, clock=lambda: 1000.0)
     await book.load()
     return book, keys
 

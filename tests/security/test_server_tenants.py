@@ -14,7 +14,7 @@ import pytest
 from roost.config import Config
 from roost.model.role import ROLES
 from roost.sdk import cli
-from roost.server import Server as Wired
+from roost.server.life import Server as Wired
 from roost.tenants.roles import TABLE
 from tests.support.server import NOTHING, Remains, Server, running, share_bundle, zip_base64
 from tests.support.tenants import Who

@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
-from roost import server
+from roost.server.program import main
 from roost.store.task_outbox import TaskOutbox
 from roost.store.tasks import Tasks
 from roost.store.trigger_objects import TriggerObjects
@@ -92,4 +92,4 @@ def crash_at(point: str, number: int) -> None:
 
 if __name__ == "__main__":
     crash_at(sys.argv[1], int(sys.argv[2]))
-    sys.exit(server.main(sys.argv[3:]))
+    sys.exit(main(sys.argv[3:]))

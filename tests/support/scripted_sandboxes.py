@@ -6,10 +6,10 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from roost import server
 from roost.model.function import FunctionSpec
 from roost.model.sandbox import Foundation
 from roost.sandboxes.assembly import SandboxAssembly
+from roost.server.program import main
 
 DAEMON = """
 import http.server, json, os, subprocess, threading, time, urllib.parse
@@ -74,4 +74,4 @@ def _scripted(
 
 if __name__ == "__main__":
     SandboxAssembly.start_message = _scripted  # type: ignore[method-assign]
-    sys.exit(server.main())
+    sys.exit(main())

@@ -1,32 +1,19 @@
-"""The composition root: every object of a server is made here, top to bottom, and nowhere else.
-
-`python -m roost.server [--host H] [--port P] [--data-dir D] [--config F]`
-"""
+"""Every object of a server, made once, top to bottom, and nowhere else."""
 
 from __future__ import annotations
 
-import argparse
 import asyncio
-import contextlib
-import errno
 import importlib
 import logging
 import os
-import random
-import resource
 import secrets
-import signal
-import socket
-import ssl
-import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import uvloop
 from starlette.applications import Starlette
 
 from roost.api.console import Console, console_routes
@@ -38,7 +25,7 @@ from roost.api.mcp.app import build_mcp_api
 from roost.api.objects import Objects
 from roost.api.tenants import Tenants
 from roost.api.webhooks import Webhooks
-from roost.config import Config, load
+from roost.config import Config
 from roost.functions.catalog import FunctionCatalog
 from roost.functions.packages import PackageStore
 from roost.functions.tasks.backlog import BacklogLimits
@@ -50,7 +37,6 @@ from roost.functions.triggers.endpoints import SCHEMES
 from roost.gateway.gatekeeper import Gatekeeper
 from roost.gateway.invoke import InvokeLimits
 from roost.gateway.server import Gateway
-from roost.gateway.tls import Certificate
 from roost.instances.adoption import Adoption
 from roost.instances.assembly import Assembly, Places
 from roost.instances.background import Background
@@ -65,14 +51,12 @@ from roost.instances.sessions import SessionBook
 from roost.instances.volumes import Volumes
 from roost.isolation.bundle import build_bundle
 from roost.isolation.egress.cache import CacheLimits
-from roost.isolation.egress.embedded import EmbeddedServer
 from roost.isolation.egress.index_proxy import IndexLimits
 from roost.isolation.egress.upstreams import Upstreams, read_upstreams
 from roost.isolation.namespaces.driver import NamespacesDriver
-from roost.isolation.namespaces.orphans import OrphanWatch
 from roost.isolation.templates import Templates
 from roost.model.audit import AuditEvent
-from roost.model.errors import InvalidArgument, NotFound, RoostError, Unavailable
+from roost.model.errors import InvalidArgument, RoostError
 from roost.model.function import FunctionSpec, Limits
 from roost.model.instance import ALIVE
 from roost.model.session import Session
@@ -100,7 +84,6 @@ from roost.sandboxes.templates import TemplateShelf
 from roost.sandboxes.traffic import SandboxTraffic
 from roost.sandboxes.volumes import VolumeShelf
 from roost.sandboxes.workshop import Workshop
-from roost.store.sealing import Sealer
 from roost.store.store import Store
 from roost.telemetry.logs import FunctionLogs
 from roost.telemetry.metering import Meter
@@ -124,14 +107,10 @@ if TYPE_CHECKING:
 log = logging.getLogger("roost")
 
 CONTROL_SOCKET = "control.sock"
-#: Followers of logs and slow uploads hold one each; that many of them must not keep others from the API.
-CONTROL_CONNECTIONS = 2000
-COLLECT_EVERY_S = 600.0
-WATCH_CERTIFICATE_S = 30.0
 
 
-class Server:
-    """One server, wired. `run` serves until it is told to stop."""
+class Wiring:
+    """What there is, and who hears of what. Nothing of it runs yet."""
 
     def __init__(self, config: Config) -> None:
         data = config.data_dir
@@ -352,9 +331,7 @@ class Server:
 
     def _who(self, config: Config) -> None:
         """Who may do what, and how much of it."""
-        self.key_book = KeyBook(
-            self.keys, self.store.access_keys, Sealer(config.data_dir / "keys.sealing"), clock=time.time
-        )
+        self.key_book = KeyBook(self.keys, self.store.access_keys, self.store.sealer, clock=time.time)
         self.quotas = Quotas(
             Quota(**asdict(config.quota)),
             self.store.quotas,
@@ -434,139 +411,6 @@ class Server:
             stand_ins=self.config.images,
             clock=self.clock,
         )
-
-    # --- life --------------------------------------------------------------------------------------------------
-
-    async def run(self) -> None:
-        """Start, say so in one line, serve until SIGTERM or SIGINT, stop. Raises RoostError when it can't start."""
-        stop = asyncio.Event()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            asyncio.get_running_loop().add_signal_handler(number, stop.set)
-        async with contextlib.AsyncExitStack() as stack:
-            await self._start(stack)
-            certificate = await self._certificate(stack)
-            host, port = await self.gateway.start(self.config.host, self.config.port, certificate)
-            stack.push_async_callback(self.gateway.close, drain_s=self.config.stop_grace)
-            self.sandbox_domain = self.sandbox_domain or f"localhost:{port}"
-            self.tasks.start(self.gateway.tasks)
-            stack.push_async_callback(self.tasks.close, drain_s=self.config.stop_grace)
-            self.triggers.start()
-            stack.push_async_callback(self.triggers.close, grace_s=self.config.stop_grace)
-            print(self._ready_line(host, port), flush=True)
-            await stop.wait()
-            log.info("stopping")
-
-    async def _certificate(self, stack: contextlib.AsyncExitStack) -> ssl.SSLContext | None:
-        """That of the settings, kept as new as its files are. Raises Unavailable when it can't be used."""
-        tls = self.config.tls
-        if not tls.cert:
-            return None
-        certificate = Certificate(Path(tls.cert), Path(tls.key))
-
-        def renew(how: Callable[[], object]) -> None:
-            try:
-                if how() is not False:
-                    log.info("the certificate %s was read again", tls.cert)
-            except RoostError as error:
-                log.error("the certificate stays as it was: %s", error.message)
-
-        async def watch() -> None:
-            while True:
-                await asyncio.sleep(WATCH_CERTIFICATE_S)
-                renew(certificate.reload_if_changed)
-
-        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, renew, certificate.reload)
-        stack.push_async_callback(_cancel, asyncio.create_task(watch()))
-        return certificate.context
-
-    async def _start(self, stack: contextlib.AsyncExitStack) -> None:
-        await self.store.open()
-        stack.push_async_callback(self.store.close)
-        await self.key_book.load()
-        await self.quotas.load()
-        self.gateway.keyless = not self.keys
-        stack.push_async_callback(self.key_book.note)
-        self.packages.open()
-        await self.objects.prepare()
-        await self.catalog.load()
-        await self.book.load()
-        self.meter.restore(await self.store.settings.get("usage") or {})
-        for part in (self.logs, self.observer, self.saver):
-            await part.start()
-            stack.push_async_callback(part.close)
-        if self.tracing is not None:
-            stack.push_async_callback(self.tracing.close)
-        await self.driver.start()
-        stack.push_async_callback(self.driver.close)
-        lock = self.config.data_dir / "roost.db.lock"
-        orphans = OrphanWatch(
-            lock=lock, run_dir=self.config.run_dir, groups=self.driver.groups, grace_s=self.config.orphan_grace
-        )
-        await orphans.start()
-        stack.push_async_callback(orphans.close)
-        await self.egress.start()
-        stack.push_async_callback(self.egress.close)
-        await self.shelf.book.load()
-        await self.volume_shelf.load()
-        await self.sandbox_care.load()
-        adopted = await self.adoption.run(unsettled=await self.tasks.interrupted())
-        await self.sandbox_care.reconcile()
-        self.build_cache.prepare()  # rooms of builds were swept
-        stack.push_async_callback(self.background.close)
-        stack.push_async_callback(self.roster.close)
-        stack.push_async_callback(self.sandbox_care.close)
-        stack.push_async_callback(self.build_rooms.close)
-        stack.push_async_callback(self.builds.close)
-        self.volumes.forget_pending({instance.id for instance in self.roster.instances()})
-        if adopted:
-            log.info("adopted %d instances of the server before", adopted)
-        await stack.enter_async_context(self._control_plane())
-        await self.driver.warm(self.templates.get("host"))
-        await self.tasks.open(self.roster.settled)
-        stack.push_async_callback(self.webhooks.close)
-        stack.push_async_callback(self.queues.close)
-        self.catalog.subscribe(self._function_changed)
-        for account, name in self.catalog.names():
-            for spec in self.catalog.specs(account, name):
-                self.roster.provision(spec)
-        stack.push_async_callback(self.packages_of_contexts.close)
-        parts = (self.book, self.key_book)
-        for task in (
-            *(part.run() for part in parts),
-            self._collect(),
-            self.volumes.sweep(),
-            self.sandbox_care.sample(),
-        ):
-            stack.push_async_callback(_cancel, asyncio.create_task(task))
-
-    @contextlib.asynccontextmanager
-    async def _control_plane(self) -> AsyncIterator[None]:
-        """uvicorn on a unix socket of its own; the gateway is its only client."""
-        server = EmbeddedServer(
-            self.control,
-            self.config.run_dir / CONTROL_SOCKET,
-            grace_s=int(self.config.stop_grace),
-            max_connections=CONTROL_CONNECTIONS,
-        )
-        await server.start()
-        try:
-            yield
-        finally:
-            await server.close()
-
-    async def _collect(self) -> None:
-        """Now and then, remove packages that no function has any more."""
-        while True:
-            await asyncio.sleep(COLLECT_EVERY_S * random.uniform(0.9, 1.1))  # noqa: S311
-            try:
-                await self.catalog.collect_garbage(self._code_in_use())
-            except RoostError as error:
-                log.warning("packages can't be removed: %s", error.message)
-
-    def _ready_line(self, host: str, port: int) -> str:
-        keys = "signed requests only" if self.keys else f"no keys configured: everyone here is '{self.config.account}'"
-        scheme = "https" if self.config.tls.cert else "http"
-        return f"Roost is ready on {scheme}://{host}:{port} ({keys}; data in {self.config.data_dir})"
 
     # --- events ------------------------------------------------------------------------------------------------
 
@@ -657,101 +501,3 @@ def _login(event: AuditEvent) -> None:
 
 def _ignore(_: object) -> None:
     """For callbacks that return nothing."""
-
-
-async def _cancel(task: asyncio.Task[None]) -> None:
-    task.cancel()
-    with contextlib.suppress(asyncio.CancelledError):
-        await task
-
-
-def _parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="roost serve", description="Run the Roost server in the foreground.")
-    parser.add_argument("--host", help="address to listen on (default 127.0.0.1)")
-    parser.add_argument("--port", type=_whole_number, help="port to listen on (default 8700; 0: a free one)")
-    parser.add_argument("--data-dir", type=Path, help="where everything is kept (default ~/.local/share/roost)")
-    parser.add_argument("--database", metavar="URL", help="PostgreSQL instead of SQLite (postgresql://user@host/name)")
-    parser.add_argument("--config", type=Path, help="TOML file with settings")
-    return parser.parse_args(arguments)
-
-
-def _whole_number(text: str) -> int:
-    try:
-        return int(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
-
-
-def _need_root() -> None:
-    if os.geteuid() != 0:
-        raise NotFound(
-            "Roost needs root to make rooms (namespaces, cgroups, mounts): run it with sudo. "
-            "A later release will run without root, in user namespaces and with fewer limits."
-        )
-
-
-def _raise_file_limit() -> None:
-    """Every instance and every connection is a descriptor."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-
-def _make_directory(directory: Path, purpose: str) -> None:
-    try:
-        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-    except OSError as error:
-        why = "it is not a directory" if error.errno == errno.EEXIST else error.strerror
-        raise Unavailable(f"The {purpose} {directory} can't be used: {why}.") from error
-
-
-def _explained(error: OSError, config: Config) -> str:
-    """What kept the server from starting or running, and what mends it where that is known."""
-    if error.errno == errno.EADDRINUSE:
-        return (
-            f"Port {config.port} on {config.host} is in use; end the program that uses it, "
-            "or take another port with --port (0: a free one)."
-        )
-    if error.errno == errno.EADDRNOTAVAIL or isinstance(error, socket.gaierror):
-        return f"This machine has no address {config.host}; take one of its own with --host."
-    reason = error.strerror or str(error)
-    return f"{error.filename} can't be used: {reason}." if error.filename else f"{reason}."
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Exit codes: 0 stopped as asked, 1 it could not start or run, 2 wrong arguments or settings, 130 interrupted while
-    it started. SIGINT may come in blocked (see `roost serve`): it is heard from here on."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    for name in ("httpx", "uvicorn"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    options = {k: v for k, v in vars(_parse(arguments)).items() if v is not None}
-    file = options.pop("config", None)
-    try:
-        config = load(file, options)
-    except RoostError as error:
-        print(f"roost: {error.message}", file=sys.stderr)
-        return 2
-    try:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-        _need_root()
-        _raise_file_limit()
-        _make_directory(config.data_dir, "data directory")
-        _make_directory(config.run_dir, "directory of sockets")
-        server = Server(config)
-        uvloop.run(server.run())
-    except RoostError as error:
-        print(f"roost: {error.message}", file=sys.stderr)
-        return 1
-    except OSError as error:
-        print(f"roost: {_explained(error, config)}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("roost: interrupted", file=sys.stderr)
-        return 130
-    finally:
-        with contextlib.suppress(OSError):  # it is not empty while another server, or an instance to adopt, uses it
-            config.run_dir.rmdir()
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,0 +1,5 @@
+import sys
+
+from roost.server.program import main
+
+sys.exit(main())
