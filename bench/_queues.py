@@ -373,6 +373,7 @@ class Restate(Queue):
         process = self._serve(
             [str(self._program), "--no-logo", "--listen-mode", "tcp", "--bind-ip", "127.0.0.1"],
             RESTATE_BASE_DIR=str(self.directory / "restate"),
+            TMPDIR=str(self.directory),  # it leaves folders there
             RESTATE_NODE_NAME="bench",
             RESTATE_BIND_PORT=str(self._node),
             RESTATE_INGRESS__BIND_PORT=str(self.port),

@@ -69,7 +69,8 @@ class _Doors:
 class RoomEgress:
     """Implements `assembly.Egress`: a socket for each room that may reach something, in a folder of its own.
 
-    `on_bytes(account, function, count)` is told what package indexes sent to rooms.
+    `on_bytes(account, function, count)` is told what package indexes are about to send to rooms; it may raise
+    Throttled.
     """
 
     def __init__(
@@ -88,7 +89,6 @@ class RoomEgress:
         self._on_bytes = on_bytes
         self._servers: dict[Path, EmbeddedServer] = {}
         self._closing: set[asyncio.Task[None]] = set()
-        self._has_client = False
 
     async def start(self) -> None:
         """Before the first `attach`."""
@@ -97,7 +97,6 @@ class RoomEgress:
     @cached_property
     def _client(self) -> httpx.AsyncClient:
         """For models. Made for the first room that has one, as it takes longer than most parts of a server's start."""
-        self._has_client = True
         return httpx.AsyncClient(
             trust_env=False,
             timeout=httpx.Timeout(600, connect=10),
@@ -137,5 +136,5 @@ class RoomEgress:
             self.detach(run_dir)
         await asyncio.gather(*self._closing, return_exceptions=True)
         await self._index.close()
-        if self._has_client:
+        if "_client" in self.__dict__:  # it was made
             await self._client.aclose()

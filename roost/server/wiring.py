@@ -351,8 +351,9 @@ class Wiring:
         return len(mine) + len(boxes), memory, len(boxes)
 
     def _egress(self, account: str, function: str, count: int) -> None:
-        self.metrics.egress(account, function, count)
+        """Before so many bytes are sent to a room. Raises Throttled when its account has used up its day."""
         self.quotas.egress(account, count)
+        self.metrics.egress(account, function, count)
 
     def _triggers(self) -> TriggerManager:
         """What serves triggers, and so starts functions by itself."""

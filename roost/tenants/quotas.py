@@ -161,17 +161,12 @@ class Quotas:
             raise OverQuota(f"This account may have {quota.queued_tasks} tasks that wait.", retry_after=5)
 
     def egress(self, account: str, count: int) -> None:
-        """So many bytes went between a room and the world. Never raises: they have gone."""
-        self._today()
-        self._egress[account] = self._egress.get(account, 0) + max(0, count)
-
-    def check_egress(self, account: str) -> None:
-        """Before more of it."""
-        quota = self.of(account)
-        if quota.egress_mb_per_day:
-            left = _DAY_S - self._today()
-            if self._egress.get(account, 0) >= quota.egress_mb_per_day << 20:
-                raise OverQuota(f"This account may move {quota.egress_mb_per_day} MB a day.", retry_after=left)
+        """So many bytes are about to go to a room. The last ones of a day may be more than what is left of it."""
+        left = _DAY_S - self._today()
+        used, most = self._egress.get(account, 0), self.of(account).egress_mb_per_day
+        if most and used >= most << 20:
+            raise OverQuota(f"This account may move {most} MB a day.", retry_after=left)
+        self._egress[account] = used + count
 
     def egress_of(self, account: str) -> int:
         """Bytes of today. They are counted from zero when the server starts."""

@@ -148,7 +148,7 @@ viewer GET /templates/{{template:path}}/tags/{{tag}}/assignments
 
 def _read() -> dict[tuple[str, str], Role | None]:
     rows = [line.split() for line in _TABLE.splitlines() if line]
-    rows += [row for name in _SETTINGS for row in (["viewer", "GET", f"{_FUNCTION}/{name}"],)]
+    rows += [["viewer", "GET", f"{_FUNCTION}/{name}"] for name in _SETTINGS]
     rows += [["developer", "PUT,DELETE", f"{_FUNCTION}/{name}"] for name in _SETTINGS]
     rows += [["viewer", _ALL, path] for name in _SEGMENTS for path in (f"/{name}", f"/{name}/{{rest:path}}")]
     table: dict[tuple[str, str], Role | None] = {}

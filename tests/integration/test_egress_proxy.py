@@ -14,6 +14,7 @@ import tarfile
 import threading
 from io import BytesIO
 from pathlib import Path
+from unittest.mock import AsyncMock
 
 import httpx
 import pytest
@@ -24,6 +25,7 @@ from roost.isolation.egress.embedded import EmbeddedServer
 from roost.isolation.egress.index_proxy import IndexLimits, IndexProxy
 from roost.isolation.egress.routes import room_environment
 from roost.isolation.egress.upstreams import Upstreams, read_upstreams, upstream
+from roost.tenants.quotas import Quota, Quotas
 from tests.support.fake_index import FakeIndex
 
 WHEEL = b"a wheel" * 10_000
@@ -277,6 +279,28 @@ async def test_a_rooms_budget_is_its_own(world):
     refused = await room.get(FILE)
     assert refused.status_code == 429
     assert "used up" in refused.text
+    assert (await other.get(FILE)).status_code == 200
+
+
+async def test_an_account_that_has_used_up_its_day_is_sent_nothing_more(world):
+    def on_bytes(count: int) -> None:
+        quotas.egress("acme", count)
+
+    quotas = Quotas(
+        Quota(egress_mb_per_day=1),
+        AsyncMock(),
+        clock=lambda: 1000.0,
+        monotonic=lambda: 0.0,
+        holdings=lambda account: (0, 0, 0),
+    )
+    world.offer()
+    room, same, other = await world.room(on_bytes=on_bytes), await world.room(on_bytes=on_bytes), await world.room()
+    assert (await room.get(FILE)).status_code == 200
+    quotas.egress("acme", 1 << 20)
+    for refused in (await room.get(FILE), await same.get("/pypi/simple/tiny/")):
+        assert refused.status_code == 429
+        assert "1 MB a day" in refused.text
+    assert quotas.egress_of("acme") == len(WHEEL) + (1 << 20)
     assert (await other.get(FILE)).status_code == 200
 
 

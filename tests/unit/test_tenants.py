@@ -153,15 +153,15 @@ def test_egress_is_counted_by_the_day() -> None:
     clock = Clock()
     found = quotas(Quota(egress_mb_per_day=1), clock)
     found.egress("acme", (1 << 20) - 1)
-    found.check_egress("acme")
-    found.egress("acme", 1)
+    found.egress("acme", 2)
     with pytest.raises(OverQuota) as over:
-        found.check_egress("acme")
+        found.egress("acme", 1)
     assert over.value.retry_after == DAY - 1000.0
-    found.check_egress("other")
+    assert found.egress_of("acme") == (1 << 20) + 1
+    found.egress("other", 1)
     clock.now += DAY
-    found.check_egress("acme")
     assert found.egress_of("acme") == 0
+    found.egress("acme", 1)
 
 
 @pytest.mark.parametrize("limits", [{"rooms": 1}, {"instances": -1}, {"instances": True}, {"instances": "1"}])

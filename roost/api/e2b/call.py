@@ -7,8 +7,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
-from pydantic.alias_generators import to_camel
+from pydantic import ValidationError
 from pydantic_core import from_json
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
@@ -16,6 +15,7 @@ from starlette.routing import Route
 
 from roost.api.fc.body import Body
 from roost.api.identity import given_key, key_holder
+from roost.functions import definition
 from roost.model.errors import InvalidArgument, RoostError, Unauthenticated
 from roost.model.role import Role
 from roost.sandboxes.fleet import Gone
@@ -36,18 +36,8 @@ WITHOUT_EFFECT = "x-roost-without-effect"
 _STATUS: dict[type[RoostError], int] = {Unauthenticated: 401}
 
 
-class Shape(BaseModel):
-    """JSON of the API: exact types, immutable. Unknown fields are ignored, and named in the reply."""
-
-    model_config = ConfigDict(
-        extra="ignore",
-        strict=True,
-        frozen=True,
-        alias_generator=to_camel,
-        validate_by_alias=True,
-        allow_inf_nan=False,
-        defer_build=True,  # each shape costs a start milliseconds, and few are ever used
-    )
+class Shape(definition.Shape, extra="ignore"):
+    """The same as in the other API, but that unknown fields are ignored, and named in the reply."""
 
 
 S = TypeVar("S", bound=Shape)

@@ -35,12 +35,10 @@ class Fetcher:
 
     def __init__(self, upstreams: Upstreams) -> None:
         self._upstreams = upstreams
-        self._used = False
 
     @cached_property
     def _client(self) -> httpx.AsyncClient:
         """Made for the first request: reading all authorities takes longer than most parts of a server's start."""
-        self._used = True
         return httpx.AsyncClient(
             verify=self._upstreams.trust(),
             follow_redirects=False,
@@ -50,7 +48,7 @@ class Fetcher:
         )
 
     async def close(self) -> None:
-        if self._used:
+        if "_client" in self.__dict__:  # it was made
             await self._client.aclose()
 
     async def page(self, upstream: Upstream, url: str, accept: str) -> Page:

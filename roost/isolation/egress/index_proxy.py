@@ -78,7 +78,8 @@ class IndexProxy:
         )
 
     def room(self, packages: Iterable[str], on_bytes: Callable[[int], None] = lambda _: None) -> RoomIndex:
-        """The ASGI application of one room that may use the named indexes. `on_bytes` is told what it is sent."""
+        """The ASGI application of one room that may use the named indexes. `on_bytes` is told what it
+        is about to be sent; it may raise Throttled."""
         return RoomIndex(self, frozenset(packages), on_bytes)
 
     async def close(self) -> None:
@@ -219,12 +220,12 @@ class RoomIndex:
         await send({"type": "http.response.body", "body": b""})
 
     def _spend(self, count: int) -> None:
-        """Take from the room's budget before sending. Raises Throttled when it does not suffice."""
+        """Take from the room's budget before sending. Raises Throttled when it, or the account's, does not suffice."""
         if count > self._left:
             total = self._proxy.limits.room_bytes >> 20
             raise Throttled(f"This instance has used up its {total} MiB of package downloads.")
-        self._left -= count
         self._on_bytes(count)
+        self._left -= count
 
 
 async def _disconnected(receive: Receive) -> None:
