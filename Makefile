@@ -13,7 +13,8 @@ NPM_SDKS := tests/acceptance/e2b_js
 NEEDS_ROOT := [ "$$(id -u)" = 0 ] || command -v sudo >/dev/null || \
 	{ echo "Rooms are made by root, and there is no sudo here: run this as root." >&2; exit 1; }
 EXAMPLES := $(dir $(wildcard examples/*/roost.toml))
-PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
+# A third of the time a worker waits, so there is one more than two cores.
+PYTEST := $(BIN)/python -m pytest -n 3 --dist loadfile
 
 .PHONY: install up down local-model root test soak bench lock clean
 .DEFAULT_GOAL := install

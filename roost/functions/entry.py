@@ -11,6 +11,7 @@ from roost.functions.definition import FunctionConfig
 from roost.functions.mapping import to_spec
 from roost.functions.packages import merged_digest
 from roost.functions.parse import parse
+from roost.functions.triggers.http import HTTP
 from roost.model.errors import NotFound
 from roost.model.function import LATEST, FunctionSpec, Scaling
 from roost.store.aliases import AliasRecord
@@ -67,9 +68,11 @@ class FunctionEntry:
     settings: dict[tuple[str, QualifierKind], QualifierRecord] = field(default_factory=dict)
     snapshots: dict[str, Snapshot] = field(default_factory=dict)
     specs: dict[str, FunctionSpec] = field(default_factory=dict)
+    http: tuple[TriggerRecord, ...] = ()  # those of its triggers that say who may call it
 
     def rebuild(self) -> None:
-        """Make snapshots and specs anew from the records."""
+        """Make what is made of the records anew: snapshots, specs, `http`."""
+        self.http = tuple(one for one in self.triggers.values() if one.type == HTTP)
         self.snapshots = {LATEST: latest_snapshot(self.record)}
         for number, version in self.versions.items():
             self.snapshots[str(number)] = _version_snapshot(version)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import lru_cache
 
 from roost.gateway.head import RequestHead, ResponseHead, Written
+from roost.gateway.routes import Event, Http
 from roost.model.function import FunctionSpec
 
 #: Fields that end at this hop.
@@ -103,38 +104,36 @@ def forwarded(head: RequestHead, peer: bytes, out: list[bytes]) -> None:
 def guest_head(
     head: RequestHead,
     *,
-    method: bytes,
-    target: bytes,
-    control_path: bytes,
-    prefix: str,
+    route: Event | Http,
     peer: bytes,
     keyed: bool,
     extra: bytes,
 ) -> bytes:
-    """The request as the guest gets it; `prefix` is "" for an event. `extra` are whole lines: the `x-fc-*` fields.
+    """The request as the guest gets it. `extra` are whole lines: the `x-fc-*` fields.
 
     `keyed`: what proves the caller's identity was meant for this server, and stays here.
     """
-    of = (method, target, control_path, prefix, peer, keyed)
+    of = (route, peer, keyed)
     written = head.written
     if written is None or written.of != of:
-        written = head.written = Written(of, _guest_head(head, of))
+        written = head.written = Written(of, _guest_head(head, route, peer, keyed))
     return b"%b%b\r\n" % (written.text, extra)
 
 
-def _guest_head(head: RequestHead, of: tuple[bytes, bytes, bytes, str, bytes, bool]) -> bytes:
+def _guest_head(head: RequestHead, route: Event | Http, peer: bytes, keyed: bool) -> bytes:
     """What is the same for all who ask the same."""
-    method, target, control_path, prefix, peer, keyed = of
-    out = [method, b" ", target, b" HTTP/1.1\r\n"]
+    method = head.method.encode("ascii")
+    out = [method, b" ", b"/invoke" if isinstance(route, Event) else route.target, b" HTTP/1.1\r\n"]
     options = head.options
     for lower, name, value in head.fields:
         if _for_guest(lower, keyed) and lower not in options:
             out += (name, b": ", value, EOL)
     frame(head, method, out)
     forwarded(head, peer, out)
-    if prefix:
-        out += (b"x-forwarded-prefix: ", prefix.encode("latin-1"), EOL)
-    out += (b"x-fc-control-path: ", control_path, EOL)
+    if isinstance(route, Event):
+        out.append(b"x-fc-control-path: /invoke\r\n")
+    else:
+        out += (b"x-forwarded-prefix: ", route.prefix.encode("latin-1"), EOL, b"x-fc-control-path: /http-invoke\r\n")
     return b"".join(out)
 
 

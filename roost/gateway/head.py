@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import Any
 
 import httptools
 
@@ -66,7 +67,8 @@ class Written:
 @dataclass(slots=True)
 class RequestHead:
     """What a client asks. Shared by all who ask in the same bytes: nobody changes it, though freezing it would cost
-    more than it is worth. `written` is the head that was last made of it."""
+    more than it is worth. `written` is the head that was last made of it; `leads` is where it leads, behind who found
+    that out."""
 
     method: str
     target: bytes  # origin form: "/path?query"
@@ -80,6 +82,7 @@ class RequestHead:
     upgrade: bytes  # value of Upgrade when the request asks for it, else b""
     has_body: bool
     written: Written | None = field(default=None, compare=False, repr=False)
+    leads: tuple[object, Any] | None = field(default=None, compare=False, repr=False)
 
     @property
     def expects_continue(self) -> bool:

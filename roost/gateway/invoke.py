@@ -333,6 +333,7 @@ class Invoker:
         """Everything ready to be sent."""
         call.lease = lease
         call.leased_at = time.perf_counter()
+        tail = _wants_tail(call)
         reply = FunctionReply(
             request_id=call.id,
             plan=call.session,
@@ -340,10 +341,10 @@ class Invoker:
             lease=lease,
             prefix=call.route.prefix if isinstance(call.route, Http) else "",
             directory=self._directory,
-            logs=self._logs if _wants_tail(call) else None,
+            logs=self._logs if tail else None,
             began=call.leased_at,
         )
-        exchange = Exchange(call.request, head=self._guest_head(call, spec, lease), reply=reply)
+        exchange = Exchange(call.request, head=self._guest_head(call, spec, lease, tail), reply=reply)
         if isinstance(call.route, Event):
             exchange.filter = EventBody(
                 exchange,
@@ -353,25 +354,16 @@ class Invoker:
             )
         return Flight(call=call, spec=spec, lease=lease, reply=reply, exchange=exchange)
 
-    def _guest_head(self, call: Call, spec: FunctionSpec, lease: Lease) -> bytes:
+    def _guest_head(self, call: Call, spec: FunctionSpec, lease: Lease, tail: bool) -> bytes:
         route, request = call.route, call.request
         extra = self._fields.lines(spec, qualifier=route.qualifier, request_id=call.id)
         for name, value in lease.request_headers.items():
             extra += line(name, value)
-        if _wants_tail(call):
+        if tail:
             extra += b"x-fc-log-type: Tail\r\n"
         extra += call.extra
-        event = isinstance(route, Event)
-        return guest_head(
-            request.head,
-            method=request.head.method.encode("ascii"),
-            target=b"/invoke" if isinstance(route, Event) else route.target,
-            control_path=b"/invoke" if event else b"/http-invoke",
-            prefix="" if isinstance(route, Event) else route.prefix,
-            peer=request.peer,
-            keyed=event or call.keyed,
-            extra=extra,
-        )
+        keyed = call.keyed or isinstance(route, Event)
+        return guest_head(request.head, route=route, peer=request.peer, keyed=keyed, extra=extra)
 
     # -- after
 
@@ -414,4 +406,4 @@ def _is_async(call: Call) -> bool:
 
 
 def _wants_tail(call: Call) -> bool:
-    return call.header(b"x-fc-log-type").lower() == "tail"
+    return call.request.head.values.get(b"x-fc-log-type", b"").lower() == b"tail"

@@ -15,12 +15,12 @@ from typing import Any, Protocol
 
 from roost.gateway.connection import ClientGone, Request
 from roost.gateway.faults import Answer, wrap
-from roost.gateway.head import BadMessage, RequestHead, ResponseHead
+from roost.gateway.head import BadMessage, ResponseHead
 from roost.gateway.proxy import End, Exchange, settle
 from roost.gateway.sandbox_access import answer, refusal, signer, unsigned
 from roost.gateway.sandbox_cors import cors_lines, preflight
 from roost.gateway.sandbox_head import room_head
-from roost.gateway.sandbox_routes import DAEMON_PORTS, SandboxTarget, target_of
+from roost.gateway.sandbox_routes import DAEMON_PORTS, SandboxTarget
 from roost.gateway.upstream import Pool, UpstreamConnection
 from roost.model.errors import RoostError
 from roost.model.sandbox import Sandbox
@@ -90,10 +90,6 @@ class SandboxPlane:
         self._pool = pool
         self._spawn = spawn
         self._flights: set[_Flight] = set()
-
-    def find(self, head: RequestHead) -> SandboxTarget | None:
-        """Where a request goes, None if to no sandbox. Raises InvalidArgument for fields that name none."""
-        return target_of(head)
 
     def begin(self, request: Request, target: SandboxTarget) -> Coroutine[Any, Any, None] | None:
         """Start to answer. What is left to do is returned, to be run as a task; it may hold a lease, so it must be

@@ -16,10 +16,11 @@ from roost.gateway.browsers import check_api_caller, check_function_caller, chec
 from roost.gateway.connection import ClientConnection, ClientGone, ClientLimits, Request
 from roost.gateway.control import ControlPlane
 from roost.gateway.faults import Style, render, wrap
+from roost.gateway.head import RequestHead
 from roost.gateway.invoke import InvokeLimits, Invoker
 from roost.gateway.ports import Access, AsyncSink, Catalog, Logs, Observer, SessionDirectory
-from roost.gateway.routes import Control, Http, route
-from roost.gateway.sandbox_routes import SandboxTarget
+from roost.gateway.routes import Control, Event, Http, Route, route
+from roost.gateway.sandbox_routes import SandboxTarget, target_of
 from roost.gateway.sandboxes import SandboxPlane, Traffic
 from roost.gateway.tasks import TaskRunner
 from roost.gateway.upstream import Pool
@@ -169,40 +170,49 @@ class Gateway:
     def new_request_id(self) -> str:
         """Like Function Compute's: version, time, randomness."""
         # No secret: a generator that costs no system call will do.
-        digits = f"{_random_bits(80):020x}"
-        return f"1-{int(time.time()):08x}-{digits[:8]}-{digits[8:]}"
+        digits = f"{int(time.time()) << 80 | _random_bits(80):028x}"
+        return f"1-{digits[:8]}-{digits[8:16]}-{digits[16:]}"
 
     def serve(self, request: Request) -> None:
         """Start to answer `request`."""
         request_id = self.new_request_id()
         work: Coroutine[Any, Any, None] | None = None
         try:
-            if self._sandboxes is not None and (target := self._sandboxes.find(request.head)) is not None:
-                if self.keyless:
-                    self._check_sandbox_caller(request, target)
-                work = self._sandboxes.begin(request, target)
-                if work is not None:
-                    self._answer(request, work, request_id)
-                return
-            if self.keyless:
-                check_host(request.head)
-            where = route(request.head.method, request.head.target)
-            if self.keyless:
-                check_function_caller(request.head) if isinstance(where, Http) else check_api_caller(request.head)
-            if isinstance(where, Control):
-                work = self._control.run(request, request_id)
-            else:
+            known = request.head.leads
+            where = known[1] if known is not None and known[0] is self else self._look(request.head)
+            if isinstance(where, Http | Event):
                 work = self._invoker.begin(request, where, request_id)
+            elif isinstance(where, Control):
+                work = self._control.run(request, request_id)
+            elif self._sandboxes is not None:
+                work = self._sandboxes.begin(request, where)
         except Exception as error:
             self._failed(request, error, request_id)
         if work is not None:
             self._answer(request, work, request_id)
 
-    def _check_sandbox_caller(self, request: Request, target: SandboxTarget) -> None:
+    def _look(self, head: RequestHead) -> Route | SandboxTarget:
+        """Where a request leads, if who sends it may go there at all. The head alone tells, so it remembers.
+
+        Raises RoostError."""
+        where: Route | SandboxTarget | None = None if self._sandboxes is None else target_of(head)
+        if isinstance(where, SandboxTarget):
+            if self.keyless:
+                self._check_sandbox_caller(head, where)
+        else:
+            if self.keyless:
+                check_host(head)
+            where = route(head.method, head.target)
+            if self.keyless:
+                check_function_caller(head) if isinstance(where, Http) else check_api_caller(head)
+        head.leads = (self, where)
+        return where
+
+    def _check_sandbox_caller(self, head: RequestHead, target: SandboxTarget) -> None:
         """Raises AccessDenied. A host's name below the domain that this server was given is its own."""
         if not target.domain or target.domain != self._sandbox_domain:
-            check_host(request.head)
-        check_sandbox_caller(request.head)
+            check_host(head)
+        check_sandbox_caller(head)
 
     def _answer(self, request: Request, work: Coroutine[Any, Any, None], request_id: str) -> None:
         """Let a task answer `request`; it ends when the client goes before it has an instance."""

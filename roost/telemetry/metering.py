@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, TypeVar
 
@@ -93,15 +93,19 @@ def add_transition(usage: Usage, record: TransitionRecord) -> None:
         usage.gb_seconds += gib_seconds
 
 
-def add_invocation(usage: Usage, record: InvocationRecord) -> None:
+def add_invocation(totals: Iterable[Usage], record: InvocationRecord) -> None:
     """Add one invocation. Its memory is metered by the instance's transitions, once, whatever ran at a time."""
     if not record.instance_id:
-        usage.rejected += 1
+        for usage in totals:
+            usage.rejected += 1
         return
-    usage.invocation_ms += _seconds(record.duration_s) * 1000
-    usage.invocations += 1
-    usage.failed += record.outcome is not _OK and record.outcome not in _SUCCESS
-    usage.cold_starts += record.cold
+    milliseconds = _seconds(record.duration_s) * 1000
+    failed = record.outcome is not _OK and record.outcome not in _SUCCESS
+    for usage in totals:
+        usage.invocation_ms += milliseconds
+        usage.invocations += 1
+        usage.failed += failed
+        usage.cold_starts += record.cold
 
 
 def gb_seconds_of_invocation(record: InvocationRecord) -> float:
@@ -123,8 +127,7 @@ class Meter:
 
     def invocation(self, record: InvocationRecord) -> None:
         """Count a record, once."""
-        for usage in self._totals(record.account, record.function, record.session_id):
-            add_invocation(usage, record)
+        add_invocation(self._totals(record.account, record.function, record.session_id), record)
 
     def transition(self, record: TransitionRecord) -> None:
         """Count a record, once."""

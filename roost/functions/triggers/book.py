@@ -134,7 +134,7 @@ class Triggers:
 
         Raises NotFound (no such function), AccessDenied (no trigger for this qualifier, or it is paused).
         """
-        triggers = [one for one in self._state.entry(account, name).triggers.values() if one.type == HTTP]
+        triggers = self._state.entry(account, name).http
         if not triggers:
             return self._default(account)
         wanted = qualifier or LATEST
@@ -146,7 +146,7 @@ class Triggers:
         raise AccessDenied(f"Function {name} has no http trigger for {wanted[:80]}.")
 
     def _default(self, account: str) -> HttpAccess:
-        if not self._keys:
+        if not self._keys.asked:
             return OPEN
         known = self._defaults.get(account)
         if known is None:
