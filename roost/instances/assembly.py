@@ -96,7 +96,7 @@ class Assembly:
             for number, volume in enumerate(_volumes(spec, session)):
                 pending = f"{instance_id}.{number}" if volume.per_task and spec.ends_with_request else ""
                 mounts.append(await self._volume(volume, spec, session, stack, pending))
-            layer = await self._layer(spec, session)
+            layer = None if session is None else self._layer_path(session)
             run_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
             stack.callback(self._egress.detach, run_dir)
             egress_dir, environment = await self._egress.attach(spec, run_dir)
@@ -227,14 +227,6 @@ class Assembly:
         # The time of creation is part of the name: an id that is used again starts with files of its own.
         name = "\0".join((*session.key, repr(session.created)))
         return self._places.sessions / f"{hashlib.sha256(name.encode()).hexdigest()[:32]}.img"
-
-    async def _layer(self, spec: FunctionSpec, session: Session | None) -> Path | None:
-        if session is None:
-            return None
-        path = self._layer_path(session)
-        if not path.exists():
-            await self._images.create(path, spec.limits.disk_mb)
-        return path
 
     def _start(
         self,

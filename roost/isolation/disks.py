@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import fcntl
 import os
+import secrets
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -29,6 +30,7 @@ _RELEASE_TIMEOUT_S = 10.0
 _OPTIONS: dict[str, str | None] = {"noinit_itable": None, "errors": "remount-ro"}
 _READ_ONLY: dict[str, str | None] = {"ro": None}
 _ATTRIBUTES = linux.MOUNT_ATTR_NOSUID | linux.MOUNT_ATTR_NODEV | linux.MOUNT_ATTR_NOATIME
+_NAMELESS = ".nameless"
 _MOST_SHARED = 64  # images that are kept attached for the next room
 
 
@@ -64,6 +66,32 @@ class Disk:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+class Nameless:
+    """An empty disk that is attached before it is known whose it is going to be."""
+
+    def __init__(self, disk: Disk, image: Path) -> None:
+        self._disk = disk
+        self._image = image
+
+    def name(self, path: Path) -> Disk:
+        """Its image is `path` from now on, where there must be none. If that fails it is gone.
+
+        Raises StorageFull, Unavailable."""
+        try:
+            with storage(path):
+                self._image.rename(path)
+        except BaseException:
+            self.discard()
+            raise
+        return self._disk
+
+    def discard(self) -> None:
+        """Nobody wants it."""
+        self._disk.close()
+        with contextlib.suppress(OSError):
+            self._image.unlink()
 
 
 class Disks:
@@ -207,6 +235,21 @@ class Disks:
             return _attach(fd, {**_OPTIONS, "nobarrier": None})
         finally:
             os.close(fd)
+
+    async def nameless(self, size_mb: int) -> Nameless:
+        """An empty disk for a room that is yet to come. Its image lies in this object's folder until it gets a name."""
+        image = self._directory / f"{secrets.token_hex(8)}{_NAMELESS}"
+        await asyncio.to_thread(_copy_blank, await self._blank(size_mb), image)
+        try:
+            return Nameless(await self.attach(image), image)
+        except BaseException:
+            image.unlink()
+            raise
+
+    def sweep(self) -> None:
+        """Remove what a killed server had made ahead. Nothing of this object may be in use."""
+        for image in self._directory.glob(f"*{_NAMELESS}"):
+            image.unlink()
 
     async def released(self, path: Path, *, timeout_s: float = _RELEASE_TIMEOUT_S) -> bool:
         """Wait until nothing uses the image (its file system is unmounted); False if the time is up first."""

@@ -62,7 +62,8 @@ class RoomSpec:
     template: Template
     limits: Limits
     run_dir: Path  # made by the driver's caller, mode 0700; holds guest.sock, app.sock, handle.json
-    layer: Path | None = None  # disk image of the writable layer; None: a fresh one that goes with the room
+    #: Disk image of the writable layer, made when there is none; None: a fresh one that goes with the room.
+    layer: Path | None = None
     #: Images of snapshots, newest first, at most MOST_LOWER: above the template, below the layer, never written.
     lower: tuple[Path, ...] = ()
     capabilities: frozenset[str] = frozenset()  # of ROOT_CAPABILITIES: kept by the room's root, none reaches the host

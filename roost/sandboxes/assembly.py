@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from roost.instances.instance import Prepared
-from roost.isolation.driver import ROOT_CAPABILITIES, Mount, RoomSpec, Template
+from roost.isolation.driver import MOST_LOWER, ROOT_CAPABILITIES, Mount, RoomSpec, Template
 from roost.model.errors import Unavailable
 from roost.model.function import FunctionSpec, Idle, Runtime
 from roost.model.sandbox import SANDBOX_ID, Foundation, Sandbox
@@ -145,7 +145,7 @@ class SandboxAssembly:
             Mount(source=self._volumes.image(self._volumes.named(sandbox.account, volume.name)), target=volume.path)
             for volume in sandbox.volumes
         ]
-        if not layer.exists():
+        if len(foundation.layers) > MOST_LOWER and not layer.exists():  # else the driver makes it
             await self._layers.layer_over(self.images.paths(foundation.layers), layer, sandbox.limits.disk_mb)
         room = RoomSpec(
             id=sandbox.id,

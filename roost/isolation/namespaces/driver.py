@@ -11,17 +11,16 @@ import socket
 import stat
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack, ExitStack
-from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 from roost.isolation import linux, seccomp
 from roost.isolation.cgroups import Cgroups
-from roost.isolation.disks import Disk, Disks
+from roost.isolation.disks import Disk, Disks, Nameless
 from roost.isolation.driver import MOST_LOWER, ROOT_CAPABILITIES, Capability, Mount, RoomSpec, Template
 from roost.isolation.namespaces.helper import Helper
 from roost.isolation.namespaces.policy import RoomPolicy
-from roost.isolation.namespaces.pool import Pool, Quiet
+from roost.isolation.namespaces.pool import Pool, Quiet, Sizes
 from roost.isolation.namespaces.room import SOCKETS, NamespacesRoom, start_time
 from roost.isolation.namespaces.zygotes import Zygotes
 from roost.isolation.usernamespaces import IDS, Identity, Ranges, first_id
@@ -72,7 +71,10 @@ class NamespacesDriver:
         self._mending = asyncio.Lock()
         self._quiet = Quiet()
         self._identities = Pool(self._make_identity, self._release_identity, ahead=_IDENTITIES_AHEAD, quiet=self._quiet)
-        self._scratch: dict[int, Pool[Disk]] = {}
+        self._scratch = Sizes(self.disks.scratch, Disk.close, ahead=_DISKS_AHEAD, most=_SIZES_AHEAD, quiet=self._quiet)
+        self._layers = Sizes(
+            self.disks.nameless, Nameless.discard, ahead=_DISKS_AHEAD, most=_SIZES_AHEAD, quiet=self._quiet
+        )
         self._zygotes = Zygotes(self._setup)
 
     # -- the driver's own life
@@ -83,6 +85,7 @@ class NamespacesDriver:
             self._policy = RoomPolicy(seccomp=seccomp.program())
         cgroups = Cgroups.detect(hashlib.sha256(os.fsencode(self._data_dir)).hexdigest()[:8])
         cgroups.prepare()
+        self.disks.sweep()
         for name in cgroups.names():
             if match := _CGROUP.fullmatch(name):
                 self._ranges.reserve(int(match["range"]))
@@ -97,9 +100,8 @@ class NamespacesDriver:
 
     async def close(self) -> None:
         await self._identities.close()
-        for pool in self._scratch.values():
-            await pool.close()
-        self._scratch.clear()
+        await self._scratch.close()
+        await self._layers.close()
         self.disks.close()
         await self._zygotes.close()
         await self._maker.close()
@@ -202,16 +204,12 @@ class NamespacesDriver:
         )
 
     async def _disk(self, spec: RoomSpec) -> Disk:
-        if spec.layer is not None:
-            return await self.disks.attach(spec.layer)
         size_mb = spec.limits.disk_mb
-        pool = self._scratch.get(size_mb)
-        if pool is None:
-            if len(self._scratch) >= _SIZES_AHEAD:
-                await self._scratch.pop(next(iter(self._scratch))).close()
-            make = partial(self.disks.scratch, size_mb)
-            pool = self._scratch[size_mb] = Pool(make, Disk.close, ahead=_DISKS_AHEAD, quiet=self._quiet)
-        return await pool.take()
+        if spec.layer is None:
+            return await self._scratch.take(size_mb)
+        if spec.layer.exists():
+            return await self.disks.attach(spec.layer)
+        return (await self._layers.take(size_mb)).name(spec.layer)
 
     async def _lower(self, spec: RoomSpec, opened: ExitStack) -> list[int]:
         layers = []

@@ -7,6 +7,7 @@ import contextlib
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Generic, TypeVar
 
 from roost.model.errors import RoostError
@@ -89,3 +90,33 @@ class Pool(Generic[T]):
             await asyncio.gather(*begun, return_exceptions=True)
         while self._ready:
             self._release(self._ready.popleft())
+
+
+class Sizes(Generic[T]):
+    """A pool for each of the sizes that were asked for last."""
+
+    def __init__(
+        self, make: Callable[[int], Awaitable[T]], release: Callable[[T], None], *, ahead: int, most: int, quiet: Quiet
+    ) -> None:
+        """`most` sizes have a pool."""
+        self._make = make
+        self._release = release
+        self._ahead = ahead
+        self._most = most
+        self._quiet = quiet
+        self._pools: dict[int, Pool[T]] = {}
+
+    async def take(self, size: int) -> T:
+        """As `Pool.take`."""
+        pool = self._pools.get(size)
+        if pool is None:
+            if len(self._pools) >= self._most:
+                await self._pools.pop(next(iter(self._pools))).close()
+            make = partial(self._make, size)
+            pool = self._pools[size] = Pool(make, self._release, ahead=self._ahead, quiet=self._quiet)
+        return await pool.take()
+
+    async def close(self) -> None:
+        """Release what is ready, of all sizes."""
+        while self._pools:
+            await self._pools.popitem()[1].close()
