@@ -246,8 +246,15 @@ class Disks:
             image.unlink()
             raise
 
+    def is_beside(self, path: Path) -> bool:
+        """Whether a disk without a name can get this one: it has to lie in the same file system."""
+        with storage(path):
+            return path.parent.stat().st_dev == self._directory.stat().st_dev
+
     def sweep(self) -> None:
-        """Remove what a killed server had made ahead. Nothing of this object may be in use."""
+        """Have a folder, without what a killed server had made ahead. Nothing of this object may be in use."""
+        with storage(self._directory):
+            self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         for image in self._directory.glob(f"*{_NAMELESS}"):
             image.unlink()
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from roost.isolation import loops
 from roost.isolation.disks import Disk, Disks
 from roost.model.errors import StorageFull, Unavailable
 
@@ -55,6 +56,36 @@ async def test_an_image_is_sparse_and_of_its_size(tmp_path: Path) -> None:
     assert stat.st_size == 512 << 20 and stat.st_blocks * 512 < 2 << 20
     with pytest.raises(FileExistsError):
         await disks.create(image, 512)
+
+
+async def test_a_disk_gets_its_name_when_it_is_known(tmp_path: Path) -> None:
+    disks = Disks(tmp_path / "disks")
+    image = tmp_path / "image"
+    unwanted = await disks.nameless(16)
+    with (await disks.nameless(16)).name(image) as disk:
+        _write(disk.mount_fd, "file", b"kept")
+        assert loops.device_of(image) == disk.device  # by which another mount of it is made
+        with pytest.raises(Unavailable, match="still in use"):
+            await disks.attach(image, timeout_s=0.05)
+    assert await disks.released(image)
+    with await disks.attach(image) as disk:
+        assert (_directory(disk) / "file").read_text() == "kept"
+    unwanted.discard()
+    assert [path.name for path in (tmp_path / "disks").iterdir()] == ["blank-16.img"]
+
+
+async def test_a_name_that_can_not_be_given_leaves_nothing(tmp_path: Path) -> None:
+    disks = Disks(tmp_path / "disks")
+    with pytest.raises(Unavailable, match="No such file"):
+        (await disks.nameless(16)).name(tmp_path / "missing" / "image")
+    assert [path.name for path in (tmp_path / "disks").iterdir()] == ["blank-16.img"]
+
+
+async def test_what_a_killed_server_made_ahead_is_swept(tmp_path: Path) -> None:
+    disks = Disks(tmp_path / "disks")
+    await disks.nameless(16)  # and nobody is left to name it
+    Disks(tmp_path / "disks").sweep()
+    assert [path.name for path in (tmp_path / "disks").iterdir()] == ["blank-16.img"]
 
 
 async def test_clones_show_one_file_system(tmp_path: Path) -> None:

@@ -186,6 +186,20 @@ async def test_a_kept_layer_is_taken_over_by_a_room_with_other_host_ids(rooms: W
     assert first.handle["cgroup"].rpartition(".")[2] != second.handle["cgroup"].rpartition(".")[2]
 
 
+async def test_a_layer_that_is_not_there_is_made_here_or_on_another_file_system(rooms: World) -> None:
+    with await rooms.driver.disks.scratch(64) as elsewhere:
+        for number, directory in enumerate((rooms.directory, Path(f"/proc/self/fd/{elsewhere.mount_fd}"))):
+            layer = directory / "new.img"
+            room = await rooms.room(f"new-{number}", layer=layer)
+            assert await rooms.ask(room, "open('/root/file', 'w').write('kept'); result = 1") == 1
+            await room.destroy()
+            assert await rooms.driver.disks.released(layer)
+            again = await rooms.room(f"again-{number}", layer=layer)
+            assert await rooms.ask(again, "result = open('/root/file').read()") == "kept"
+            await again.destroy()
+            assert await rooms.driver.disks.released(layer)
+
+
 async def test_a_layer_in_use_is_not_attached_twice(rooms: World) -> None:
     layer = rooms.directory / "kept.img"
     await rooms.driver.disks.create(layer, 64)

@@ -192,10 +192,10 @@ async def test_a_start_that_fails_leaves_nothing(bench: Bench, script: str) -> N
 
 
 async def test_a_full_disk_makes_no_sandbox(bench: Bench) -> None:
-    bench.images.full = True
+    bench.driver.full = True
     with pytest.raises(StorageFull):
         await bench.fleet.create(ORDER)
-    bench.images.full = False
+    bench.driver.full = False
     bench.store.error = StorageFull("full")
     with pytest.raises(StorageFull):
         await bench.fleet.create(ORDER)

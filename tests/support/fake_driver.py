@@ -11,7 +11,7 @@ from typing import Any
 
 from roost.instances.instance import Prepared
 from roost.isolation.driver import Capability, RoomSpec, Template, Usage
-from roost.model.errors import Unavailable
+from roost.model.errors import StorageFull, Unavailable
 from roost.model.function import FunctionSpec, Limits
 from roost.model.session import Session
 from roost.model.usage import TransitionRecord
@@ -155,6 +155,7 @@ class FakeDriver:
         self.script = "ready"
         self.stuck = 0  # of the next rooms
         self.fail_create = False
+        self.full = False  # the disk
         self.gate: asyncio.Event | None = None
         self.swept: frozenset[str] | None = None
 
@@ -169,6 +170,10 @@ class FakeDriver:
             await self.gate.wait()
         if self.fail_create:
             raise Unavailable("no loop device")
+        if spec.layer is not None and not spec.layer.exists():
+            if self.full:
+                raise StorageFull("full")
+            spec.layer.touch()
         room = FakeRoom(spec, self.script)
         room.stuck = self.stuck
         await room.open()

@@ -207,9 +207,11 @@ class NamespacesDriver:
         size_mb = spec.limits.disk_mb
         if spec.layer is None:
             return await self._scratch.take(size_mb)
-        if spec.layer.exists():
-            return await self.disks.attach(spec.layer)
-        return (await self._layers.take(size_mb)).name(spec.layer)
+        if not spec.layer.exists():
+            if self.disks.is_beside(spec.layer):
+                return (await self._layers.take(size_mb)).name(spec.layer)
+            await self.disks.create(spec.layer, size_mb)
+        return await self.disks.attach(spec.layer)
 
     async def _lower(self, spec: RoomSpec, opened: ExitStack) -> list[int]:
         layers = []
