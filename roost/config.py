@@ -24,7 +24,7 @@ _AT_LEAST_1 = (
     "max_instances", "max_waiting", "log_file_mb", "package_cache_mb", "max_sandboxes", "sandbox_timeout",
     "sandbox_max_timeout", "max_snapshots", "build_cache_mb",
     "max_queued_tasks", "max_running_tasks", "max_running_tasks_per_function", "keep_tasks",
-    "task_output_kb", "object_size_mb",
+    "task_output_kb", "object_size_mb", "audit_mb",
 )  # fmt: skip
 #: Settings that are tables: from what to what.
 _MAPS = {"keys": "access key IDs to secrets", "images": "images to templates"}
@@ -105,6 +105,7 @@ class Config:
     object_store: str = ""  # s3://?endpoint=...&region=...; empty: <data_dir>/objects
     object_store_key_id: str = ""
     object_store_key_secret: str = field(default="", repr=False)
+    audit_mb: int = 256  # of the audit log; the oldest records go
     object_size_mb: int = 5120  # of one object that is put through this server
     log_file_mb: int = 8
     package_cache_mb: int = 2048

@@ -12,6 +12,8 @@ from roost.model.role import Caller, Role
 from roost.tenants.identity import Identity
 
 API_KEY = "x-api-key"
+#: Where a request's scope has its Caller, for who looks at it later.
+CALLER = "roost.caller"
 
 
 def source_of(request: Request) -> str:
@@ -22,7 +24,7 @@ def source_of(request: Request) -> str:
 def signer(identity: Identity, request: Request, least: Role) -> Caller:
     """Of an ACS3 signature. Its body is compared later. Raises Unauthenticated, AccessDenied, Throttled."""
     scope = request.scope
-    return identity.signed(
+    caller = scope[CALLER] = identity.signed(
         method=request.method,
         path=scope["raw_path"].decode("ascii", "replace"),
         query=scope["query_string"].decode("ascii", "replace"),
@@ -31,6 +33,7 @@ def signer(identity: Identity, request: Request, least: Role) -> Caller:
         source=source_of(request),
         least=least,
     )
+    return caller
 
 
 def signer_or_bearer(identity: Identity, request: Request, least: Role) -> Caller:
@@ -38,7 +41,8 @@ def signer_or_bearer(identity: Identity, request: Request, least: Role) -> Calle
     scheme, _, secret = request.headers.get("authorization", "").partition(" ")
     if scheme.lower() != "bearer":
         return signer(identity, request, least)
-    return identity.shown(secret.strip(), source=source_of(request), least=least)
+    caller = request.scope[CALLER] = identity.shown(secret.strip(), source=source_of(request), least=least)
+    return caller
 
 
 def key_holder(identity: Identity, request: Request, least: Role) -> Caller:
@@ -46,7 +50,8 @@ def key_holder(identity: Identity, request: Request, least: Role) -> Caller:
     given = given_key(request)
     if identity.asked and not given:
         raise Unauthenticated("An API key is needed, in the header X-API-KEY.")
-    return identity.shown(given, source=source_of(request), least=least)
+    caller = request.scope[CALLER] = identity.shown(given, source=source_of(request), least=least)
+    return caller
 
 
 def given_key(request: Request) -> str:

@@ -18,10 +18,12 @@ from roost.gateway.faults import Answer, wrap
 from roost.gateway.head import BadMessage, ResponseHead
 from roost.gateway.proxy import End, Exchange, settle
 from roost.gateway.sandbox_access import answer, refusal, signer, unsigned
+from roost.gateway.sandbox_audit import event_of
 from roost.gateway.sandbox_cors import cors_lines, preflight
 from roost.gateway.sandbox_head import room_head
 from roost.gateway.sandbox_routes import DAEMON_PORTS, SandboxTarget
 from roost.gateway.upstream import Pool, UpstreamConnection
+from roost.model.audit import Audit
 from roost.model.errors import RoostError
 from roost.model.sandbox import Sandbox
 from roost.sandboxes.entry import SandboxLease
@@ -85,8 +87,15 @@ class _Flight:
 class SandboxPlane:
     """`traffic` has the sandboxes, `pool` the connections; `spawn` runs what takes its time."""
 
-    def __init__(self, traffic: Traffic, pool: Pool, spawn: Callable[[Coroutine[Any, Any, None]], object]) -> None:
+    def __init__(
+        self,
+        traffic: Traffic,
+        pool: Pool,
+        spawn: Callable[[Coroutine[Any, Any, None]], object],
+        audit: Audit | None = None,
+    ) -> None:
         self._traffic = traffic
+        self._audit = audit
         self._pool = pool
         self._spawn = spawn
         self._flights: set[_Flight] = set()
@@ -103,6 +112,10 @@ class SandboxPlane:
             return None
         target = target if target.id else replace(target, id=sandbox.id)
         refused = refusal(sandbox, target.port, request.head, self._traffic.now())
+        if self._audit is not None:
+            event = event_of(sandbox, target.port, request.head, refused=refused is not None)
+            if event is not None:
+                self._audit(event)
         if refused is not None:
             self._reply(request, target, refused)
             return None

@@ -25,6 +25,7 @@ from roost.gateway.sandboxes import SandboxPlane, Traffic
 from roost.gateway.tasks import TaskRunner
 from roost.gateway.upstream import Pool
 from roost.instances.lease import Fleet
+from roost.model.audit import Audit
 from roost.model.errors import RoostError
 
 _log = logging.getLogger(__name__)
@@ -60,6 +61,7 @@ class Gateway:
         keyless: bool = False,
         sandboxes: Traffic | None = None,
         sandbox_domain: str = "",
+        audit: Audit | None = None,
     ) -> None:
         self.keyless = keyless
         self._sandbox_domain = sandbox_domain.partition(":")[0].encode("ascii")
@@ -82,7 +84,7 @@ class Gateway:
             tasks=tasks,
             spawn=self._spawn,
         )
-        self._sandboxes = None if sandboxes is None else SandboxPlane(sandboxes, self._pool, self._spawn)
+        self._sandboxes = None if sandboxes is None else SandboxPlane(sandboxes, self._pool, self._spawn, audit)
         #: Runs asynchronous tasks the way of requests.
         self.tasks = TaskRunner(self._invoker)
         self._server: asyncio.Server | None = None

@@ -24,6 +24,7 @@ from roost.isolation.egress.model_proxy import (
 )
 from roost.isolation.egress.routes import room_environment as package_environment
 from roost.isolation.egress.upstreams import Upstreams
+from roost.model.audit import Audit, AuditEvent
 from roost.model.function import FunctionSpec
 
 SOCKET = "index.sock"
@@ -66,11 +67,41 @@ class _Doors:
             await self._index(scope, receive, send)
 
 
+class _Told:
+    """What the audit is told of one room. `keyed`: its model's endpoint is shown a key."""
+
+    def __init__(self, audit: Audit, spec: FunctionSpec, instance: str, *, keyed: bool) -> None:
+        self._audit = audit
+        self._spec = spec
+        self._instance = instance
+        self._keyed = keyed
+
+    def index(self, path: str, allowed: bool) -> None:
+        self._tell("egress.connect", f"index{path}", allowed)
+
+    def model(self, path: str, allowed: bool) -> None:
+        self._tell("egress.connect", f"model{path}", allowed)
+        if allowed and self._keyed:
+            self._tell("secret.use", "OPENAI_API_KEY", allowed)
+
+    def _tell(self, action: str, target: str, allowed: bool) -> None:
+        self._audit(
+            AuditEvent(
+                action=action,
+                account=self._spec.account,
+                actor=f"instance/{self._instance}",
+                target=target,
+                outcome="allowed" if allowed else "denied",
+                detail={"function": self._spec.name},
+            )
+        )
+
+
 class RoomEgress:
     """Implements `assembly.Egress`: a socket for each room that may reach something, in a folder of its own.
 
     `on_bytes(account, function, count)` is told what package indexes are about to send to rooms; it may raise
-    Throttled.
+    Throttled. `audit` is told of every request that a room sends out.
     """
 
     def __init__(
@@ -81,12 +112,14 @@ class RoomEgress:
         limits: IndexLimits,
         model: ModelConfig,
         on_bytes: Callable[[str, str, int], None],
+        audit: Audit = lambda event: None,
     ) -> None:
         self._cache_dir = cache_dir
         self._upstreams = upstreams
         self._limits = limits
         self._model = model
         self._on_bytes = on_bytes
+        self._audit = audit
         self._servers: dict[Path, EmbeddedServer] = {}
         self._closing: set[asyncio.Task[None]] = set()
 
@@ -112,8 +145,10 @@ class RoomEgress:
         directory = run_dir / "egress"
         directory.mkdir(mode=0o755, exist_ok=True)
         account, name = spec.account, spec.name
-        index = self._index.room(spec.packages, lambda count: self._on_bytes(account, name, count))
-        model = ModelProxy(endpoint, self._client) if endpoint else None
+
+        told = _Told(self._audit, spec, run_dir.name, keyed=endpoint is not None and bool(endpoint.api_key))
+        index = self._index.room(spec.packages, lambda count: self._on_bytes(account, name, count), told.index)
+        model = ModelProxy(endpoint, self._client, told.model) if endpoint else None
         server = EmbeddedServer(_Doors(model, index), directory / SOCKET, mode=0o666, parser="h11")
         await server.start()
         self._servers[run_dir] = server

@@ -68,6 +68,7 @@ def build() -> typer.Typer:
     # What follows is read by the programs themselves, `--help` too.
     app.command(context_settings=_PASSED_ON, add_help_option=False)(commands_server.doctor)
     app.command(context_settings=_PASSED_ON, add_help_option=False)(commands_server.template)
+    app.command(context_settings=_PASSED_ON, add_help_option=False)(commands_server.audit)
     app.add_typer(_sandbox(), name="sandbox")
     app.add_typer(_objects(), name="objects")
     app.add_typer(_triggers(), name="triggers")

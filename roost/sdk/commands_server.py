@@ -114,6 +114,11 @@ def doctor(context: typer.Context) -> None:
     _become("roost.isolation.doctor", context.args)
 
 
+def audit(context: typer.Context) -> None:
+    """Read what was done on this server, and verify that nobody changed it: show, verify, head."""
+    _become("roost.telemetry.audit", context.args)
+
+
 def template(context: typer.Context) -> None:
     """Make root file systems for rooms: build, list, remove (`roost template build --help`)."""
     _become("roost.isolation.templates", context.args)

@@ -82,7 +82,7 @@ class Server(Wiring):
         await self.catalog.load()
         await self.book.load()
         self.meter.restore(await self.store.settings.get("usage") or {})
-        for part in (self.logs, self.observer, self.saver):
+        for part in (self.audit, self.logs, self.observer, self.saver):
             await part.start()
             stack.push_async_callback(part.close)
         if self.tracing is not None:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from starlette.applications import Starlette
 
+from roost.api.audited import Audited
 from roost.api.console import Console, console_routes
 from roost.api.e2b.app import build_e2b_api
 from roost.api.e2b.call import Endpoints
@@ -85,6 +86,7 @@ from roost.sandboxes.traffic import SandboxTraffic
 from roost.sandboxes.volumes import VolumeShelf
 from roost.sandboxes.workshop import Workshop
 from roost.store.store import Store
+from roost.telemetry.audit.log import AuditLog
 from roost.telemetry.logs import FunctionLogs
 from roost.telemetry.metering import Meter
 from roost.telemetry.metrics import Drops, FunctionGauges, Metrics, TaskGauges
@@ -143,6 +145,7 @@ class Wiring:
             limits=IndexLimits(cache=CacheLimits(total=config.package_cache_mb << 20)),
             model=config.model,
             on_bytes=self._egress,
+            audit=self.audit.record,
         )
         self.assembly = Assembly(
             places=Places(code=data / "code", sessions=data / "sessions", run=config.run_dir),
@@ -258,6 +261,7 @@ class Wiring:
             keyless=not self.keys,
             sandboxes=SandboxTraffic(self.lives),
             sandbox_domain=config.sandbox_domain,
+            audit=self.audit.record,
         )
         self.triggers = self._triggers()
         console = Console(
@@ -315,9 +319,10 @@ class Wiring:
             traffic=SandboxTraffic(self.lives),
             identify=Endpoints(self.identity).identify,
             terms=terms,
+            audit=self.audit.record,
         )
         self.sandbox_domain = config.sandbox_domain
-        self.control = Starlette(
+        control = Starlette(
             routes=[
                 *console_routes(console),
                 *Tenants(self.key_book, self.quotas, self.identity).routes(),
@@ -328,6 +333,7 @@ class Wiring:
                 *e2b,
             ]
         )
+        self.control = Audited(control, self.audit.record)
 
     def _who(self, config: Config) -> None:
         """Who may do what, and how much of it."""
@@ -339,9 +345,16 @@ class Wiring:
             monotonic=time.monotonic,
             holdings=self._holdings,
         )
+        self.audit = AuditLog(config.data_dir / "audit", clock=time.time, most_bytes=config.audit_mb << 20)
         self.identity = Identity(
-            self.keys, clock=time.time, audit=_login, used=self.key_book.used, meter=self.quotas.request
+            self.keys, clock=time.time, audit=self._login, used=self.key_book.used, meter=self.quotas.request
         )
+
+    def _login(self, event: AuditEvent) -> None:
+        """Logins, and changes of who may what: for the audit, and for who reads the server's log."""
+        self.audit.record(event)
+        level = logging.WARNING if event.outcome == "denied" else logging.INFO
+        log.log(level, "%s %s: %s %s %r", event.action, event.outcome, event.actor, event.target, dict(event.detail))
 
     def _holdings(self, account: str) -> tuple[int, int, int]:
         """What an account has rooms for now: instances, their memory in MB, sandboxes among them."""
@@ -492,12 +505,6 @@ def _sandbox_limits(config: Config) -> Limits:
         pids=1024,
         open_files=65536,
     )
-
-
-def _login(event: AuditEvent) -> None:
-    """Logins, and changes of who may what."""
-    level = logging.WARNING if event.outcome == "denied" else logging.INFO
-    log.log(level, "%s %s: %s %s %r", event.action, event.outcome, event.actor, event.target, dict(event.detail))
 
 
 def _ignore(_: object) -> None:

@@ -13,11 +13,13 @@ from starlette.requests import Request
 from starlette.routing import Route
 
 from roost.api.e2b.terms import Terms
+from roost.api.identity import CALLER
 from roost.api.mcp.endpoint import Caller, Endpoint
 from roost.api.mcp.rooms import Rooms
 from roost.api.mcp.sandbox_tools import SandboxTools
 from roost.api.mcp.server_tools import ServerTools
 from roost.api.mcp.toolbox import Toolbox
+from roost.model.audit import Audit
 from roost.model.role import Role
 from roost.model.sandbox import Sandbox
 from roost.sandboxes.fleet import SandboxFleet
@@ -42,6 +44,7 @@ def build_mcp_api(
     traffic: SandboxTraffic,
     identify: Callable[[Request, Role], str],
     terms: Terms,
+    audit: Audit | None = None,
 ) -> list[Route]:
     """`identify` tells whose API key a request has."""
     of_sandbox = SandboxTools(Rooms(traffic), fleet).tools()
@@ -53,14 +56,20 @@ def build_mcp_api(
         id = request.path_params["id"]
         owner = _owner(request, traffic.find(id))
         account = identify(request, of_one) if owner is None else owner
-        return Caller(account=account, sandbox=fleet.get(account, id).id)
+        return Caller(account=account, sandbox=fleet.get(account, id).id, actor=_actor(request))
 
     def admit_to_all(request: Request) -> Caller:
-        return Caller(account=identify(request, of_all), sandbox="")
+        account = identify(request, of_all)
+        return Caller(account=account, sandbox="", actor=_actor(request))
 
-    one = Endpoint(ONE, Toolbox(of_sandbox, whole=False), admit_to_one, _OF_ONE)
-    every = Endpoint(ALL, Toolbox([*of_server, *of_sandbox], whole=True), admit_to_all, _OF_ALL)
+    one = Endpoint(ONE, Toolbox(of_sandbox, whole=False, audit=audit), admit_to_one, _OF_ONE)
+    every = Endpoint(ALL, Toolbox([*of_server, *of_sandbox], whole=True, audit=audit), admit_to_all, _OF_ALL)
     return [one.route(), every.route()]
+
+
+def _actor(request: Request) -> str:
+    """The key that was shown; who has a sandbox's token is not known by name."""
+    return request.scope[CALLER].key if CALLER in request.scope else "token"
 
 
 def _owner(request: Request, sandbox: Sandbox | None) -> str | None:

@@ -32,10 +32,11 @@ _METHODS = ("GET", "POST", "DELETE", "PUT", "PATCH", "OPTIONS")
 
 @dataclass(frozen=True, kw_only=True)
 class Caller:
-    """Who asks, and which sandbox is meant: "" at the server's own address."""
+    """Who asks, and which sandbox is meant: "" at the server's own address. `actor` is whom the audit names."""
 
     account: str
     sandbox: str
+    actor: str
 
 
 class Endpoint:
@@ -110,7 +111,8 @@ class Endpoint:
                 if not isinstance(name, str) or not self._tools.knows(name):
                     raise Refused(protocol.INVALID_PARAMS, f"Unknown tool: {str(name)[:100]}")
                 given = call.params.get("arguments")
-                return (await self._tools.call(caller.account, caller.sandbox, name, given)).to_json()
+                reply = await self._tools.call(caller.account, caller.sandbox, name, given, actor=caller.actor)
+                return reply.to_json()
             case _:
                 raise Refused(protocol.METHOD_NOT_FOUND, f"Method not found: {call.method[:100]}")
 

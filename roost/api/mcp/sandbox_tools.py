@@ -37,6 +37,7 @@ class SandboxTools:
                 "code displays come back as images.",
                 shape=args.RunCode,
                 run=self._run_code,
+                action="process.start",
             ),
             Tool(
                 name="run_command",
@@ -44,18 +45,21 @@ class SandboxTools:
                 "new shell; files stay. User root may install packages and change everything in the sandbox.",
                 shape=args.RunCommand,
                 run=self._run_command,
+                action="process.start",
             ),
             Tool(
                 name="read_file",
                 description="Read a text file of the sandbox, or look at a picture. A long file is read in parts.",
                 shape=args.ReadFile,
                 run=self._read_file,
+                action="file.read",
             ),
             Tool(
                 name="write_file",
                 description="Write a text file in the sandbox; directories that are missing are made.",
                 shape=args.WriteFile,
                 run=self._write_file,
+                action="file.write",
             ),
             Tool(
                 name="list_files",

@@ -32,6 +32,7 @@ class ServerTools:
                 shape=args.CreateSandbox,
                 run=self._create,
                 of_sandbox=False,
+                action="api.change",
             ),
             Tool(
                 name="list_sandboxes",
@@ -45,6 +46,7 @@ class ServerTools:
                 description="End a sandbox and delete its files.",
                 shape=args.KillSandbox,
                 run=self._kill,
+                action="api.change",
             ),
         ]
 

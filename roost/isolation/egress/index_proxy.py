@@ -77,10 +77,15 @@ class IndexProxy:
             fresh_s=fresh_s, limit_bytes=half, clock=time.monotonic
         )
 
-    def room(self, packages: Iterable[str], on_bytes: Callable[[int], None] = lambda _: None) -> RoomIndex:
-        """The ASGI application of one room that may use the named indexes. `on_bytes` is told what it
-        is about to be sent; it may raise Throttled."""
-        return RoomIndex(self, frozenset(packages), on_bytes)
+    def room(
+        self,
+        packages: Iterable[str],
+        on_bytes: Callable[[int], None] = lambda _: None,
+        on_request: Callable[[str, bool], None] = lambda path, allowed: None,
+    ) -> RoomIndex:
+        """The ASGI application of one room that may use the named indexes. `on_bytes` is told what it is about to be
+        sent; it may raise Throttled. `on_request` is told each path that was asked for, and whether it may be."""
+        return RoomIndex(self, frozenset(packages), on_bytes, on_request)
 
     async def close(self) -> None:
         """End the connections to the indexes. Rooms must be detached before."""
@@ -147,10 +152,17 @@ class IndexProxy:
 class RoomIndex:
     """One room's view: its indexes, its byte budget, its share of concurrency. An ASGI application."""
 
-    def __init__(self, proxy: IndexProxy, packages: frozenset[str], on_bytes: Callable[[int], None]) -> None:
+    def __init__(
+        self,
+        proxy: IndexProxy,
+        packages: frozenset[str],
+        on_bytes: Callable[[int], None],
+        on_request: Callable[[str, bool], None],
+    ) -> None:
         self._proxy = proxy
         self._packages = packages
         self._on_bytes = on_bytes
+        self._on_request = on_request
         self._left = proxy.limits.room_bytes
         self._slots = asyncio.Semaphore(proxy.limits.room_requests)
 
@@ -175,7 +187,9 @@ class RoomIndex:
             return
         raw = scope.get("raw_path") or quote(scope["path"]).encode()
         route = parse_route(raw.partition(b"?")[0].decode("latin-1"))
-        if route is None or index_of(route) not in self._packages:
+        allowed = route is not None and index_of(route) in self._packages
+        self._on_request(scope["path"], allowed)
+        if route is None or not allowed:
             await _refuse(send, 404, "The package proxy offers packages of this function's indexes only.")
             return
         try:

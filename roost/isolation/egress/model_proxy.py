@@ -73,15 +73,24 @@ class ModelProxy:
     Bodies go by in both directions as they come: a room decides how large they are, and none is held in memory.
     """
 
-    def __init__(self, endpoint: ModelEndpoint, client: httpx.AsyncClient) -> None:
+    def __init__(
+        self,
+        endpoint: ModelEndpoint,
+        client: httpx.AsyncClient,
+        on_request: Callable[[str, bool], None] = lambda path, allowed: None,
+    ) -> None:
+        """`on_request` is told each path that was asked for, and whether it may be."""
         self._endpoint = endpoint
         self._client = client
+        self._on_request = on_request
         self._slots = asyncio.Semaphore(MAX_REQUESTS)
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         operation = scope["path"].removeprefix(PREFIX)
         headers = dict(scope["headers"])
-        if OPERATIONS.get(operation) != scope["method"]:
+        offered = OPERATIONS.get(operation) == scope["method"]
+        self._on_request(scope["path"], offered)
+        if not offered:
             await _refuse(send, 404, f"The model proxy does not offer {scope['method']} {scope['path']}.")
         elif _announced(headers) > MAX_REQUEST:
             await _refuse_too_large(send)
