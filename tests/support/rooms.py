@@ -41,6 +41,7 @@ WEAK = RoomPolicy(
     no_new_privileges=False,
     no_setuid=False,
     user_namespace=False,
+    landlock=False,
     capabilities=_own_capabilities(),
 )
 

@@ -14,7 +14,7 @@ import resource
 import signal
 from collections.abc import Callable
 
-from roost.isolation import linux
+from roost.isolation import landlock, linux
 from roost.isolation.namespaces import wire
 from roost.isolation.namespaces.filesystem import make_root
 from roost.isolation.namespaces.policy import RoomPolicy
@@ -165,6 +165,8 @@ def _drop_privileges(request: Request, policy: RoomPolicy) -> None:
     """
     if policy.no_new_privileges:
         linux.prctl(linux.PR_SET_NO_NEW_PRIVS, 1)
+    if policy.landlock:
+        landlock.restrict()
     linux.drop_capabilities(policy.capabilities | request.capabilities)
     # Readable to the room's own processes, which are one trust domain; memory of the zygote holds no secret.
     linux.prctl(linux.PR_SET_DUMPABLE, 1)

@@ -50,6 +50,7 @@ class RoomPolicy:
     no_new_privileges: bool = True
     no_setuid: bool = True  # no file system of the room honours setuid bits
     user_namespace: bool = True  # False: root in the room is root of the host
+    landlock: bool = True  # where the kernel has it
     capabilities: frozenset[int] = frozenset()  # kept by every room, beside what it is asked for with
 
     def to_json(self) -> dict[str, Any]:
@@ -61,6 +62,7 @@ class RoomPolicy:
             "no_new_privileges": self.no_new_privileges,
             "no_setuid": self.no_setuid,
             "user_namespace": self.user_namespace,
+            "landlock": self.landlock,
             "capabilities": sorted(self.capabilities),
         }
 
@@ -74,5 +76,6 @@ class RoomPolicy:
             no_new_privileges=data["no_new_privileges"],
             no_setuid=data["no_setuid"],
             user_namespace=data["user_namespace"],
+            landlock=data["landlock"],
             capabilities=frozenset(data["capabilities"]),
         )

@@ -9,7 +9,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from roost.isolation import seccomp
+from roost.isolation import landlock, seccomp
 from roost.isolation.cgroups import parse_mounts
 from roost.isolation.driver import Preflight
 from roost.model.errors import Unavailable
@@ -39,7 +39,8 @@ class Found:
 def preflight() -> Preflight:
     """Look at this machine."""
     found = problems(_look())
-    return Preflight(usable=not found, level=LEVEL, problems=found)
+    wall = "Landlock" if landlock.abi() >= landlock.OLDEST else "no Landlock (Linux 5.19 with it switched on has it)"
+    return Preflight(usable=not found, level=f"{LEVEL}, {wall}", problems=found)
 
 
 def problems(found: Found) -> tuple[str, ...]:
