@@ -77,6 +77,8 @@ class Config:
     data_dir: Path = Path()
     database: str = field(default="", repr=False)  # URL of a PostgreSQL database; empty: SQLite in data_dir
     region: str = "local"
+    sandbox_allow_out: tuple[str, ...] = ()  # rules of what each sandbox may reach that does not refuse it
+    egress_private: tuple[str, ...] = ()  # networks of this machine's that rules may open
     account: str = "default"  # owns everything where no keys are configured
     keys: Mapping[str, str] = field(default_factory=dict, repr=False)  # access key id -> secret
     tls: TlsConfig = field(default_factory=TlsConfig)
@@ -186,6 +188,8 @@ def _typed(name: str, value: Any, present: Any, where: str) -> Any:
         if not all(isinstance(v, str) and v for v in value.values()):
             raise ConfigError(f"'{name}' in {where} maps {_MAPS[name]}.")
         return dict(value)
+    if isinstance(present, tuple) and isinstance(value, list) and all(isinstance(one, str) for one in value):
+        return tuple(value)
     if isinstance(present, float) and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if type(value) is type(present):
@@ -215,6 +219,8 @@ def _kind(present: Any) -> str:
             return "a number"
         case str():
             return "a string"
+        case tuple():
+            return "a list of strings"
         case Path():
             return "a path (a string)"
         case _:
@@ -257,6 +263,7 @@ def validate(config: Config) -> Config:
             raise ConfigError(f"'{name}' must be more than 0 and at most 3600 seconds.")
     _check_addresses(config)
     _check_tenants(config)
+    _check_egress(config)
     _check_tasks(config)
     return replace(config, data_dir=config.data_dir.absolute())
 
@@ -276,6 +283,14 @@ def _check_tenants(config: Config) -> None:
     for f in fields(QuotaConfig):
         if not 0 <= getattr(config.quota, f.name) <= 1 << 40:
             raise ConfigError(f"'quota.{f.name}' is a number from 0, which is no limit.")
+
+
+def _check_egress(config: Config) -> None:
+    for text in config.egress_private:
+        try:
+            ipaddress.ip_network(text, strict=False)
+        except ValueError as error:
+            raise ConfigError(f"'egress_private' lists networks, as in \"10.1.0.0/16\": {error}.") from error
 
 
 def _check_tasks(config: Config) -> None:

@@ -158,13 +158,16 @@ class CustomDns(Shape):
 class RoostExtension(Shape):
     """What Roost offers beyond Function Compute.
 
-    `template`: root file system; `packages`: indexes the room may reach (`pypi`, `npm`); `isolation`: driver;
+    `template`: root file system; `packages`: indexes the room may reach (`pypi`, `npm`); `allowOut`, `denyOut`: rules
+    of what else it may reach; `isolation`: driver;
     `freezeAfter`, `idleTimeout`: seconds without requests until an instance is frozen, and stopped; `maxInstances`;
     `pids`, `openFiles`: limits of an instance; `volumeQuotaMB`: of each mounted volume path.
     """
 
     template: Text | None = None
     packages: Annotated[list[Literal["pypi", "npm"]], Field(max_length=2)] | None = None
+    allow_out: Annotated[list[Text], Field(max_length=1000)] | None = None
+    deny_out: Annotated[list[Text], Field(max_length=1000)] | None = None
     isolation: Text | None = None
     freeze_after: Annotated[float, Field(ge=0, le=86400)] | None = None
     idle_timeout: Annotated[float, Field(ge=0, le=86400)] | None = None

@@ -13,6 +13,7 @@ from roost.functions.volumes import volume_mounts
 from roost.model.errors import InvalidArgument
 from roost.model.function import (
     Affinity,
+    EgressRules,
     FunctionSpec,
     Hook,
     Idle,
@@ -75,6 +76,9 @@ def to_spec(
             config.nas_config, config.oss_mount_config, extension.volume_quota_mb if extension else None, mode=mode
         ),
         packages=tuple(sorted(set((extension and extension.packages) or ()))),
+        egress=EgressRules(
+            allow=tuple((extension and extension.allow_out) or ()), deny=tuple((extension and extension.deny_out) or ())
+        ),
         idle=_idle(config),
         scaling=scaling,
     )

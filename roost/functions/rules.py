@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from roost.functions.definition import FunctionConfig, LifecycleHook
+from roost.isolation.egress.rules import parse_rules
 from roost.model.errors import InvalidArgument
 from roost.model.function import Affinity, IsolationMode, Runtime
 
@@ -35,6 +36,8 @@ def check_config(config: FunctionConfig) -> None:
     _check_resources(config)
     _check_environment(config.environment_variables or {})
     _check_isolation(config)
+    if config.roost is not None:
+        parse_rules([*(config.roost.allow_out or ()), *(config.roost.deny_out or ())])
     if config.instance_lifecycle_config is not None:
         _check_hook("initializer", config.instance_lifecycle_config.initializer)
         _check_hook("preStop", config.instance_lifecycle_config.pre_stop)

@@ -36,6 +36,8 @@ class Settings:
     orphan_s: float = 60.0  # without a control connection for so long, the room ends itself
     egress_port: int = 3128
     egress_path: str = "/run/roost/index.sock"
+    proxy_port: int = 3129
+    proxy_path: str = "/run/roost/proxy.sock"
 
 
 class Supervisor:
@@ -64,7 +66,7 @@ class Supervisor:
         self._daemon: Callable[[], None] | None = None
         self._refused: Message = failure("NotStarted", "No start message has come yet.")
         self._orphan: Timer | None = None
-        self._egress: Forwarder | None = None
+        self._egress: list[Forwarder] = []
 
     def run(self) -> None:
         waker, wakened = socket.socketpair()
@@ -175,7 +177,9 @@ class Supervisor:
             self._emit(self._refused)
             return
         if config.egress:
-            self._open_egress()
+            settings = self._settings
+            self._open_egress(settings.egress_port, settings.egress_path)
+            self._open_egress(settings.proxy_port, settings.proxy_path)
         spare, self._spare = self._spare, None
         if spare is not None and not config.sandbox.interpreter:
             spare.close()
@@ -237,13 +241,13 @@ class Supervisor:
             serving=serving,
         )
 
-    def _open_egress(self) -> None:
+    def _open_egress(self, port: int, path: str) -> None:
         try:
-            listener = socket.create_server(("127.0.0.1", self._settings.egress_port), backlog=64)
+            listener = socket.create_server(("127.0.0.1", port), backlog=64)
         except OSError as error:
-            text = f"[roost] no package proxy at 127.0.0.1:{self._settings.egress_port}: {error.strerror}\n"
+            text = f"[roost] no proxy at 127.0.0.1:{port}: {error.strerror}\n"
             self._outbox.put(log_message("stderr", text), is_log=True)
             return
-        path = self._settings.egress_path
-        self._egress = Forwarder(self._reactor, listener, lambda: connect_unix(path), near_eof_closes=False)
-        self._egress.serve(True)
+        forwarder = Forwarder(self._reactor, listener, lambda: connect_unix(path), near_eof_closes=False)
+        self._egress.append(forwarder)
+        forwarder.serve(True)

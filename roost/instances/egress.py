@@ -22,10 +22,12 @@ from roost.isolation.egress.model_proxy import (
     Send,
     room_environment,
 )
+from roost.isolation.egress.outward import PROXY_SOCKET, RoomProxy, proxy_environment
 from roost.isolation.egress.routes import room_environment as package_environment
+from roost.isolation.egress.rules import Policy, Reach, Rule, parse_rules
 from roost.isolation.egress.upstreams import Upstreams
 from roost.model.audit import Audit, AuditEvent
-from roost.model.function import FunctionSpec
+from roost.model.function import EgressRules, FunctionSpec, Runtime
 
 SOCKET = "index.sock"
 #: What a room is told of its model instead of what was set.
@@ -51,6 +53,12 @@ def model_environment(environment: Mapping[str, str], default: ModelConfig) -> d
     """The room's `OPENAI_*`: the proxy's address instead of the endpoint's, no key, the model's name."""
     name = environment.get("OPENAI_MODEL") or default.name
     return {**room_environment(), **({"OPENAI_MODEL": name} if name else {})}
+
+
+def policy_of(rules: EgressRules, usual: tuple[Rule, ...]) -> Policy:
+    """`usual` is what the server allows to all that take it. Raises InvalidArgument."""
+    otherwise = usual if rules.usual else ()
+    return Policy(allow=parse_rules(rules.allow), deny=parse_rules(rules.deny), otherwise=otherwise)
 
 
 class _Doors:
@@ -84,6 +92,9 @@ class _Told:
         if allowed and self._keyed:
             self._tell("secret.use", "OPENAI_API_KEY", allowed)
 
+    def world(self, target: str, allowed: bool) -> None:
+        self._tell("egress.connect", target, allowed)
+
     def _tell(self, action: str, target: str, allowed: bool) -> None:
         self._audit(
             AuditEvent(
@@ -113,6 +124,8 @@ class RoomEgress:
         model: ModelConfig,
         on_bytes: Callable[[str, str, int], None],
         audit: Audit = lambda event: None,
+        usual: tuple[Rule, ...] = (),
+        reach: Reach | None = None,
     ) -> None:
         self._cache_dir = cache_dir
         self._upstreams = upstreams
@@ -120,7 +133,10 @@ class RoomEgress:
         self._model = model
         self._on_bytes = on_bytes
         self._audit = audit
+        self._usual = usual
+        self._reach = reach or Reach()
         self._servers: dict[Path, EmbeddedServer] = {}
+        self._proxies: dict[Path, RoomProxy] = {}
         self._closing: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
@@ -140,14 +156,15 @@ class RoomEgress:
     async def attach(self, spec: FunctionSpec, run_dir: Path) -> tuple[Path | None, Mapping[str, str]]:
         """The folder to mount at /run/roost, if the function may reach anything, and the environment that uses it."""
         endpoint = model_endpoint(spec.environment, self._model)
-        if endpoint is None and not spec.packages:
+        policy = policy_of(spec.egress, self._usual)
+        # What a sandbox may reach can change while it runs.
+        if endpoint is None and not spec.packages and not policy.opens and spec.runtime is not Runtime.SANDBOX:
             return None, {}
         directory = run_dir / "egress"
         directory.mkdir(mode=0o755, exist_ok=True)
-        account, name = spec.account, spec.name
 
         told = _Told(self._audit, spec, run_dir.name, keyed=endpoint is not None and bool(endpoint.api_key))
-        index = self._index.room(spec.packages, lambda count: self._on_bytes(account, name, count), told.index)
+        index = self._index.room(spec.packages, self._counted(spec), told.index)
         model = ModelProxy(endpoint, self._client, told.model) if endpoint else None
         server = EmbeddedServer(_Doors(model, index), directory / SOCKET, mode=0o666, parser="h11")
         await server.start()
@@ -155,15 +172,42 @@ class RoomEgress:
         environment = package_environment(spec.packages)
         if endpoint is not None:
             environment |= model_environment(spec.environment, self._model)
+        if policy.opens:
+            await self._open(spec, run_dir, policy)
+            environment |= proxy_environment()
         return directory, environment
+
+    async def change(self, spec: FunctionSpec, run_dir: Path) -> None:
+        """What a room may reach is another from now on. Raises InvalidArgument."""
+        policy = policy_of(spec.egress, self._usual)
+        if (proxy := self._proxies.get(run_dir)) is not None:
+            proxy.change(policy)
+        elif policy.opens and run_dir in self._servers:
+            await self._open(spec, run_dir, policy)
+
+    async def _open(self, spec: FunctionSpec, run_dir: Path, policy: Policy) -> None:
+        told = _Told(self._audit, spec, run_dir.name, keyed=False)
+        proxy = RoomProxy(
+            run_dir / "egress" / PROXY_SOCKET,
+            policy,
+            self._reach,
+            on_bytes=self._counted(spec),
+            on_request=told.world,
+        )
+        await proxy.start()
+        self._proxies[run_dir] = proxy
+
+    def _counted(self, spec: FunctionSpec) -> Callable[[int], None]:
+        account, name = spec.account, spec.name
+        return lambda count: self._on_bytes(account, name, count)
 
     def detach(self, run_dir: Path) -> None:
         """The room is gone."""
-        server = self._servers.pop(run_dir, None)
-        if server is not None:
-            task = asyncio.create_task(server.close())
-            self._closing.add(task)
-            task.add_done_callback(self._closing.discard)
+        for part in (self._servers.pop(run_dir, None), self._proxies.pop(run_dir, None)):
+            if part is not None:
+                task = asyncio.create_task(part.close())
+                self._closing.add(task)
+                task.add_done_callback(self._closing.discard)
 
     async def close(self) -> None:
         """End all connections."""

@@ -118,6 +118,16 @@ class Idle:
 
 
 @dataclass(frozen=True, kw_only=True)
+class EgressRules:
+    """What a room may reach of the world, in rules (see `isolation.egress.rules`). `allow` wins over `deny`; `usual`:
+    what the server allows to every such room is allowed too, unless it is denied."""
+
+    allow: tuple[str, ...] = ()
+    deny: tuple[str, ...] = ()
+    usual: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
 class FunctionSpec:
     """Everything an instance is made from. Equal `revision` means interchangeable instances."""
 
@@ -143,6 +153,7 @@ class FunctionSpec:
     sessions: SessionPolicy = field(default_factory=SessionPolicy)
     mounts: tuple[VolumeMount, ...] = ()
     packages: tuple[str, ...] = ()  # package indexes the room may reach: "pypi", "npm"
+    egress: EgressRules = field(default_factory=EgressRules)
     idle: Idle = field(default_factory=Idle)
     scaling: Scaling = field(default_factory=Scaling)
 

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from roost.instances.instance import Prepared
 from roost.isolation.driver import MOST_LOWER, ROOT_CAPABILITIES, Mount, RoomSpec, Template
 from roost.model.errors import Unavailable
-from roost.model.function import FunctionSpec, Idle, Runtime
+from roost.model.function import EgressRules, FunctionSpec, Idle, Runtime
 from roost.model.sandbox import SANDBOX_ID, Foundation, Sandbox
 from roost.model.session import Session
 from roost.sandboxes.image_shelf import ImageShelf, below
@@ -31,6 +31,8 @@ class Egress(Protocol):
     """The host's proxies for one room: what it may reach, as a folder of sockets and the environment that uses them."""
 
     async def attach(self, spec: FunctionSpec, run_dir: Path) -> tuple[Path | None, Mapping[str, str]]: ...
+
+    async def change(self, spec: FunctionSpec, run_dir: Path) -> None: ...
 
     def detach(self, run_dir: Path) -> None: ...
 
@@ -57,6 +59,12 @@ class Places:
     run: Path
 
 
+def egress_of(sandbox: Sandbox) -> EgressRules:
+    """As E2B has it, but that nothing is open which the server's operator does not open to all."""
+    named = (sandbox.network.get("allowOut") or (), sandbox.network.get("denyOut") or ())
+    return EgressRules(allow=tuple(named[0]), deny=tuple(named[1]), usual=sandbox.internet is not False)
+
+
 def spec_of(sandbox: Sandbox) -> FunctionSpec:
     """The sandbox as an instance knows it. It is never frozen or stopped for being idle: its processes go on."""
     return FunctionSpec(
@@ -71,6 +79,7 @@ def spec_of(sandbox: Sandbox) -> FunctionSpec:
         concurrency=SLOTS,
         template=sandbox.template,
         packages=("pypi", "npm") if sandbox.internet else (),
+        egress=egress_of(sandbox),
         idle=Idle(freeze_after_s=_NEVER, stop_after_s=_NEVER),
     )
 
@@ -132,6 +141,10 @@ class SandboxAssembly:
         """Ids of files whose sandbox is none of `known`: a server was killed before it had made or ended it."""
         found = [path.stem for path in self._places.layers.glob("*.img") if SANDBOX_ID.fullmatch(path.stem)]
         return [id for id in found if id not in known]
+
+    async def network_changed(self, sandbox: Sandbox) -> None:
+        """What is said of its network holds for its room from now on. Raises RoostError."""
+        await self._egress.change(spec_of(sandbox), self.run_dir(sandbox.id))
 
     async def copy(self, id: str, target: Path) -> None:
         """Copy the files of a sandbox that has no room, to an image that others can stand on."""

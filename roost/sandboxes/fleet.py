@@ -227,8 +227,12 @@ class SandboxFleet:
         return await self._lives.change(entry, ends_at=ends_at, timeout_s=max(1, timeout))
 
     async def set_network(self, account: str, id: str, network: Mapping[str, Any], internet: bool | None) -> Sandbox:
-        """Replace what is said of its network."""
-        return await self._lives.change(self._entry(account, id), network=network, internet=internet)
+        """Replace what is said of its network; a room that it has learns of it."""
+        entry = self._entry(account, id)
+        sandbox = await self._lives.change(entry, network=network, internet=internet)
+        if entry.instance is not None:
+            await self._lives.assembly.network_changed(sandbox)
+        return sandbox
 
     @staticmethod
     def check_exists(entry: Entry) -> None:

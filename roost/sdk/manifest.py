@@ -37,6 +37,8 @@ KEYS: dict[str, dict[str, Kind]] = {
         "concurrency": int,
         "template": str,
         "packages": STRINGS,
+        "allow_out": STRINGS,
+        "deny_out": STRINGS,
         "layers": STRINGS,
         "pids": int,
         "open_files": int,
@@ -275,6 +277,8 @@ def _extension(parsed: Mapping[str, Any]) -> dict[str, Any]:
     given = {
         "template": parsed.get("template"),
         "packages": parsed.get("packages"),
+        "allowOut": parsed.get("allow_out"),
+        "denyOut": parsed.get("deny_out"),
         "pids": parsed.get("pids"),
         "openFiles": parsed.get("open_files"),
         "volumeQuotaMB": parsed.get("volume_quota"),

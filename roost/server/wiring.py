@@ -53,6 +53,7 @@ from roost.instances.volumes import Volumes
 from roost.isolation.bundle import build_bundle
 from roost.isolation.egress.cache import CacheLimits
 from roost.isolation.egress.index_proxy import IndexLimits
+from roost.isolation.egress.rules import Reach, parse_networks, parse_rules
 from roost.isolation.egress.upstreams import Upstreams, read_upstreams
 from roost.isolation.namespaces.driver import NamespacesDriver
 from roost.isolation.templates import Templates
@@ -146,6 +147,8 @@ class Wiring:
             model=config.model,
             on_bytes=self._egress,
             audit=self.audit.record,
+            usual=parse_rules(config.sandbox_allow_out),
+            reach=Reach(private=parse_networks(config.egress_private)),
         )
         self.assembly = Assembly(
             places=Places(code=data / "code", sessions=data / "sessions", run=config.run_dir),

@@ -66,6 +66,7 @@ class Sandboxes:
             raise InvalidArgument("network.httpsPorts: the ports of a sandbox are reached by plain HTTP alone.")
         if asked.auto_resume.enabled and asked.auto_pause and not asked.auto_pause_memory:
             raise InvalidArgument("autoResume: what is paused without its memory can't be resumed by traffic.")
+        asked.network.check()
         public = asked.network.allow_public_traffic
         order = Order(
             account=call.account,
@@ -129,6 +130,7 @@ class Sandboxes:
 
     async def set_network(self, call: Call) -> Answer:
         asked = call.parse(shapes.NetworkUpdate)
+        asked.check()
         kept = self._fleet.get(call.account, call.path["id"]).network
         stays = {name: kept[name] for name in ("allowPublicTraffic", "maskRequestHost") if name in kept}
         await self._fleet.set_network(
@@ -141,7 +143,7 @@ class Sandboxes:
     def _tell(self, account: str, id: str, fields: list[str]) -> None:
         """In the sandbox's own log: the official clients show no header."""
         for field in fields:
-            text = f"roost: {field} has no effect: a sandbox of this server has no network but its package indexes"
+            text = f"roost: {field} has no effect on this server"
             self._fleet.note(account, id, text)
 
     # --- listings ------------------------------------------------------------------------------------------------

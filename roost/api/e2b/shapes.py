@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, Field
 
 from roost.api.e2b.call import Shape
+from roost.isolation.egress.rules import parse_rules
 
 _VARIABLE = re.compile(r"[^=\0]{1,256}")
 _TARGET = re.compile(r"(/(?!\.{1,2}(/|$))[^/\0]+)+")
@@ -55,9 +56,13 @@ class NetworkRules(Shape):
     rules: dict[str, Any] | None = None
 
     def without_effect(self) -> list[str]:
-        """Names of what is asked for and kept, and changes nothing. `denyOut` does: what it denies is not reached."""
-        given = (("allowOut", self.allow_out), ("dnsServers", self.dns_servers), ("egressProxy", self.egress_proxy))
+        """Names of what is asked for and kept, and changes nothing."""
+        given = (("dnsServers", self.dns_servers), ("egressProxy", self.egress_proxy))
         return [f"network.{name}" for name, value in (*given, ("rules", self.rules)) if value]
+
+    def check(self) -> None:
+        """Raises InvalidArgument."""
+        parse_rules([*(self.allow_out or ()), *(self.deny_out or ())])
 
 
 class Network(NetworkRules):
