@@ -56,6 +56,9 @@ def create(
         bool, typer.Option("--auto-pause", help="When its time is over it is paused instead of killed.")
     ] = False,
     internet: Annotated[bool, typer.Option("--internet", help="Open the server's package indexes to it.")] = False,
+    allow_out: Annotated[
+        list[str] | None, typer.Option("--allow-out", metavar="RULE", help="What it may reach; repeatable.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Make a sandbox, and print its id."""
@@ -69,6 +72,8 @@ def create(
         order["timeout"] = timeout
     if internet:
         order["allow_internet_access"] = True
+    if allow_out:
+        order["network"] = {"allowOut": allow_out}
     with api() as sandboxes:
         made = sandboxes.create(order)
     typer.echo(json.dumps(made, indent=2) if as_json else clean(str(made.get("sandboxID", ""))))

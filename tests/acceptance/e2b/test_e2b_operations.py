@@ -99,12 +99,12 @@ def test_what_is_kept_without_effect_is_told(roost: Server) -> None:
     with roost.client() as client:
         made = client.post("/v2/sandboxes", json={"templateID": "base", "network": network})
         path = f"/sandboxes/{made.json()['sandboxID']}"
-        assert made.headers["x-roost-without-effect"] == "network.allowOut, network.rules"
-        assert made.json()["withoutEffect"] == ["network.allowOut", "network.rules"]
-        changed = client.put(f"{path}/network", json={"allowOut": ["a"], "denyOut": []})
-        assert (changed.status_code, changed.headers["x-roost-without-effect"]) == (204, "network.allowOut")
+        assert made.headers["x-roost-without-effect"] == "network.rules"
+        assert made.json()["withoutEffect"] == ["network.rules"]
+        changed = client.put(f"{path}/network", json={"dnsServers": ["a"], "denyOut": []})
+        assert (changed.status_code, changed.headers["x-roost-without-effect"]) == (204, "network.dnsServers")
         lines = [line["line"] for line in client.get(f"{path}/logs").json()["logs"]]
-        assert [line.split()[1] for line in lines] == ["network.allowOut", "network.rules", "network.allowOut"]
+        assert [line.split()[1] for line in lines] == ["network.rules", "network.dnsServers"]
         client.delete(path)
         plain = client.post("/v2/sandboxes", json={"templateID": "base", "network": {"denyOut": ["0.0.0.0/0"]}})
         assert "x-roost-without-effect" not in plain.headers
