@@ -1,4 +1,4 @@
-"""Every test and benchmark that the specification names exists."""
+"""Every test and benchmark that the specification and docs/security.md name exists."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXT = (ROOT / "spec" / "SPECIFICATION.md").read_text()
-REFERENCES = sorted(set(re.findall(r"`((?:tests|bench)/[\w/]+\.py)(?:::(\w+))?`", TEXT)))
+SECURITY = (ROOT / "docs" / "security.md").read_text()
+REFERENCES = sorted(set(re.findall(r"`((?:tests|bench)/[\w/]+\.py)(?:::(\w+))?`", TEXT + SECURITY)))
 
 
 def functions(path: Path) -> set[str]:
@@ -30,4 +31,11 @@ def test_every_promise_names_what_holds_it() -> None:
     promises = TEXT[: TEXT.index("## What is not promised")]
     rows = [row for row in promises.splitlines() if row.startswith("| ") and not row.endswith("held by |")]
     assert [row for row in rows if not re.search(r"`(tests|bench)/", row)] == []
+    assert len(rows) > 30
+
+
+def test_every_attack_names_the_test_that_tries_it() -> None:
+    tried = SECURITY[SECURITY.index("## What is tried") : SECURITY.index("## What is not there yet")]
+    rows = [row for row in tried.splitlines() if row.startswith("| ") and not row.endswith("Test |")]
+    assert [row for row in rows if not re.search(r"`tests/", row)] == []
     assert len(rows) > 30
