@@ -23,6 +23,7 @@ from roost.isolation.egress.model_proxy import (
     room_environment,
 )
 from roost.isolation.egress.outward import PROXY_SOCKET, RoomProxy, proxy_environment
+from roost.isolation.egress.resolver import Resolver
 from roost.isolation.egress.routes import room_environment as package_environment
 from roost.isolation.egress.rules import Policy, Reach, Rule, parse_rules
 from roost.isolation.egress.upstreams import Upstreams
@@ -30,6 +31,7 @@ from roost.model.audit import Audit, AuditEvent
 from roost.model.function import EgressRules, FunctionSpec, Runtime
 
 SOCKET = "index.sock"
+_LOOKUPS = 32  # of names, at once, for all rooms
 #: What a room is told of its model instead of what was set.
 MODEL_VARIABLES = ("OPENAI_BASE_URL", "OPENAI_API_KEY", "OPENAI_MODEL")
 
@@ -137,6 +139,7 @@ class RoomEgress:
         self._reach = reach or Reach()
         self._servers: dict[Path, EmbeddedServer] = {}
         self._proxies: dict[Path, RoomProxy] = {}
+        self._resolver = Resolver(_LOOKUPS)
         self._closing: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
@@ -191,6 +194,7 @@ class RoomEgress:
             run_dir / "egress" / PROXY_SOCKET,
             policy,
             self._reach,
+            self._resolver.resolve,
             on_bytes=self._counted(spec),
             on_request=told.world,
         )

@@ -9,6 +9,7 @@ import socket
 import ssl
 import subprocess
 import sys
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ import pytest_asyncio
 
 from roost.isolation.egress.addresses import Address
 from roost.isolation.egress.outward import OutwardLimits, RoomProxy
+from roost.isolation.egress.resolver import Resolver
 from roost.isolation.egress.rules import Policy, Reach, parse_networks, parse_rules
 from roost.model.errors import Throttled
 from tests.support.tls import certificate
@@ -57,9 +59,9 @@ class World:
             self.folder / "proxy.sock",
             Policy(allow=parse_rules(allow)),
             reach,
+            self.resolve,
             on_bytes=self.count,
             on_request=lambda target, allowed: self.told.append((target, allowed)),
-            resolver=self.resolve,
             limits=limits,
         )
         await self.proxy.start()
@@ -410,6 +412,43 @@ async def test_budgets_cut_a_tunnel(world: World) -> None:
             assert len(await reader.read(-1)) < 100_000
     reply = await world.say(b"CONNECT good.test:%d HTTP/1.1\r\nhost: x\r\n\r\nmore" % port)
     assert b"more" not in reply
+
+
+async def test_a_budget_that_ends_within_a_reply_cuts_it(world: World) -> None:
+    body = bytes(50_000)
+    port = await world.serve(web([], b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body)))
+    await world.open(f"good.test:{port}", limits=OutwardLimits(room_bytes=20_000))
+    reader, writer = await world.talk()
+    writer.write(b"GET http://good.test:%d/ HTTP/1.1\r\nhost: good.test:%d\r\n\r\n" % (port, port))
+    reply = b""
+    async with asyncio.timeout(10):
+        with contextlib.suppress(ConnectionError):
+            while part := await reader.read(1 << 16):
+                reply += part
+    assert b"Refused" not in reply
+    assert len(reply) < len(body)
+
+
+async def test_lookups_that_hang_hold_up_nobody_else(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    hang = threading.Event()
+
+    def look(name: str, port: int, **options: Any) -> list[Any]:
+        if name == "slow.test":
+            hang.wait(20)
+        return [(2, 1, 6, "", ("127.0.0.1", port))]
+
+    monkeypatch.setattr(socket, "getaddrinfo", look)
+    resolver = Resolver(2)
+    slow = [asyncio.create_task(resolver.resolve("slow.test", 1)) for _ in range(2)]
+    await asyncio.sleep(0.05)
+    for task in slow:
+        task.cancel()
+    third = asyncio.create_task(resolver.resolve("good.test", 1))
+    await asyncio.sleep(0.05)
+    assert not third.done()  # both places are taken still
+    hang.set()
+    async with asyncio.timeout(5):
+        assert await third == [HOUSE]
 
 
 async def test_an_account_s_budget_cuts_a_tunnel(world: World) -> None:

@@ -53,6 +53,7 @@ class OutwardLimits:
     """Of one room. Seconds and bytes."""
 
     connections: int = 256
+    lookups: int = 4  # of names, at once
     head_s: float = 15.0  # until it has said what it wants
     dial_s: float = 15.0
     idle_s: float = 600.0
@@ -76,12 +77,6 @@ def proxy_environment() -> dict[str, str]:
     return {**found, "NO_PROXY": own, "no_proxy": own, "NODE_USE_ENV_PROXY": "1"}
 
 
-async def resolve(name: str, port: int) -> list[Address]:
-    """By this machine's resolver. Raises OSError."""
-    found = await asyncio.get_running_loop().getaddrinfo(name, port, type=socket.SOCK_STREAM)
-    return list(dict.fromkeys(ipaddress.ip_address(str(one[4][0]).partition("%")[0]) for one in found))
-
-
 class RoomProxy:
     """One room's. `on_bytes` is told what goes either way and may raise Throttled; `on_request` each `host:port` that
     was asked for, and whether it may be reached."""
@@ -91,10 +86,10 @@ class RoomProxy:
         path: Path,
         policy: Policy,
         reach: Reach,
+        resolver: Resolve,
         *,
         on_bytes: Callable[[int], None] = lambda count: None,
         on_request: Callable[[str, bool], None] = lambda target, allowed: None,
-        resolver: Resolve = resolve,
         limits: OutwardLimits | None = None,
     ) -> None:
         self._path = path
@@ -104,6 +99,7 @@ class RoomProxy:
         self._on_request = on_request
         self._resolve = resolver
         self._limits = limits or OutwardLimits()
+        self._lookups = asyncio.Semaphore(self._limits.lookups)
         self._left = self._limits.room_bytes
         self._server: asyncio.Server | None = None
         self._open: dict[asyncio.Task[None], Target | None] = {}
@@ -174,7 +170,7 @@ class RoomProxy:
                 return
             host, port = _authority(request.target.decode("ascii"), None)
         except Refused as refused:
-            await self._refuse(near, refused)
+            await self._answer(near, server, refused)
             return
         early = server.trailing_data[0]
         await self._tunnel(
@@ -210,6 +206,13 @@ class RoomProxy:
             await near.send(_socks_reply(4 if refused.status == 502 else 2))
 
         await self._tunnel(near, host, port, early=b"", accept=_socks_reply(0), refuse=refuse)
+
+    async def _answer(self, near: _Side, server: h11.Connection, refused: Refused) -> None:
+        """Unless a reply has begun: what comes now would be taken for a part of it, so it is cut."""
+        if server.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            await self._refuse(near, refused)
+        else:
+            near.abort()
 
     async def _refuse(self, near: _Side, refused: Refused) -> None:
         body = f"{refused.message}\n".encode()
@@ -250,7 +253,7 @@ class RoomProxy:
         if not self._policy.may_resolve(name, port):
             raise Refused(403, f"The policy of this room does not allow {name}:{port}.")
         try:
-            async with asyncio.timeout(self._limits.dial_s):
+            async with asyncio.timeout(self._limits.dial_s), self._lookups:
                 found = [plain(address) for address in await self._resolve(name, port)]
         except (OSError, TimeoutError):
             found = []
@@ -342,7 +345,7 @@ class RoomProxy:
                 request = await _request(server, near)
             await self._exchange(near, server, request, asked=host)
         except Refused as refused:
-            await self._refuse(near, refused)
+            await self._answer(near, server, refused)
 
     async def _splice(self, near: _Side, far: _Side, early: bytes) -> None:
         if early:
