@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from roost.model.errors import RoostError
+from roost.model.function import ISOLATIONS, NAMESPACES
 
 _AT_LEAST_1 = (
     "max_instances", "max_waiting", "log_file_mb", "package_cache_mb", "max_sandboxes", "sandbox_timeout",
@@ -77,6 +78,7 @@ class Config:
     data_dir: Path = Path()
     database: str = field(default="", repr=False)  # URL of a PostgreSQL database; empty: SQLite in data_dir
     region: str = "local"
+    sandbox_isolation: str = NAMESPACES
     sandbox_allow_out: tuple[str, ...] = ()  # rules of what each sandbox may reach that does not refuse it
     egress_private: tuple[str, ...] = ()  # networks of this machine's that rules may open
     account: str = "default"  # owns everything where no keys are configured
@@ -286,6 +288,8 @@ def _check_tenants(config: Config) -> None:
 
 
 def _check_egress(config: Config) -> None:
+    if config.sandbox_isolation not in ISOLATIONS:
+        raise ConfigError(f"'sandbox_isolation' is one of {', '.join(ISOLATIONS)}, not {config.sandbox_isolation!r}.")
     for text in config.egress_private:
         try:
             ipaddress.ip_network(text, strict=False)

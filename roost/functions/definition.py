@@ -159,7 +159,7 @@ class RoostExtension(Shape):
     """What Roost offers beyond Function Compute.
 
     `template`: root file system; `packages`: indexes the room may reach (`pypi`, `npm`); `allowOut`, `denyOut`: rules
-    of what else it may reach; `isolation`: driver;
+    of what else it may reach; `isolation`: `namespaces` or `strict`;
     `freezeAfter`, `idleTimeout`: seconds without requests until an instance is frozen, and stopped; `maxInstances`;
     `pids`, `openFiles`: limits of an instance; `volumeQuotaMB`: of each mounted volume path.
     """

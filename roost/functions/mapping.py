@@ -12,6 +12,7 @@ from roost.functions.rules import CONTAINER_RUNTIME, check_config, isolation_mod
 from roost.functions.volumes import volume_mounts
 from roost.model.errors import InvalidArgument
 from roost.model.function import (
+    NAMESPACES,
     Affinity,
     EgressRules,
     FunctionSpec,
@@ -69,7 +70,7 @@ def to_spec(
         command=command,
         port=port,
         template=_template(config),
-        isolation=(extension and extension.isolation) or "namespaces",
+        isolation=(extension and extension.isolation) or NAMESPACES,
         isolation_mode=mode,
         sessions=_sessions(policy, mode, concurrency),
         mounts=volume_mounts(

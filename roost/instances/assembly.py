@@ -20,6 +20,7 @@ from roost.model.errors import StorageFull, Unavailable
 from roost.model.function import (
     SESSION_TARGET,
     SHARED_SESSIONS_TARGET,
+    STRICT,
     Affinity,
     FunctionSpec,
     Hook,
@@ -108,6 +109,7 @@ class Assembly:
                 layer=layer,
                 mounts=tuple(mounts),
                 egress_dir=egress_dir,
+                strict=spec.isolation == STRICT,
             )
             start = self._start(spec, instance_id, template, environment, egress=egress_dir is not None)
             return Prepared(room=room, start=start, release=stack.pop_all().close)

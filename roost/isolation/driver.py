@@ -68,6 +68,9 @@ class RoomSpec:
     lower: tuple[Path, ...] = ()
     capabilities: frozenset[str] = frozenset()  # of ROOT_CAPABILITIES: kept by the room's root, none reaches the host
     mounts: tuple[Mount, ...] = ()
+    #: A process of its own from the start, instead of a fork of the template's: it shares no layout of memory
+    #: and no hash seed with other rooms, and takes the time of an interpreter's start.
+    strict: bool = False
     egress_dir: Path | None = None  # mounted at /run/roost: sockets of the host's proxies
 
 

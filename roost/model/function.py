@@ -19,6 +19,11 @@ SHARED_SESSIONS_TARGET = "/mnt/sessions"
 TASK_STEP = "/{task}"
 
 
+#: How a room is kept apart: by namespaces, as a fork of its template's process or, strict, as a process of its own.
+NAMESPACES, STRICT = "namespaces", "strict"
+ISOLATIONS = (NAMESPACES, STRICT)
+
+
 class Runtime(StrEnum):
     """Who runs the user's code in the room."""
 
@@ -148,7 +153,7 @@ class FunctionSpec:
     command: tuple[str, ...] = ()
     port: int = 9000
     template: str = "host"
-    isolation: str = "namespaces"
+    isolation: str = NAMESPACES  # one of ISOLATIONS
     isolation_mode: IsolationMode = IsolationMode.SHARE
     sessions: SessionPolicy = field(default_factory=SessionPolicy)
     mounts: tuple[VolumeMount, ...] = ()

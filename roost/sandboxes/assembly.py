@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from roost.instances.instance import Prepared
 from roost.isolation.driver import MOST_LOWER, ROOT_CAPABILITIES, Mount, RoomSpec, Template
 from roost.model.errors import Unavailable
-from roost.model.function import EgressRules, FunctionSpec, Idle, Runtime
+from roost.model.function import NAMESPACES, STRICT, EgressRules, FunctionSpec, Idle, Runtime
 from roost.model.sandbox import SANDBOX_ID, Foundation, Sandbox
 from roost.model.session import Session
 from roost.sandboxes.image_shelf import ImageShelf, below
@@ -98,6 +98,7 @@ class SandboxAssembly:
         egress: Egress,
         region: str,
         time_zone: str,
+        isolation: str = NAMESPACES,
     ) -> None:
         self._places = places
         self._roots = roots
@@ -105,9 +106,14 @@ class SandboxAssembly:
         self.images = images
         self._volumes = volumes
         self._egress = egress
+        self._isolation = isolation
         self._region = region
         self._time_zone = time_zone
         places.layers.mkdir(parents=True, exist_ok=True, mode=0o700)
+
+    def spec(self, sandbox: Sandbox) -> FunctionSpec:
+        """The sandbox as an instance knows it, on this server."""
+        return replace(spec_of(sandbox), isolation=self._isolation)
 
     def of(self, sandbox: Sandbox) -> SandboxPreparer:
         """Its `instance.Preparer`."""
@@ -144,7 +150,7 @@ class SandboxAssembly:
 
     async def network_changed(self, sandbox: Sandbox) -> None:
         """What is said of its network holds for its room from now on. Raises RoostError."""
-        await self._egress.change(spec_of(sandbox), self.run_dir(sandbox.id))
+        await self._egress.change(self.spec(sandbox), self.run_dir(sandbox.id))
 
     async def copy(self, id: str, target: Path) -> None:
         """Copy the files of a sandbox that has no room, to an image that others can stand on."""
@@ -169,6 +175,7 @@ class SandboxAssembly:
             lower=self.images.paths(below(foundation.layers)),
             mounts=tuple(mounts),
             capabilities=ROOT_CAPABILITIES,
+            strict=spec.isolation == STRICT,
         )
         start = self.start_message(spec, sandbox.id, sandbox.template, foundation)
         return await self.furnish(spec, room, start)

@@ -15,7 +15,7 @@ from roost.instances.instance import Instance, Surroundings
 from roost.model.errors import RoostError, Throttled, Unavailable
 from roost.model.instance import State, StopReason
 from roost.model.sandbox import PauseMode, Sandbox, SandboxState
-from roost.sandboxes.assembly import SLOTS, SandboxAssembly, spec_of
+from roost.sandboxes.assembly import SLOTS, SandboxAssembly
 from roost.sandboxes.book import SandboxBook
 from roost.sandboxes.census import Census
 from roost.sandboxes.entry import Entry
@@ -111,7 +111,7 @@ class Lives:
         entry.samples.new_room()
         entry.instance = Instance(
             id=sandbox.id,
-            spec=spec_of(sandbox),
+            spec=self.assembly.spec(sandbox),
             session=None,
             around=replace(self._around, preparer=self.assembly.of(sandbox)),
             on_change=lambda instance: self._changed(entry, instance),

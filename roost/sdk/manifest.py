@@ -37,6 +37,7 @@ KEYS: dict[str, dict[str, Kind]] = {
         "concurrency": int,
         "template": str,
         "packages": STRINGS,
+        "isolation": str,
         "allow_out": STRINGS,
         "deny_out": STRINGS,
         "layers": STRINGS,
@@ -277,6 +278,7 @@ def _extension(parsed: Mapping[str, Any]) -> dict[str, Any]:
     given = {
         "template": parsed.get("template"),
         "packages": parsed.get("packages"),
+        "isolation": parsed.get("isolation"),
         "allowOut": parsed.get("allow_out"),
         "denyOut": parsed.get("deny_out"),
         "pids": parsed.get("pids"),

@@ -59,7 +59,7 @@ from roost.isolation.namespaces.driver import NamespacesDriver
 from roost.isolation.templates import Templates
 from roost.model.audit import AuditEvent
 from roost.model.errors import InvalidArgument, RoostError
-from roost.model.function import FunctionSpec, Limits
+from roost.model.function import ISOLATIONS, FunctionSpec, Limits
 from roost.model.instance import ALIVE
 from roost.model.session import Session
 from roost.model.signature import Keys
@@ -216,6 +216,7 @@ class Wiring:
             egress=self.egress,
             region=config.region,
             time_zone=os.environ.get("TZ", "UTC"),
+            isolation=config.sandbox_isolation,
         )
         self.lives = Lives(
             book=SandboxBook(self.store.sandboxes, clock=self.clock),
@@ -276,7 +277,7 @@ class Wiring:
             exists=lambda account, name: _ignore(self.catalog.get(account, name)),
             functions=lambda account: len(self.catalog.list(account)),
             data_dir=str(data),
-            drivers=(self.driver.name,),
+            drivers=ISOLATIONS,
             identity=self.identity,
         )
         fc = build_fc_api(
@@ -465,8 +466,10 @@ class Wiring:
 
     def _admit(self, spec: FunctionSpec) -> None:
         """Refuse, at deployment, what this machine can't run."""
-        if spec.isolation != self.driver.name:
-            raise InvalidArgument(f"This server has no isolation '{spec.isolation}', only '{self.driver.name}'.")
+        if spec.isolation not in ISOLATIONS:
+            raise InvalidArgument(
+                f"This server has no isolation '{spec.isolation[:64]}', only {' and '.join(ISOLATIONS)}."
+            )
         self.templates.get(spec.template)
 
     def _gauges(self) -> Iterable[FunctionGauges]:

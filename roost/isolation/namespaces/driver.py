@@ -336,6 +336,7 @@ def _message(spec: RoomSpec, base: int, mounts: Sequence[Mount], joins: int) -> 
         "open_files": spec.limits.open_files,
         "shm_mb": max(1, spec.limits.memory_mb // 2),
         "capabilities": sorted(linux.CAPABILITIES[name] for name in spec.capabilities),
+        "strict": spec.strict,
         "lower": len(spec.lower),
         "joins": joins,
     }

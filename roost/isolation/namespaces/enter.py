@@ -12,6 +12,7 @@ import os
 import random
 import resource
 import signal
+import sys
 from collections.abc import Callable
 
 from roost.isolation import landlock, linux
@@ -21,6 +22,12 @@ from roost.isolation.namespaces.policy import RoomPolicy
 from roost.isolation.namespaces.request import Request
 
 ZYGOTE_FILES = 4096  # the zygote's own limit of descriptors, so none is above it
+_RUN = """
+import importlib, os, sys
+for descriptor in (3, 4):
+    os.set_inheritable(descriptor, False)
+importlib.import_module(sys.argv.pop()).run(3, 4)
+"""
 _OOM_SCORE = 500  # when the whole machine is short of memory, rooms go before the server
 
 
@@ -46,6 +53,13 @@ def enter(request: Request, policy: RoomPolicy, guest: Callable[[int, int], None
         code = 0
     finally:
         os._exit(code)
+
+
+def execute(module: str) -> None:
+    """Run the guest in a new program: what the zygote had in memory, and where, is gone. Raises OSError."""
+    for descriptor in (3, 4):
+        os.set_inheritable(descriptor, True)
+    os.execve(sys.executable, [sys.executable, "-P", "-c", _RUN, module], {})  # noqa: S606
 
 
 def _steps(request: Request, policy: RoomPolicy) -> list[tuple[str, Callable[[], None]]]:

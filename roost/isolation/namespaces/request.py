@@ -18,6 +18,7 @@ class Request:
     open_files: int
     shm_mb: int
     capabilities: frozenset[int]  # that the room's root keeps
+    strict: bool  # the guest is executed, and nothing of the zygote is left
     cgroup: int  # of the v2 tree
     userns: int
     netns: int
@@ -45,6 +46,7 @@ class Request:
             open_files=message["open_files"],
             shm_mb=message["shm_mb"],
             capabilities=frozenset(message["capabilities"]),
+            strict=message["strict"],
             joins=tuple(fds[len(cls.FDS) : joined]),
             lower=tuple(fds[joined:after]),
             mount_fds=tuple(fds[after:]),

@@ -21,7 +21,7 @@ from collections.abc import Callable
 
 from roost.isolation import linux
 from roost.isolation.namespaces import wire
-from roost.isolation.namespaces.enter import ZYGOTE_FILES, enter
+from roost.isolation.namespaces.enter import ZYGOTE_FILES, enter, execute
 from roost.isolation.namespaces.policy import RoomPolicy
 from roost.isolation.namespaces.request import Request
 
@@ -29,10 +29,12 @@ from roost.isolation.namespaces.request import Request
 class Zygote:
     """Serves one connection."""
 
-    def __init__(self, sock: socket.socket, policy: RoomPolicy, guest: Callable[[int, int], None]) -> None:
+    def __init__(self, sock: socket.socket, policy: RoomPolicy, guest: Callable[[int, int], None], module: str) -> None:
+        """`guest` is the entry point that `module` has."""
         self._sock = sock
         self._policy = policy
         self._guest = guest
+        self._module = module
         self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
 
     def serve(self) -> None:
@@ -68,7 +70,8 @@ class Zygote:
             request = Request.parse(message, fds)
             pid, pidfd = linux.fork_into(request.cgroup, linux.CLONE_NEWPID)
             if pid == 0:
-                enter(request, self._policy, self._guest)
+                strict = request.strict
+                enter(request, self._policy, (lambda *_: execute(self._module)) if strict else self._guest)
             pidfds.append(pidfd)
             reply["pid"] = pid
         except OSError as error:
@@ -99,7 +102,7 @@ def main() -> None:
     except Exception as error:
         wire.send(sock, {"error": f"{type(error).__name__}: {error}"})
         return
-    zygote = Zygote(sock, RoomPolicy.from_json(setup["policy"]), guest.run)
+    zygote = Zygote(sock, RoomPolicy.from_json(setup["policy"]), guest.run, setup["guest"])
     wire.send(sock, {"ready": True})
     gc.disable()
     gc.collect()
