@@ -37,7 +37,8 @@ def check_config(config: FunctionConfig) -> None:
     _check_environment(config.environment_variables or {})
     _check_isolation(config)
     if config.roost is not None:
-        parse_rules([*(config.roost.allow_out or ()), *(config.roost.deny_out or ())])
+        _check_egress("roost.allowOut", config.roost.allow_out)
+        _check_egress("roost.denyOut", config.roost.deny_out)
     if config.instance_lifecycle_config is not None:
         _check_hook("initializer", config.instance_lifecycle_config.initializer)
         _check_hook("preStop", config.instance_lifecycle_config.pre_stop)
@@ -101,6 +102,13 @@ def _check_environment(variables: dict[str, str]) -> None:
     size = sum(len(name.encode()) + len(value.encode()) for name, value in variables.items())
     if size > _ENVIRONMENT_BYTES:
         raise InvalidArgument(f"environmentVariables: {size} bytes; all names and values together may have 4096.")
+
+
+def _check_egress(field: str, rules: list[str] | None) -> None:
+    try:
+        parse_rules(rules or ())
+    except InvalidArgument as error:
+        raise InvalidArgument(f"{field}: {error.message}") from None
 
 
 def _check_isolation(config: FunctionConfig) -> None:

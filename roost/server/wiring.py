@@ -326,7 +326,7 @@ class Wiring:
             audit=self.audit.record,
         )
         self.sandbox_domain = config.sandbox_domain
-        control = Starlette(
+        self.api = Starlette(
             routes=[
                 *console_routes(console),
                 *Tenants(self.key_book, self.quotas, self.identity).routes(),
@@ -337,7 +337,7 @@ class Wiring:
                 *e2b,
             ]
         )
-        self.control = Audited(control, self.audit.record)
+        self.control = Audited(self.api, self.audit.record)
 
     def _who(self, config: Config) -> None:
         """Who may do what, and how much of it."""

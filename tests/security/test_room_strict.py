@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest_asyncio
 from e2b_code_interpreter import Sandbox
 
 from roost.isolation.namespaces.room import NamespacesRoom
+from tests.support.interpreter import data_packages
 from tests.support.rooms import World, probe_bundle, world
 from tests.support.sdk import Sdk
 from tests.support.server import NOTHING, Remains, Server, running
@@ -70,6 +72,8 @@ async def test_a_strict_room_has_the_same_walls(made: World, rooms: Rooms) -> No
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     data_dir: Path = tmp_path_factory.mktemp("roost") / "data"
+    data_dir.mkdir()
+    subprocess.run(["cp", "-al", str(data_packages().parent), str(data_dir / "packages")], check=True)
     with running(data_dir, config='sandbox_isolation = "strict"\n') as server:
         yield server
     assert Remains.of(data_dir) == NOTHING

@@ -121,7 +121,7 @@ def _addressed() -> list[tuple[str, str]]:
 
 def test_every_route_has_a_role_and_every_role_a_route(tmp_path: Path) -> None:
     share_bundle(tmp_path)
-    routes = Wired(Config(data_dir=tmp_path)).control.routes
+    routes = Wired(Config(data_dir=tmp_path)).api.routes
     found = {(method, route.path) for route in routes for method in route.methods - {"HEAD"}}  # type: ignore[attr-defined]
     assert found - TABLE.keys() == set()
     assert {route for route in TABLE.keys() - found if route[1] not in DATA_PLANE} == set()
