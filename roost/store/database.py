@@ -111,7 +111,8 @@ class Database:
     def __init__(self, backend: Backend, *, lock: Path) -> None:
         self._backend = backend
         self._lock = lock
-        self._queue: SimpleQueue[Item | None] = SimpleQueue()
+        self._queue: SimpleQueue[list[Item] | None] = SimpleQueue()
+        self._gathering: list[Item] = []  # of this turn of the loop
         self._waiting = 0  # items that are not settled
         self._thread: threading.Thread | None = None
         self._lock_fd = -1
@@ -132,6 +133,7 @@ class Database:
         if thread is None:
             return
         self._backend.hurry()
+        self._hand_over()
         self._queue.put(None)
         await asyncio.to_thread(thread.join)
         os.close(self._lock_fd)
@@ -166,8 +168,16 @@ class Database:
         if self._waiting >= QUEUE_LIMIT:
             raise Throttled("Too many changes wait for the disk.", retry_after=1.0)
         self._waiting += 1
-        self._queue.put(item)
+        self._gathering.append(item)
+        if len(self._gathering) == 1:
+            # What comes in one turn goes together: each waking of the writer would take the interpreter from the loop.
+            self._loop.call_soon(self._hand_over)
         return item.done
+
+    def _hand_over(self) -> None:
+        if self._gathering:
+            self._queue.put(self._gathering)
+            self._gathering = []
 
     def _open(self) -> None:
         self._lock_fd = _lock(self._lock)
@@ -190,16 +200,16 @@ class Database:
         finally:
             self._backend.close()
 
-    def _gather(self, first: Item) -> tuple[list[Item], bool]:
-        batch = [first]
+    def _gather(self, batch: list[Item]) -> tuple[list[Item], bool]:
+        """All that waits, but for more than BATCH_LIMIT and what came in one turn; whether it is the last."""
         while len(batch) < BATCH_LIMIT:
             try:
-                item = self._queue.get_nowait()
+                items = self._queue.get_nowait()
             except Empty:
                 return batch, False
-            if item is None:
+            if items is None:
                 return batch, True
-            batch.append(item)
+            batch += items
         return batch, False
 
     def _settle(self, batch: list[Item]) -> None:
