@@ -190,10 +190,14 @@ async def test_a_server_that_ends_on_a_full_disk_does_not_wait_for_it(
     await log.start()
     await asyncio.sleep(0.1)
 
-    def full(descriptor: int) -> None:
-        raise OSError(28, "No space left on device")
+    write = os.write
 
-    monkeypatch.setattr(os, "fdatasync", full)
+    def full(descriptor: int, data: bytes) -> int:
+        if descriptor == log._file:
+            raise OSError(28, "No space left on device")
+        return write(descriptor, data)
+
+    monkeypatch.setattr(os, "write", full)
     log.record(event(1))
     async with asyncio.timeout(5):
         await log.close()

@@ -1,4 +1,4 @@
-"""Writes the audit log: from memory to the disk by one thread, in batches that are synced and signed.
+"""Writes the audit log: from memory to the disk by one thread, which syncs and signs a few times a second.
 
 What was recorded before the last sync outlives a power cut, what was written the death of the process. An event that
 finds too many before it, or a disk that stays full, is lost; how many were is the next thing that is recorded.
@@ -7,6 +7,7 @@ finds too many before it, or a disk that stays full, is lost; how many were is t
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import threading
@@ -29,6 +30,8 @@ QUEUE_LIMIT = 20_000
 _BATCH = 1000
 _FILE_BYTES = 16 << 20
 _RETRY_S = 1.0
+#: A sync for each event would cost each command in a sandbox a millisecond.
+_SYNC_S = 0.2
 _COMPLAIN_S = 60.0
 
 
@@ -52,6 +55,7 @@ class AuditLog:
         self._thread: threading.Thread | None = None
         self._file = -1
         self._size = 0
+        self._unsynced_since: float | None = None  # of `time.monotonic`
         self._complained = 0.0
 
     async def start(self) -> None:
@@ -163,19 +167,26 @@ class AuditLog:
                 batch.append((self._clock(), self._loss()))
             if batch:
                 self._write_sometime(batch)
+            if ended or self._wait() == 0:
+                self._sync()
 
     def _gather(self) -> tuple[list[tuple[float, AuditEvent]], bool]:
-        item = self._queue.get()
-        batch = []
-        while item is not None:
-            batch.append(item)
-            if len(batch) >= _BATCH:
-                return batch, False
-            try:
+        """What has come, when something has or it is time to sync; whether it is the last."""
+        batch: list[tuple[float, AuditEvent]] = []
+        with contextlib.suppress(Empty):
+            item = self._queue.get(timeout=self._wait())
+            while item is not None:
+                batch.append(item)
+                if len(batch) >= _BATCH:
+                    return batch, False
                 item = self._queue.get_nowait()
-            except Empty:
-                return batch, False
-        return batch, True
+            return batch, True
+        return batch, False
+
+    def _wait(self) -> float | None:
+        """Seconds until the next sync; None while there is nothing to sync."""
+        since = self._unsynced_since
+        return None if since is None else max(0.0, since + _SYNC_S - time.monotonic())
 
     def _loss(self) -> AuditEvent:
         count, self._told = self._lost - self._told, self._lost
@@ -190,10 +201,7 @@ class AuditLog:
                 self._write(batch)
                 break
             except OSError as error:
-                now = time.monotonic()
-                if now - self._complained > _COMPLAIN_S or not self._complained:
-                    self._complained = now
-                    _log.error("the audit log can't be written: %s", error.strerror)
+                self._complain(error)
                 if self._stopping.wait(_RETRY_S):
                     _log.error("%d events are missing in the audit log", len(batch))
                     break
@@ -211,19 +219,31 @@ class AuditLog:
             left = memoryview(data)
             while left:
                 left = left[os.write(self._file, left) :]
-            os.fdatasync(self._file)
         except OSError:
             os.ftruncate(self._file, self._size)
             raise
         self._seq, self._prev = seq, prev
         self._size += len(data)
-        # From here on it is written: a head that is late is caught up with by the next one.
+        if self._unsynced_since is None:
+            self._unsynced_since = time.monotonic()
+
+    def _sync(self) -> None:
+        """What is written outlives the machine, and is signed. What fails is tried again with what comes next."""
         try:
+            os.fdatasync(self._file)
             self._sign()
             if self._size >= self._file_bytes:
                 self._turn()
+            self._unsynced_since = None
         except OSError as error:
-            _log.error("the head of the audit log can't be written: %s", error.strerror)
+            self._complain(error)
+            self._unsynced_since = time.monotonic()
+
+    def _complain(self, error: OSError) -> None:
+        now = time.monotonic()
+        if now - self._complained > _COMPLAIN_S or not self._complained:
+            self._complained = now
+            _log.error("the audit log can't be written: %s", error.strerror)
 
     def _sign(self) -> None:
         head = Head(
