@@ -111,6 +111,11 @@ class SandboxAssembly:
         self._time_zone = time_zone
         places.layers.mkdir(parents=True, exist_ok=True, mode=0o700)
 
+    @property
+    def strict(self) -> bool:
+        """Whether rooms here are strict."""
+        return self._isolation == STRICT
+
     def spec(self, sandbox: Sandbox) -> FunctionSpec:
         """The sandbox as an instance knows it, on this server."""
         return replace(spec_of(sandbox), isolation=self._isolation)
@@ -175,7 +180,7 @@ class SandboxAssembly:
             lower=self.images.paths(below(foundation.layers)),
             mounts=tuple(mounts),
             capabilities=ROOT_CAPABILITIES,
-            strict=spec.isolation == STRICT,
+            strict=self.strict,
         )
         start = self.start_message(spec, sandbox.id, sandbox.template, foundation)
         return await self.furnish(spec, room, start)

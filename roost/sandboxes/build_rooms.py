@@ -12,7 +12,7 @@ from dataclasses import replace
 from roost.instances.background import Background
 from roost.instances.instance import Instance, Prepared, Surroundings
 from roost.isolation.driver import ROOT_CAPABILITIES, RoomSpec
-from roost.model.function import FunctionSpec, Idle, Runtime
+from roost.model.function import EgressRules, FunctionSpec, Idle, Runtime
 from roost.model.instance import StopReason
 from roost.model.sandbox import Foundation
 from roost.model.session import Session
@@ -84,13 +84,14 @@ class _BuildPreparer:
             lower=needs.lower,
             mounts=needs.mounts,
             capabilities=ROOT_CAPABILITIES,
+            strict=self._assembly.strict,
         )
         start = self._assembly.start_message(spec, needs.id, spec.name, foundation)
         return await self._assembly.furnish(spec, room, start)
 
 
 def _spec_of(needs: RoomNeeds) -> FunctionSpec:
-    """Builds may install packages from the server's indexes."""
+    """Builds may install packages from the server's indexes, and reach what the server opens to all sandboxes."""
     return FunctionSpec(
         account=needs.account,
         name="build",
@@ -102,5 +103,6 @@ def _spec_of(needs: RoomNeeds) -> FunctionSpec:
         concurrency=SLOTS,
         template=needs.root,
         packages=("pypi", "npm"),
+        egress=EgressRules(usual=True),
         idle=Idle(freeze_after_s=_NEVER, stop_after_s=_NEVER),
     )

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from e2b import Sandbox
+from e2b import Sandbox, Template
 
 from tests.integration.test_server_audit import shown
 from tests.support.sdk import Sdk
@@ -144,6 +144,23 @@ def test_what_was_asked_for_is_in_the_audit(server: Server, canary: int) -> None
             return {(one["target"], one["outcome"]) for one in shown(server.data_dir) if one["actor"] == actor}
 
         server.until(lambda: wanted <= told())
+
+
+def test_what_is_open_to_all_is_open_to_builds_and_not_to_who_refuses_it(tmp_path: Path, canary: int) -> None:
+    config = f'egress_private = ["127.0.0.0/8", "::1"]\nsandbox_allow_out = ["localhost:{canary}"]\n'
+    url = f"http://localhost:{canary}/"
+    with running(tmp_path / "data", config=config) as server:
+        options = {"api_url": server.url, "sandbox_url": server.url, "api_key": "e2b_" + "0" * 40}
+        code = f"{FETCH}\nopen('/tmp/found', 'w').write(str(through({url!r})))"
+        (tmp_path / "fetch.py").write_text(code)
+        template = Template(file_context_path=tmp_path).from_template("base").copy("fetch.py", "/tmp/fetch.py")
+        Template.build(template.run_cmd("python3 /tmp/fetch.py"), "fetched", **options)
+        with Sandbox.create("fetched", **options) as box:
+            assert box.files.read("/tmp/found") == "reached"
+            assert run(box, f"through({url!r})") == "reached"
+        with sandbox(server, allow_internet_access=False) as box:
+            assert run(box, f"through({url!r})") != "reached"
+    assert Remains.of(tmp_path / "data") == NOTHING
 
 
 def test_without_the_operator_s_leave_no_rule_opens_the_server_s_networks(tmp_path: Path, canary: int) -> None:
