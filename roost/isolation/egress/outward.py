@@ -34,7 +34,7 @@ PROXY_SOCKET = "proxy.sock"
 PROXY_URL = "http://127.0.0.1:3129"
 
 _HTTP, _HTTPS = 80, 443
-_CHUNK = 64 << 10
+_BUFFER = 16 << 10  # that wait on each end of a connection, read and to be written: a room may have many of them
 _HEAD = 64 << 10
 _MOST_DIALLED = 3
 _CONNECT_ESTABLISHED = b"HTTP/1.1 200 Connection established\r\n\r\n"
@@ -52,7 +52,7 @@ Resolve = Callable[[str, int], Awaitable[list[Address]]]
 class OutwardLimits:
     """Of one room. Seconds and bytes."""
 
-    connections: int = 256
+    connections: int = 128
     lookups: int = 4  # of names, at once
     head_s: float = 15.0  # until it has said what it wants
     dial_s: float = 15.0
@@ -110,7 +110,7 @@ class RoomProxy:
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         listener.bind(str(self._path))
         os.chmod(self._path, 0o666)  # noqa: PTH101, S103 - of the socket itself; its folder is this room's
-        self._server = await asyncio.start_unix_server(self._accept, sock=listener, limit=_HEAD, backlog=128)
+        self._server = await asyncio.start_unix_server(self._accept, sock=listener, limit=_BUFFER, backlog=128)
 
     async def close(self) -> None:
         """End all of it. Idempotent."""
@@ -261,19 +261,22 @@ class RoomProxy:
             raise Refused(502, f"{name} has no address.")
         return found
 
-    async def _dial(self, targets: list[Target]) -> _Side:
-        """Raises Refused."""
+    async def _dial(self, targets: list[Target]) -> tuple[_Side, Target]:
+        """The first that can be reached. Raises Refused."""
         for target in targets[:_MOST_DIALLED]:
             try:
                 async with asyncio.timeout(self._limits.dial_s):
-                    return _Side(*await asyncio.open_connection(str(target.address), target.port, limit=_HEAD))
+                    ends = await asyncio.open_connection(str(target.address), target.port, limit=_BUFFER)
+                    return _Side(*ends), target
             except (OSError, TimeoutError):
                 continue
         raise Refused(502, f"{targets[0].name or targets[0].address}:{targets[0].port} can't be reached.")
 
     @contextlib.contextmanager
     def _under_way(self, target: Target) -> Iterator[None]:
-        """`change` may cut it."""
+        """`change` may cut it. Raises Refused when it came before."""
+        if not self._policy.allows(target):
+            raise Refused(403, "The policy of this room has changed.")
         task = asyncio.current_task()
         assert task is not None
         self._open[task] = target
@@ -306,16 +309,15 @@ class RoomProxy:
             await self._plain_http(near, host, early)
             return
         try:
-            targets = await self._admitted(host, port)
-            far = await self._dial(targets)
+            far, target = await self._dial(await self._admitted(host, port))
         except Refused as refused:
             await refuse(refused)
             return
         try:
-            with self._under_way(targets[0]):
+            with self._under_way(target):
                 await near.send(accept)
                 if port == _HTTPS:
-                    early = await self._hello(near, targets[0].name, early)
+                    early = await self._hello(near, target.name, early)
                 await self._splice(near, far, early)
         except Refused as refused:
             self._on_request(f"{host[:255]}:{port}", False)
@@ -389,9 +391,9 @@ class RoomProxy:
         _check_host(headers, host, port)
         method = request.method.decode("ascii")
         targets = await self._admitted(host, port, method=method, path=place.partition("?")[0])
-        far = await self._dial(targets)
+        far, dialled = await self._dial(targets)
         try:
-            with self._under_way(targets[0]):
+            with self._under_way(dialled):
                 client = h11.Connection(h11.CLIENT, max_incomplete_event_size=_HEAD)
                 head = h11.Request(method=request.method, target=place, headers=[*headers, (b"connection", b"close")])
                 await self._forward(far, client, head)
@@ -464,9 +466,10 @@ class _Side:
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader = reader
         self._writer = writer
+        writer.transport.set_write_buffer_limits(high=_BUFFER)
 
     async def read(self) -> bytes:
-        return await self._reader.read(_CHUNK)
+        return await self._reader.read(2 * _BUFFER)
 
     async def exactly(self, count: int) -> bytes:
         return await self._reader.readexactly(count)
