@@ -86,7 +86,7 @@ def console_routes(console: Console) -> list[Route]:
         account = caller("/roost/instances", request).account
         every = [*console.roster.instances(), *console.sandboxes()]
         mine = [i for i in every if i.spec.account == account]
-        return JSONResponse({"instances": [describe(i) for i in mine]})
+        return JSONResponse({"instances": [describe(i, console.drivers[0]) for i in mine]})
 
     async def logs(request: Request) -> Response:
         account = caller("/roost/functions/{name}/logs", request).account
@@ -132,7 +132,7 @@ def _with_errors(handler: Handler) -> Handler:
     return endpoint
 
 
-def describe(instance: Instance) -> dict[str, Any]:
+def describe(instance: Instance, driver: str) -> dict[str, Any]:
     """One row of `roost ps`."""
     room = instance.room
     try:
@@ -151,7 +151,8 @@ def describe(instance: Instance) -> dict[str, Any]:
         "cpuMs": used.cpu_us // 1000 if used else 0,
         "created": instance.created,
         "pid": room.pid if room else None,
-        "driver": instance.spec.isolation,
+        "driver": driver,
+        "isolation": instance.spec.isolation,
     }
 
 

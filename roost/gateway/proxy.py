@@ -98,6 +98,7 @@ class Exchange:
         "_rewriter",
         "_sending",
         "_slot",
+        "_unsaid",
         "_upstream",
         "error",
         "filter",
@@ -117,6 +118,7 @@ class Exchange:
         self._rewriter: Rewriter | None = None
         self._ended = False
         self._keep_alive = False
+        self._unsaid: tuple[ResponseHead, int | None] | None = None  # the reply's head, with the length that it gets
         self._on_end: Callable[[End], None] | None = None  # while it runs
         self._slot = 0  # of the upstream's deadlines
         self._held: asyncio.Task[None] | None = None  # prepares the reply
@@ -263,13 +265,16 @@ class Exchange:
         self._chunked_reply = not bodiless and length is None and asked.http11
         delimited = bodiless or length is not None or self._chunked_reply
         self._keep_alive = request.keep_alive and delimited and not request.connection.draining
+        self._unsaid = (head, length)
         if (prepare := reply.prepare) is not None:
-            self._hold(prepare, head, length)
-        else:
-            self._out.append(self._response_head(head, length))
+            self._hold(prepare)
         return not bodiless
 
     def _response_head(self, head: ResponseHead, length: int | None) -> bytes:
+        # Answered before it was all there: the connection is going to be closed, and who isn't told sends its next
+        # request into it.
+        if self._ended and not self._request.body_ended:
+            self._keep_alive = False
         return response_head(
             head,
             extra=self._reply.lines(head),
@@ -280,7 +285,7 @@ class Exchange:
             strip_ours=self._reply.strip_ours,
         )
 
-    def _hold(self, prepare: Callable[[], Coroutine[None, None, None]], head: ResponseHead, length: int | None) -> None:
+    def _hold(self, prepare: Callable[[], Coroutine[None, None, None]]) -> None:
         """Keep the reply back until it is prepared; what comes with its head waits, the rest stays in the socket."""
 
         def prepared(task: asyncio.Task[None]) -> None:
@@ -289,7 +294,6 @@ class Exchange:
                 return
             if (error := task.exception()) is not None:
                 _log.error("a reply was not prepared", exc_info=error)
-            self._out.insert(0, self._response_head(head, length))
             if self._upstream is not None:
                 self._upstream.resume()
             self.flush()
@@ -318,6 +322,9 @@ class Exchange:
         if self._on_end is None or self._held is not None:
             return  # held back; or timed out or gone meanwhile: then the client has had its answer
         out, request = self._out, self._request
+        if self._unsaid is not None:
+            out.insert(0, self._response_head(*self._unsaid))
+            self._unsaid = None
         if out:
             request.write(out[0] if len(out) == 1 else b"".join(out))
             out.clear()

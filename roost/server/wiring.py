@@ -277,7 +277,7 @@ class Wiring:
             exists=lambda account, name: _ignore(self.catalog.get(account, name)),
             functions=lambda account: len(self.catalog.list(account)),
             data_dir=str(data),
-            drivers=ISOLATIONS,
+            drivers=(self.driver.name,),
             identity=self.identity,
         )
         fc = build_fc_api(

@@ -85,7 +85,7 @@ def test_a_strict_function_works_as_any(server: Server) -> None:
     for name, isolation in (("strict", "strict"), ("plain", "namespaces")):
         server.deploy(name, {"index.py": code}, roost={"isolation": isolation})
         assert fc.reply(name, b"hello").startswith(b"hello0x")
-    levels = {one["function"]: one["driver"] for one in server.instances()}
+    levels = {one["function"]: one["isolation"] for one in server.instances()}
     assert levels == {"strict": "strict", "plain": "namespaces"}
     with server.client() as client:
         refused = client.put("/2023-03-30/functions/plain", json={"roost": {"isolation": "gvisor"}})
