@@ -1,4 +1,4 @@
-"""What a room may reach of the world: its package indexes and its model, through the host, and nothing else."""
+"""What a room may reach of the world through the host: its package indexes, its model, and what rules open."""
 
 from __future__ import annotations
 
@@ -113,8 +113,8 @@ class _Told:
 class RoomEgress:
     """Implements `assembly.Egress`: a socket for each room that may reach something, in a folder of its own.
 
-    `on_bytes(account, function, count)` is told what package indexes are about to send to rooms; it may raise
-    Throttled. `audit` is told of every request that a room sends out.
+    `on_bytes(account, function, count)` is told what package indexes are about to send to rooms, and what goes through
+    their proxies; it may raise Throttled. `audit` is told of every request that a room sends out.
     """
 
     def __init__(
@@ -165,7 +165,6 @@ class RoomEgress:
             return None, {}
         directory = run_dir / "egress"
         directory.mkdir(mode=0o755, exist_ok=True)
-
         told = _Told(self._audit, spec, run_dir.name, keyed=endpoint is not None and bool(endpoint.api_key))
         index = self._index.room(spec.packages, self._counted(spec), told.index)
         model = ModelProxy(endpoint, self._client, told.model) if endpoint else None
@@ -198,8 +197,10 @@ class RoomEgress:
             on_bytes=self._counted(spec),
             on_request=told.world,
         )
+        self._proxies[run_dir] = proxy  # before anything is awaited: two changes at once make one
         await proxy.start()
-        self._proxies[run_dir] = proxy
+        if self._proxies.get(run_dir) is not proxy:  # the room went meanwhile
+            await proxy.close()
 
     def _counted(self, spec: FunctionSpec) -> Callable[[int], None]:
         account, name = spec.account, spec.name

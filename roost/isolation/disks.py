@@ -239,11 +239,12 @@ class Disks:
     async def nameless(self, size_mb: int) -> Nameless:
         """An empty disk for a room that is yet to come. Its image lies in this object's folder until it gets a name."""
         image = self._directory / f"{secrets.token_hex(8)}{_NAMELESS}"
-        await asyncio.to_thread(_copy_blank, await self._blank(size_mb), image)
+        blank = await self._blank(size_mb)
         try:
+            await asyncio.to_thread(_copy_blank, blank, image)
             return Nameless(await self.attach(image), image)
         except BaseException:
-            image.unlink()
+            image.unlink(missing_ok=True)
             raise
 
     def is_beside(self, path: Path) -> bool:

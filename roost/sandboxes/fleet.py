@@ -231,7 +231,8 @@ class SandboxFleet:
         entry = self._entry(account, id)
         sandbox = await self._lives.change(entry, network=network, internet=internet)
         if entry.instance is not None:
-            await self._lives.assembly.network_changed(sandbox)
+            # As it is now: of two changes at once the last one holds.
+            await self._lives.assembly.network_changed(entry.sandbox)
         return sandbox
 
     @staticmethod

@@ -451,6 +451,21 @@ async def test_lookups_that_hang_hold_up_nobody_else(world: World, monkeypatch: 
         assert await third == [HOUSE]
 
 
+async def test_a_tunnel_is_idle_when_neither_way_moves(world: World) -> None:
+    async def tell(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        for _ in range(12):
+            writer.write(b"x")
+            await asyncio.sleep(0.1)
+        await asyncio.sleep(30)
+
+    port = await world.serve(tell)
+    await world.open(f"good.test:{port}", limits=OutwardLimits(idle_s=0.5))
+    began = asyncio.get_running_loop().time()
+    reply = await world.say(b"CONNECT good.test:%d HTTP/1.1\r\nhost: x\r\n\r\n" % port)
+    assert reply.endswith(b"x" * 12)  # the client was silent for longer than that
+    assert asyncio.get_running_loop().time() - began < 8
+
+
 async def test_an_account_s_budget_cuts_a_tunnel(world: World) -> None:
     port = await world.serve(echo)
     world.most = 1000

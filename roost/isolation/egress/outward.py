@@ -37,6 +37,7 @@ _HTTP, _HTTPS = 80, 443
 _BUFFER = 16 << 10  # that wait on each end of a connection, read and to be written: a room may have many of them
 _HEAD = 64 << 10
 _MOST_DIALLED = 3
+_STALL_S = 600.0
 _CONNECT_ESTABLISHED = b"HTTP/1.1 200 Connection established\r\n\r\n"
 _HOP_BY_HOP = frozenset(
     {
@@ -78,8 +79,8 @@ def proxy_environment() -> dict[str, str]:
 
 
 class RoomProxy:
-    """One room's. `on_bytes` is told what goes either way and may raise Throttled; `on_request` each `host:port` that
-    was asked for, and whether it may be reached."""
+    """One room's. `resolver` looks names up; `on_bytes` is told what goes either way and may raise Throttled;
+    `on_request` is told each `host:port` that was asked for, and whether it may be reached."""
 
     def __init__(
         self,
@@ -353,7 +354,8 @@ class RoomProxy:
         if early:
             self._spend(len(early))
             await far.send(early)
-        ways = [asyncio.create_task(self._pump(*ends)) for ends in ((near, far), (far, near))]
+        idle = _Idle(self._limits.idle_s)
+        ways = [asyncio.create_task(self._pump(*ends, idle)) for ends in ((near, far), (far, near))]
         try:
             done, _ = await asyncio.wait(ways, return_when=asyncio.FIRST_EXCEPTION)
             for way in done:
@@ -364,14 +366,10 @@ class RoomProxy:
                 way.cancel()
             await asyncio.gather(*ways, return_exceptions=True)
 
-    async def _pump(self, source: _Side, sink: _Side) -> None:
-        while True:
-            async with asyncio.timeout(self._limits.idle_s):
-                data = await source.read()
-                if not data:
-                    break
-                self._spend(len(data))
-                await sink.send(data)
+    async def _pump(self, source: _Side, sink: _Side, idle: _Idle) -> None:
+        while data := await idle.watch(source.read):
+            self._spend(len(data))
+            await sink.send(data)
         sink.end()
 
     # --- plain HTTP ----------------------------------------------------------------------------------------------
@@ -460,6 +458,28 @@ class RoomProxy:
             await sink.send(data)
 
 
+class _Idle:
+    """Of a connection whose two ways are idle together: one may be silent for as long as the other moves."""
+
+    def __init__(self, most_s: float) -> None:
+        self._most_s = most_s
+        self._moved = asyncio.get_running_loop().time()
+
+    async def watch(self, read: Callable[[], Awaitable[bytes]]) -> bytes:
+        """What is read. Raises TimeoutError when neither way has moved for too long."""
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                async with asyncio.timeout_at(max(self._moved + self._most_s, loop.time() + 0.01)):
+                    data = await read()
+            except TimeoutError:
+                if loop.time() < self._moved + self._most_s:
+                    continue  # the other way moved meanwhile
+                raise
+            self._moved = loop.time()
+            return data
+
+
 class _Side:
     """One end of a connection."""
 
@@ -475,8 +495,10 @@ class _Side:
         return await self._reader.readexactly(count)
 
     async def send(self, data: bytes) -> None:
+        """Raises TimeoutError when the other end does not take it for too long."""
         self._writer.write(data)
-        await self._writer.drain()
+        async with asyncio.timeout(_STALL_S):
+            await self._writer.drain()
 
     def end(self) -> None:
         with contextlib.suppress(OSError):

@@ -23,7 +23,12 @@ class Resolver:
         await self._places.acquire()
         loop = asyncio.get_running_loop()
         found: asyncio.Future[list[Address]] = loop.create_future()
-        threading.Thread(target=self._look, args=(name, port, loop, found), name="roost-resolve", daemon=True).start()
+        look = threading.Thread(target=self._look, args=(name, port, loop, found), name="roost-resolve", daemon=True)
+        try:
+            look.start()
+        except RuntimeError as error:  # the machine has no thread to give
+            self._places.release()
+            raise OSError(str(error)) from error
         return await found
 
     def _look(
