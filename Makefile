@@ -1,4 +1,4 @@
-# make up      set up, start Roost in the background, deploy the examples
+# make up      set up, start Roost in the background, deploy the examples; sudo make up: with hard limits
 # make test    set up, and run every check and test
 # make up MODEL=local   the same with a small model on this machine, after make local-model
 # Others: install, down, local-model, soak, bench, lock, clean
@@ -6,17 +6,13 @@
 SHELL := /bin/sh
 BIN := .venv/bin
 ROOST := $(CURDIR)/$(BIN)/roost
-# Rooms are made by root. Settings that the server reads from the environment go along.
-KEEP := OPENAI_BASE_URL,OPENAI_API_KEY,OPENAI_MODEL,OTEL_EXPORTER_OTLP_ENDPOINT,XDG_DATA_HOME,ROOST_URL
-AS_ROOT := $(shell [ "$$(id -u)" = 0 ] || echo sudo --preserve-env=$(KEEP))
 NPM_SDKS := tests/acceptance/e2b_js
-NEEDS_ROOT := [ "$$(id -u)" = 0 ] || command -v sudo >/dev/null || \
-	{ echo "Rooms are made by root, and there is no sudo here: run this as root." >&2; exit 1; }
 EXAMPLES := $(dir $(wildcard examples/*/roost.toml))
-# A third of the time a worker waits, so there is one more than two cores.
-PYTEST := $(BIN)/python -m pytest -n 3 --dist loadfile
+# Two fifths of the time a worker waits, for timeouts, brokers and servers that start: there are twice as many as cores.
+# In the order of the folders: short tests come last, and no worker ends long after the others.
+PYTEST := $(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder
 
-.PHONY: install up down local-model root test soak bench lock clean
+.PHONY: install up down local-model root test soak fuzz bench lock clean
 .DEFAULT_GOAL := install
 
 install: .venv/.installed
@@ -42,10 +38,9 @@ $(NPM_SDKS)/node_modules/.package-lock.json: $(NPM_SDKS)/package-lock.json
 	@command -v npm >/dev/null && npm ci --prefix $(NPM_SDKS) --silent && touch $@ || echo "They could not be installed."
 
 up: install
-	@$(NEEDS_ROOT)
 	@echo "Installing the packages of code sandboxes (numpy, pandas, matplotlib...), once"
-	@$(AS_ROOT) $(ROOST) template packages >/dev/null || echo "They can't be installed now; sandboxes without them work."
-	@$(AS_ROOT) $(ROOST) up $(if $(MODEL),--model $(MODEL))
+	@$(ROOST) template packages >/dev/null || echo "They can't be installed now; sandboxes without them work."
+	@$(ROOST) up $(if $(MODEL),--model $(MODEL))
 	@[ -n "$$OPENAI_BASE_URL$$OPENAI_API_KEY$(MODEL)" ] || echo "No model is configured: set OPENAI_BASE_URL, OPENAI_API_KEY" \
 		"and OPENAI_MODEL, or run make local-model (a small one); then make down, make up (MODEL=local)."
 	@command -v node >/dev/null || echo "Node.js is not installed: the node-agent example is left out."
@@ -58,8 +53,7 @@ up: install
 	@echo "Stop Roost:          make down"
 
 down: install
-	@$(NEEDS_ROOT)
-	@$(AS_ROOT) $(ROOST) down
+	@$(ROOST) down
 
 # A small real model for agents without a key: `roost up --model local`. Compiles for some minutes.
 local-model: install
@@ -82,14 +76,22 @@ test: root .venv/.installed-dev $(NPM_SDKS)/node_modules/.package-lock.json
 soak: root .venv/.installed-dev
 	@$(BIN)/python -m pytest -m soak tests
 
+# What reads what rooms say, with this many inputs of each kind.
+fuzz: .venv/.installed-dev
+	@FUZZ_CASES=$${FUZZ_CASES:-20000} $(PYTEST) tests/fuzz
+
 bench: root .venv/.installed-dev
 	@$(BIN)/python -m bench
+
+# What the redis client takes on these alone; the lock is made with whatever Python is here, and holds for all.
+OLD_PYTHONS := async-timeout==5.0.1; python_full_version < "3.11.3"
 
 # New pins: what the ranges in pyproject.toml resolve to today, in an environment of its own.
 lock:
 	@rm -rf .venv-lock && $$(scripts/find-python) -m venv .venv-lock
 	@.venv-lock/bin/pip install -qq --disable-pip-version-check hatchling editables '.[otel,triggers]'
 	@.venv-lock/bin/pip freeze --exclude roost > requirements.lock
+	@grep -q '^async-timeout' requirements.lock || echo '$(OLD_PYTHONS)' >> requirements.lock
 	@.venv-lock/bin/pip install -qq --disable-pip-version-check '.[otel,triggers,dev]'
 	@.venv-lock/bin/pip freeze --exclude roost | grep -Fvx -f requirements.lock > requirements-dev.lock
 	@rm -rf .venv-lock

@@ -10,7 +10,19 @@ import sys
 
 from bench import _servers
 
-ALL = ("cold_start", "warm", "burst", "frozen", "tasks", "prune", "fork_files", "sandboxes")
+ALL = (
+    "cold_start",
+    "warm",
+    "burst",
+    "frozen",
+    "tasks",
+    "prune",
+    "fork_files",
+    "sandboxes",
+    "branch",
+    "layers",
+    "neighbours",
+)
 
 
 def install_peers() -> None:

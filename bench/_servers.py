@@ -153,9 +153,10 @@ class Roost:
 
 
 @contextlib.contextmanager
-def roost(*, packages: bool = False, packages_of: Path | None = None) -> Iterator[Roost]:
+def roost(*, packages: bool = False, packages_of: Path | None = None, config: str = "") -> Iterator[Roost]:
     """`packages`: those of code contexts are there, taken from the data directory `packages_of` or else installed."""
     data_dir = Path(tempfile.mkdtemp(prefix="roost-bench-"))
+    (data_dir / "roost.toml").write_text(config)
     if packages_of is not None:
         (data_dir / "data").mkdir()
         subprocess.run(["cp", "-al", packages_of / "packages", data_dir / "data"], check=True)
@@ -164,6 +165,7 @@ def roost(*, packages: bool = False, packages_of: Path | None = None) -> Iterato
         subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL, check=True)
     port = free_port()
     command = [sys.executable, "-m", "roost.server", "--port", str(port), "--data-dir", str(data_dir / "data")]
+    command += ["--config", str(data_dir / "roost.toml")]
     process = spawn(command, cwd=ROOT, log=data_dir / "server.log")
     try:
         try:

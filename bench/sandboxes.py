@@ -41,10 +41,14 @@ class Sandboxes:
         url = f"http://127.0.0.1:{port}"
         self._options = {"api_key": "e2b_" + "0" * 40, "api_url": url, "sandbox_url": url, "timeout": LIVES_S}
         self._make = Sandbox.create
+        self._find = Sandbox.connect
         self._last: Any = None
 
     def create(self) -> Any:
         return self._make(**self._options)
+
+    def connect(self, id: str) -> Any:
+        return self._find(id, **self._options)
 
     def pair(self) -> float:
         self.end()

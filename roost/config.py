@@ -19,16 +19,19 @@ from pathlib import Path
 from typing import Any
 
 from roost.model.errors import RoostError
-from roost.model.function import ISOLATIONS, NAMESPACES
+from roost.model.function import ISOLATIONS, NAMESPACES, PROXY, WAYS_OUT
+from roost.model.taint import BLOCK, LABELS, OFF, TAINT_MODES
+from roost.model.task import MAX_HOPS
 
 _AT_LEAST_1 = (
-    "max_instances", "max_waiting", "log_file_mb", "package_cache_mb", "max_sandboxes", "sandbox_timeout",
-    "sandbox_max_timeout", "max_snapshots", "build_cache_mb",
+    "max_instances", "max_waiting", "max_hops", "log_file_mb", "package_cache_mb", "max_sandboxes", "sandbox_timeout",
+    "sandbox_max_timeout", "max_snapshots", "max_checkpoints", "build_cache_mb",
     "max_queued_tasks", "max_running_tasks", "max_running_tasks_per_function", "keep_tasks",
     "task_output_kb", "object_size_mb", "audit_mb",
 )  # fmt: skip
 #: Settings that are tables: from what to what.
 _MAPS = {"keys": "access key IDs to secrets", "images": "images to templates"}
+_LONG = 64  # of a directory's path: below it, a socket's has to fit into 107 bytes
 _DOMAIN = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?(:[0-9]{1,5})?")
 
 
@@ -65,8 +68,20 @@ class QuotaConfig:
     sandboxes: int = 0
     queued_tasks: int = 0
     egress_mb_per_day: int = 0
+    model_calls_per_day: int = 0
     requests_per_s: int = 0
     request_burst: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaintConfig:
+    """What is asked of a room by what it has read (`model.taint.TaintRules`)."""
+
+    mode: str = OFF
+    trusted: tuple[str, ...] = ()
+    private: tuple[str, ...] = ()
+    volumes: tuple[str, ...] = ()
+    start: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +94,10 @@ class Config:
     database: str = field(default="", repr=False)  # URL of a PostgreSQL database; empty: SQLite in data_dir
     region: str = "local"
     sandbox_isolation: str = NAMESPACES
+    sandbox_egress: str = PROXY  # how sandboxes that don't say reach what they may
+    sandbox_taint: TaintConfig = field(default_factory=TaintConfig)  # of sandboxes that say nothing of it
+    runsc: Path = Path()  # gVisor's program; empty: the one that is installed
+    sandbox_live: bool = True  # whether forks have what code contexts have in memory
     sandbox_allow_out: tuple[str, ...] = ()  # rules of what each sandbox may reach that does not refuse it
     egress_private: tuple[str, ...] = ()  # networks of this machine's that rules may open
     account: str = "default"  # owns everything where no keys are configured
@@ -87,6 +106,8 @@ class Config:
     quota: QuotaConfig = field(default_factory=QuotaConfig)
     max_instances: int = 1000  # alive at once on this server
     max_waiting: int = 1000  # requests that wait for an instance, per function
+    room_io_mb_per_s: int = 0  # that each room reads and writes of its disk; 0: no limit
+    max_hops: int = MAX_HOPS  # invocations that may lead to another, each started by the one before
     start_timeout: float = 30.0
     stop_grace: float = 5.0
     queue_timeout: float = 60.0
@@ -101,7 +122,12 @@ class Config:
     sandbox_memory_mb: int = 1024
     sandbox_disk_mb: int = 4096
     sandbox_cpu: float = 2.0
+    sandbox_model_calls: int = 0  # of each sandbox to its model, in its life; 0: no limit
+    mcp_tools: tuple[str, ...] = ()  # that are offered by MCP; empty: all
     max_snapshots: int = 1000  # of an account, forks aside; and as many built templates
+    max_checkpoints: int = 32  # of a sandbox; the oldest goes
+    checkpoints_days: float = 7.0  # after which they go
+    checkpoints_memory_mb: int = 4096  # that is held of all; the least used go on with their files alone
     snapshots_disk_mb: int = 102400  # of snapshots, forks and built templates together, on the host's disk
     build_cache_mb: int = 20480  # of uploads, and as much of steps that later builds may take over
     images: Mapping[str, str] = field(default_factory=dict)  # image in FROM -> the template that stands for it
@@ -125,13 +151,25 @@ class Config:
     def run_dir(self) -> Path:
         """Sockets and handles of live instances: short (a socket's path has at most 107 bytes), gone after a reboot."""
         digest = hashlib.sha256(os.fsencode(self.data_dir)).hexdigest()[:8]
-        return Path("/run/roost") / digest
+        return runtime_dir(os.geteuid(), os.environ) / digest
+
+
+def runtime_dir(uid: int, environment: Mapping[str, str]) -> Path:
+    """Where servers of a user keep their sockets: what the login has for that, else a folder of /tmp."""
+    if uid == 0:
+        return Path("/run/roost")
+    given = environment.get("XDG_RUNTIME_DIR", "")
+    return Path(given) / "roost" if given.startswith("/") and len(given) < _LONG else Path(f"/tmp/roost-{uid}")  # noqa: S108
 
 
 def default_data_dir(environment: Mapping[str, str]) -> Path:
-    """`$XDG_DATA_HOME/roost`, or `~/.local/share/roost`."""
-    base = environment.get("XDG_DATA_HOME") or str(Path.home() / ".local" / "share")
-    return Path(base) / "roost"
+    """`$XDG_DATA_HOME/roost`, or `~/.local/share/roost`; the empty path for a user without a home."""
+    if base := environment.get("XDG_DATA_HOME"):
+        return Path(base) / "roost"
+    try:
+        return Path.home() / ".local" / "share" / "roost"
+    except RuntimeError:
+        return Path()
 
 
 def load(
@@ -184,7 +222,7 @@ def _typed(name: str, value: Any, present: Any, where: str) -> Any:
         if unknown or not all(isinstance(v, str) for v in value.values()):
             raise ConfigError(f"'model' in {where} takes the strings base_url, api_key and name.")
         return replace(present, **value)
-    if isinstance(present, TlsConfig | QuotaConfig) and isinstance(value, dict):
+    if isinstance(present, TlsConfig | QuotaConfig | TaintConfig) and isinstance(value, dict):
         return replace(present, **_part(name, value, present, where))
     if isinstance(present, Mapping) and isinstance(value, dict):
         if not all(isinstance(v, str) and v for v in value.values()):
@@ -199,15 +237,23 @@ def _typed(name: str, value: Any, present: Any, where: str) -> Any:
     raise ConfigError(f"'{name}' in {where} must be {_kind(present)}, not {value!r}.")
 
 
-def _part(name: str, value: Mapping[str, Any], present: TlsConfig | QuotaConfig, where: str) -> Mapping[str, Any]:
+def _part(
+    name: str, value: Mapping[str, Any], present: TlsConfig | QuotaConfig | TaintConfig, where: str
+) -> Mapping[str, Any]:
     """A table whose values have the types of their defaults."""
     known = {f.name: getattr(present, f.name) for f in fields(present)}
     for key, given in value.items():
         if key not in known:
             raise ConfigError(f"Unknown setting '{name}.{key}' in {where}; known are: {', '.join(sorted(known))}.")
-        if type(given) is not type(known[key]):
+        if not _fits(given, known[key]):
             raise ConfigError(f"'{name}.{key}' in {where} must be {_kind(known[key])}, not {given!r}.")
-    return value
+    return {key: tuple(given) if isinstance(given, list) else given for key, given in value.items()}
+
+
+def _fits(given: Any, default: Any) -> bool:
+    if isinstance(default, tuple):
+        return isinstance(given, list) and all(isinstance(one, str) for one in given)
+    return type(given) is type(default)
 
 
 def _kind(present: Any) -> str:
@@ -241,6 +287,8 @@ def is_loopback(host: str) -> bool:
 
 def validate(config: Config) -> Config:
     """Return `config`, or raise ConfigError for the first setting that can't work."""
+    if config.data_dir == Path():
+        raise ConfigError("'data_dir' is needed, for this user has no home directory: give --data-dir.")
     if not 0 <= config.port <= 65535:
         raise ConfigError(f"'port' must be between 0 and 65535, not {config.port}.")
     if not config.keys and not is_loopback(config.host):
@@ -253,21 +301,29 @@ def validate(config: Config) -> Config:
     for name in _AT_LEAST_1:
         if getattr(config, name) < 1:
             raise ConfigError(f"'{name}' must be at least 1.")
-    if config.sandbox_timeout > config.sandbox_max_timeout:
-        raise ConfigError("'sandbox_timeout' can't be more than 'sandbox_max_timeout'.")
-    for name in ("sandbox_memory_mb", "sandbox_disk_mb", "snapshots_disk_mb", "volume_disk_mb"):
-        if not 64 <= getattr(config, name) <= 1 << 24:
-            raise ConfigError(f"'{name}' must be between 64 and {1 << 24}.")
-    if not 0.01 <= config.sandbox_cpu <= 1024:
-        raise ConfigError("'sandbox_cpu' must be between 0.01 and 1024.")
     for name in ("start_timeout", "stop_grace", "queue_timeout", "orphan_grace"):
         if not 0 < getattr(config, name) <= 3600:
             raise ConfigError(f"'{name}' must be more than 0 and at most 3600 seconds.")
+    _check_sandboxes(config)
     _check_addresses(config)
     _check_tenants(config)
     _check_egress(config)
     _check_tasks(config)
     return replace(config, data_dir=config.data_dir.absolute())
+
+
+def _check_sandboxes(config: Config) -> None:
+    if config.sandbox_timeout > config.sandbox_max_timeout:
+        raise ConfigError("'sandbox_timeout' can't be more than 'sandbox_max_timeout'.")
+    for name in ("sandbox_memory_mb", "sandbox_disk_mb", "snapshots_disk_mb", "volume_disk_mb"):
+        if not 64 <= getattr(config, name) <= 1 << 24:
+            raise ConfigError(f"'{name}' must be between 64 and {1 << 24}.")
+    if not 0 <= config.room_io_mb_per_s <= 1 << 20:
+        raise ConfigError("'room_io_mb_per_s' is a number from 0, which is no limit.")
+    if not 0 <= config.sandbox_model_calls <= 1 << 40:
+        raise ConfigError("'sandbox_model_calls' is a number from 0, which is no limit.")
+    if not 0.01 <= config.sandbox_cpu <= 1024:
+        raise ConfigError("'sandbox_cpu' must be between 0.01 and 1024.")
 
 
 def _check_addresses(config: Config) -> None:
@@ -290,6 +346,14 @@ def _check_tenants(config: Config) -> None:
 def _check_egress(config: Config) -> None:
     if config.sandbox_isolation not in ISOLATIONS:
         raise ConfigError(f"'sandbox_isolation' is one of {', '.join(ISOLATIONS)}, not {config.sandbox_isolation!r}.")
+    if config.sandbox_egress not in WAYS_OUT:
+        raise ConfigError(f"'sandbox_egress' is one of {', '.join(WAYS_OUT)}, not {config.sandbox_egress!r}.")
+    if config.sandbox_taint.mode not in TAINT_MODES:
+        raise ConfigError(f"'sandbox_taint.mode' is one of {', '.join(TAINT_MODES)}.")
+    if config.sandbox_taint.mode == BLOCK and config.sandbox_public_traffic:
+        raise ConfigError("'sandbox_taint.mode' can't be block where 'sandbox_public_traffic' lets strangers in.")
+    if set(config.sandbox_taint.start) - LABELS:
+        raise ConfigError(f"'sandbox_taint.start' lists labels: {', '.join(sorted(LABELS))}.")
     for text in config.egress_private:
         try:
             ipaddress.ip_network(text, strict=False)
@@ -305,5 +369,7 @@ def _check_tasks(config: Config) -> None:
             key = b""
         if not config.webhook_secret.startswith("whsec_") or len(key) < 16:
             raise ConfigError("'webhook_secret' is whsec_ and at least 16 random bytes in base64.")
+    if not 0 < config.checkpoints_days <= 3650:
+        raise ConfigError("'checkpoints_days' must be more than 0 and at most 3650 days.")
     if not 0 < config.keep_tasks_days <= 3650:
         raise ConfigError("'keep_tasks_days' must be more than 0 and at most 3650 days.")

@@ -14,7 +14,7 @@ _CHANGES = ("POST", "PUT", "PATCH", "DELETE")
 _READS = ("GET",)
 #: The first that fits a request says what it is; "" is told by what answers it, which knows more.
 _ACTIONS = (
-    (_CHANGES, r"/roost/(keys|quotas)(/.*)?", ""),
+    (_CHANGES, r"/roost/(keys|quotas|labels)(/.*)?", ""),
     (_CHANGES, r"/roost/mcp|/sandboxes/[^/]+/mcp", ""),
     (_CHANGES, r"/webhooks/.*", "event.take"),
     (_CHANGES, r"/roost/objects/.*|/volumecontent/.*|/templates/files/.*", "file.write"),

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import platform
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,7 +48,7 @@ class Console:
     exists: Callable[[str, str], None]
     functions: Callable[[str], int]
     data_dir: str
-    drivers: tuple[str, ...]
+    drivers: Callable[[], Mapping[str, str]]  # which driver's rooms have which isolation
 
 
 def console_routes(console: Console) -> list[Route]:
@@ -73,7 +73,7 @@ def console_routes(console: Console) -> list[Route]:
             {
                 "version": __version__,
                 "dataDir": console.data_dir if who.operator else "",
-                "drivers": list(console.drivers),
+                "drivers": list(dict.fromkeys(console.drivers().values())),
                 "auth": "keys" if console.identity.asked else "none",
                 "account": account,
                 "role": who.role.name.lower(),
@@ -86,7 +86,8 @@ def console_routes(console: Console) -> list[Route]:
         account = caller("/roost/instances", request).account
         every = [*console.roster.instances(), *console.sandboxes()]
         mine = [i for i in every if i.spec.account == account]
-        return JSONResponse({"instances": [describe(i, console.drivers[0]) for i in mine]})
+        drivers = console.drivers()
+        return JSONResponse({"instances": [describe(i, drivers.get(i.spec.isolation, "")) for i in mine]})
 
     async def logs(request: Request) -> Response:
         account = caller("/roost/functions/{name}/logs", request).account

@@ -45,12 +45,12 @@ def signer_or_bearer(identity: Identity, request: Request, least: Role) -> Calle
     return caller
 
 
-def key_holder(identity: Identity, request: Request, least: Role) -> Caller:
-    """Of a key's secret as X-API-KEY, or as a bearer."""
+def key_holder(identity: Identity, request: Request, least: Role, thing: str = "") -> Caller:
+    """Of a key's secret as X-API-KEY, or as a bearer; `thing` as in `Identity.signed`."""
     given = given_key(request)
     if identity.asked and not given:
         raise Unauthenticated("An API key is needed, in the header X-API-KEY.")
-    caller = request.scope[CALLER] = identity.shown(given, source=source_of(request), least=least)
+    caller = request.scope[CALLER] = identity.shown(given, source=source_of(request), least=least, thing=thing)
     return caller
 
 

@@ -1,7 +1,7 @@
 """`/roost/keys` and `/roost/quotas`: who may use this server, and how much of it.
 
 GET    /roost/keys?account=           {"keys": [...]}, without secrets
-POST   /roost/keys                    {"name", "role", "account"?}: the key, with the secret that is told this once
+POST   /roost/keys                    {"name", "role", "account"?, "grants"?}: the key; its secret is told this once
 DELETE /roost/keys/<id>?account=      204; it opens nothing from now on
 GET    /roost/quota                   what the caller's account may use
 GET    /roost/quotas                  {"usual": {...}, "accounts": {...}}
@@ -29,8 +29,9 @@ from roost.api.fc.body import Body
 from roost.api.fc.call import SMALL_BODY, error_response, parse_object
 from roost.api.fc.render import iso
 from roost.api.identity import signer_or_bearer
+from roost.api.mcp.arguments import TOOLS
 from roost.model.errors import InvalidArgument, NotFound, RoostError, Unauthenticated
-from roost.model.role import ROLES, Caller
+from roost.model.role import ROLES, TOOL, Caller
 from roost.store.access_keys import KeyRecord
 from roost.tenants.identity import Identity
 from roost.tenants.keybook import ACCOUNT, KeyBook
@@ -87,16 +88,24 @@ class Tenants:
 
     async def _create(self, request: Request, caller: Caller, body: Body) -> Response:
         given = await _read(request, body)
-        if unknown := sorted(set(given) - {"name", "role", "account"}):
-            raise InvalidArgument(f"{unknown[0][:64]}: there is no such field; there are name, role and account.")
+        if unknown := sorted(set(given) - {"name", "role", "account", "grants"}):
+            raise InvalidArgument(
+                f"{unknown[0][:64]}: there is no such field; there are name, role, account and grants."
+            )
+        grants = given.pop("grants", [])
+        if not isinstance(grants, list) or not all(isinstance(one, str) for one in grants):
+            raise InvalidArgument("grants: a list of strings is expected.")
+        if unknown := [one for one in grants if one.startswith(TOOL) and one.removeprefix(TOOL) not in TOOLS]:
+            raise InvalidArgument(f"grants: there is no tool {unknown[0][:64]!r}; there are {', '.join(TOOLS)}.")
         if not all(isinstance(value, str) for value in given.values()):
             raise InvalidArgument("name, role and account are strings.")
         role = ROLES.get(given.get("role", ""))
         if role is None:
             raise InvalidArgument(f"role: one of {', '.join(ROLES)} is expected.")
         account = _account(given.get("account", ""), caller)
-        record, secret = await self._keys.create(account, given.get("name", ""), role)
-        self._identity.changed(caller, f"key/{record.id}", f"{record.role.name.lower()} of {account}")
+        record, secret = await self._keys.create(account, given.get("name", ""), role, grants)
+        what = f"{record.role.name.lower()} of {account}{' for ' if grants else ''}{' '.join(record.grants)}"
+        self._identity.changed(caller, f"key/{record.id}", what)
         return JSONResponse({**_shown(record), "secret": secret}, status_code=201)
 
     async def _revoke(self, request: Request, caller: Caller, body: Body) -> Response:
@@ -110,7 +119,11 @@ class Tenants:
 
     async def _quota(self, request: Request, caller: Caller, body: Body) -> Response:
         limits = asdict(self._quotas.of(caller.account))
-        return JSONResponse({**limits, "egress_bytes_today": self._quotas.egress_of(caller.account)})
+        today = {
+            "egress_bytes_today": self._quotas.egress_of(caller.account),
+            "model_calls_today": self._quotas.model_calls_of(caller.account),
+        }
+        return JSONResponse({**limits, **today})
 
     async def _all(self, request: Request, caller: Caller, body: Body) -> Response:
         _operator(caller)
@@ -166,6 +179,7 @@ def _shown(record: KeyRecord) -> dict[str, Any]:
         "account": record.account,
         "name": record.name,
         "role": record.role.name.lower(),
+        "grants": list(record.grants),
         "created": iso(record.created),
         "lastUsed": iso(record.used) if record.used else None,
         "revoked": iso(record.revoked) if record.revoked else None,

@@ -24,6 +24,7 @@ from roost.functions.catalog import FunctionCatalog
 from roost.functions.triggers.kinds import WEBHOOK, is_enabled
 from roost.functions.triggers.settings import settings_of
 from roost.functions.triggers.webhook import WebhookSettings
+from roost.instances.chains import HOPS
 from roost.model.errors import InvalidArgument, NotFound, RoostError, Throttled, Unavailable
 from roost.store.triggers import TriggerRecord
 from roost.triggers import cloudevents
@@ -104,22 +105,23 @@ class Webhooks:
             sent = Sent(
                 path=request.url.path,
                 query=request.query_params,
-                headers={name.lower(): value for name, value in request.headers.items()},
+                headers={name.lower(): value for name, value in request.headers.items() if name.lower() != HOPS},
                 content=await body.read(settings.max_bytes),
                 request_id=request_id,
                 at=self._clock(),
             )
+            hops = int(request.headers.get(HOPS, "0"))  # as the gateway has found
             check_signature(settings, sent.headers.get(settings.signature_header.lower(), ""), sent.content)
             if cloudevents.is_cloudevents(sent.headers):
                 found = cloudevents.read_events(sent.headers, sent.content)
                 wanted = [event for event in found if settings.admits(event)]
-                await _enqueue_all(delivery, (_event(record, event) for event in wanted))
+                await _enqueue_all(delivery, (_event(record, event, hops) for event in wanted))
                 return _accepted(len(wanted), len(found) - len(wanted))
             if settings.filters:
                 raise InvalidArgument("This webhook has filters, which are for CloudEvents; this is none.")
             given = sent.headers.get(settings.id_header.lower(), "") if settings.id_header else ""
             id = given or request_id
-            await delivery.enqueue(Event(id=id, body=http_event(record, sent), task_id=task_id(record, id)))
+            await delivery.enqueue(Event(id=id, body=http_event(record, sent), task_id=task_id(record, id), hops=hops))
             return _accepted(1, 0)
 
     def _find(self, request: Request) -> TriggerRecord:
@@ -151,9 +153,9 @@ class Webhooks:
             self._large.release()
 
 
-def _event(record: TriggerRecord, event: cloudevents.Attributes) -> Event:
+def _event(record: TriggerRecord, event: cloudevents.Attributes, hops: int) -> Event:
     id = cloudevents.identity(event)
-    return Event(id=id, body=json.dumps(event).encode(), task_id=task_id(record, id))
+    return Event(id=id, body=json.dumps(event).encode(), task_id=task_id(record, id), hops=hops)
 
 
 async def _enqueue_all(delivery: Delivery, events: Iterator[Event]) -> None:

@@ -155,25 +155,43 @@ class CustomDns(Shape):
     searches: list[Text] | None = None
 
 
+class Taint(Shape):
+    """What is asked of a room by what it has read."""
+
+    mode: Literal["off", "audit", "block"] = "off"
+    trusted: Annotated[list[Text], Field(max_length=1000)] = []
+    private: Annotated[list[Text], Field(max_length=1000)] = []
+    volumes: Annotated[list[Text], Field(max_length=100)] = []
+    start: list[Literal["private", "untrusted"]] = []
+
+
 class RoostExtension(Shape):
     """What Roost offers beyond Function Compute.
 
     `template`: root file system; `packages`: indexes the room may reach (`pypi`, `npm`); `allowOut`, `denyOut`: rules
-    of what else it may reach; `isolation`: `namespaces` or `strict`;
+    of what else it may reach; `egress`: how, `proxy` or `transparent`; `egressMB`, `egressConnections`: how much of it,
+    in the life of a room and at once; `taint`: what is asked of it by what it has
+    read; `isolation`: `namespaces`, `strict` or `gvisor`; `live`: its instances can be copied while they run;
     `freezeAfter`, `idleTimeout`: seconds without requests until an instance is frozen, and stopped; `maxInstances`;
-    `pids`, `openFiles`: limits of an instance; `volumeQuotaMB`: of each mounted volume path.
+    `pids`, `openFiles`, `modelCalls`: limits of an instance; `volumeQuotaMB`: of each mounted volume path.
     """
 
     template: Text | None = None
     packages: Annotated[list[Literal["pypi", "npm"]], Field(max_length=2)] | None = None
     allow_out: Annotated[list[Text], Field(max_length=1000)] | None = None
     deny_out: Annotated[list[Text], Field(max_length=1000)] | None = None
+    egress: Literal["proxy", "transparent"] | None = None
+    egress_mb: Annotated[int | None, Field(alias="egressMB", ge=1, le=1 << 24)] = None
+    egress_connections: Annotated[int, Field(ge=1, le=128)] | None = None
+    taint: Taint | None = None
     isolation: Text | None = None
+    live: bool | None = None
     freeze_after: Annotated[float, Field(ge=0, le=86400)] | None = None
     idle_timeout: Annotated[float, Field(ge=0, le=86400)] | None = None
     max_instances: Annotated[int, Field(ge=1, le=10000)] | None = None
     pids: Annotated[int, Field(ge=16, le=32768)] | None = None
     open_files: Annotated[int, Field(ge=64, le=1048576)] | None = None
+    model_calls: Annotated[int, Field(ge=1, le=1 << 40)] | None = None
     volume_quota_mb: Annotated[int | None, Field(alias="volumeQuotaMB", ge=1)] = None
 
 

@@ -13,6 +13,7 @@ from roost.functions.volumes import volume_mounts
 from roost.model.errors import InvalidArgument
 from roost.model.function import (
     NAMESPACES,
+    PROXY,
     Affinity,
     EgressRules,
     FunctionSpec,
@@ -24,6 +25,7 @@ from roost.model.function import (
     Scaling,
     SessionPolicy,
 )
+from roost.model.taint import TaintRules, parse_taint
 
 DEFAULT_TIMEOUT_S = 3
 DEFAULT_PORT = 9000
@@ -71,6 +73,7 @@ def to_spec(
         port=port,
         template=_template(config),
         isolation=(extension and extension.isolation) or NAMESPACES,
+        live=bool(extension and extension.live),
         isolation_mode=mode,
         sessions=_sessions(policy, mode, concurrency),
         mounts=volume_mounts(
@@ -78,7 +81,12 @@ def to_spec(
         ),
         packages=tuple(sorted(set((extension and extension.packages) or ()))),
         egress=EgressRules(
-            allow=tuple((extension and extension.allow_out) or ()), deny=tuple((extension and extension.deny_out) or ())
+            allow=tuple((extension and extension.allow_out) or ()),
+            deny=tuple((extension and extension.deny_out) or ()),
+            way=(extension and extension.egress) or PROXY,
+            megabytes=(extension and extension.egress_mb) or 0,
+            connections=(extension and extension.egress_connections) or 0,
+            taint=parse_taint(extension.taint.model_dump()) if extension and extension.taint else TaintRules(),
         ),
         idle=_idle(config),
         scaling=scaling,
@@ -91,6 +99,8 @@ def revision(spec: FunctionSpec) -> str:
     values = asdict(spec)
     for name in _NOT_IN_REVISION:
         del values[name]
+    if not spec.live:
+        del values["live"]  # as it was before there was such a thing
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:32]
 
 
@@ -122,6 +132,7 @@ def _limits(config: FunctionConfig) -> Limits:
         disk_mb=config.disk_size or base.disk_mb,
         pids=(extension and extension.pids) or base.pids,
         open_files=(extension and extension.open_files) or base.open_files,
+        model_calls=(extension and extension.model_calls) or base.model_calls,
     )
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 
-from roost.functions.definition import FunctionConfig, LifecycleHook
+from roost.functions.definition import FunctionConfig, LifecycleHook, Taint
 from roost.isolation.egress.rules import parse_rules
+from roost.isolation.egress.taint import taint_policy
 from roost.model.errors import InvalidArgument
-from roost.model.function import Affinity, IsolationMode, Runtime
+from roost.model.function import NAMESPACES, Affinity, IsolationMode, Runtime
+from roost.model.taint import parse_taint
 
 #: All of these run on the guest's own Python; `runtime` is shown as it was given.
 PYTHON_RUNTIMES = frozenset({"python3", *(f"python3.{minor}" for minor in range(6, 15))})
@@ -36,9 +38,11 @@ def check_config(config: FunctionConfig) -> None:
     _check_resources(config)
     _check_environment(config.environment_variables or {})
     _check_isolation(config)
+    _check_live(config, runtime)
     if config.roost is not None:
         _check_egress("roost.allowOut", config.roost.allow_out)
         _check_egress("roost.denyOut", config.roost.deny_out)
+        _check_taint(config.roost.taint)
     if config.instance_lifecycle_config is not None:
         _check_hook("initializer", config.instance_lifecycle_config.initializer)
         _check_hook("preStop", config.instance_lifecycle_config.pre_stop)
@@ -111,6 +115,13 @@ def _check_egress(field: str, rules: list[str] | None) -> None:
         raise InvalidArgument(f"{field}: {error.message}") from None
 
 
+def _check_taint(taint: Taint | None) -> None:
+    try:
+        taint_policy(parse_taint(taint.model_dump() if taint else {}))
+    except InvalidArgument as error:
+        raise InvalidArgument(f"roost.{error.message}") from None
+
+
 def _check_isolation(config: FunctionConfig) -> None:
     mode = isolation_mode(config)
     affinity = config.session_affinity or Affinity.NONE.value
@@ -121,6 +132,21 @@ def _check_isolation(config: FunctionConfig) -> None:
     if mode is IsolationMode.REQUEST_EXCLUSIVE and affinity != Affinity.NONE.value:
         raise InvalidArgument(
             "sessionAffinity: has no meaning with REQUEST_EXCLUSIVE, where no two requests share an instance."
+        )
+
+
+def _check_live(config: FunctionConfig, runtime: Runtime) -> None:
+    if config.roost is None or not config.roost.live:
+        return
+    if runtime is not Runtime.PYTHON:
+        raise InvalidArgument(f"roost.live: instances of runtime {config.runtime} can't be copied while they run.")
+    if (config.roost.isolation or NAMESPACES) != NAMESPACES:
+        raise InvalidArgument(
+            f"roost.live: rooms of isolation {config.roost.isolation} can't be copied while they run; use namespaces."
+        )
+    if isolation_mode(config) is not IsolationMode.SESSION_EXCLUSIVE:
+        raise InvalidArgument(
+            "roost.live: only with instanceIsolationMode SESSION_EXCLUSIVE; what is copied is a session's own instance."
         )
 
 

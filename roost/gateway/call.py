@@ -35,6 +35,7 @@ class Call:
     status: int = 0
     session_id: str = ""
     task_id: str = ""  # of an asynchronous task
+    hops: int = 0  # invocations that led to it
     extra: bytes = b""  # whole field lines that the function gets beside the others
 
     def header(self, name: bytes) -> str:

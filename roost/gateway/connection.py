@@ -183,7 +183,7 @@ class ClientConnection(asyncio.Protocol):
     """The protocol of one accepted connection."""
 
     __slots__ = ("_body", "_buffer", "_eof", "_host", "_lingering", "_next_waits", "_paused", "_pieces", "_request",
-                 "_secure", "_splice", "_transport", "_writable", "deadline", "peer")  # fmt: skip
+                 "_secure", "_splice", "_transport", "_writable", "deadline", "peer", "source")  # fmt: skip
 
     def __init__(self, host: Host, *, secure: bool = False) -> None:
         self._host = host
@@ -200,6 +200,7 @@ class ClientConnection(asyncio.Protocol):
         self._lingering = 0
         self._pieces = 0  # that the present head came in so far
         self.peer = b""  # its address
+        self.source: tuple[str, int] | None = None  # the same, with the port
         #: The time (`time.monotonic`) after which the connection is taken down by `expire`; 0 for none.
         self.deadline = 0.0
 
@@ -216,7 +217,10 @@ class ClientConnection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
         name = transport.get_extra_info("peername")
-        self.peer = name[0].encode("ascii") if isinstance(name, tuple) else b"unix"
+        if isinstance(name, tuple):
+            self.peer, self.source = name[0].encode("ascii"), name[:2]
+        else:
+            self.peer = b"unix"
         self._transport.set_write_buffer_limits(high=_WRITE_HIGH)
         host = self._host
         if not host.admit(self):

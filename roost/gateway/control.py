@@ -10,6 +10,7 @@ from roost.gateway.fields import control_head, line
 from roost.gateway.head import ResponseHead
 from roost.gateway.proxy import End, Exchange, transfer
 from roost.gateway.upstream import Pool
+from roost.instances.chains import HOPS, Chains
 from roost.model.errors import RoostError, Unavailable
 
 
@@ -28,14 +29,23 @@ class _Reply:
 
 
 class ControlPlane:
-    """Forwards to the server at `socket`."""
+    """Forwards to the server at `socket`. What starts functions there is told how many invocations led to it."""
 
-    def __init__(self, *, socket: Path, pool: Pool) -> None:
+    def __init__(self, *, socket: Path, pool: Pool, chains: Chains) -> None:
+        self._chains = chains
         self._socket = str(socket)
         self._pool = pool
 
     async def run(self, request: Request, request_id: str) -> None:
-        head = control_head(request.head, peer=request.peer, request_id=request_id)
+        extra = b""
+        if request.head.target.startswith(b"/webhooks/"):
+            try:
+                hops = self._chains.admit(request.connection.source, request.head.values.get(HOPS.encode()))
+            except RoostError as refused:
+                request.reply(render(refused, style=Style.API, request_id=request_id))
+                return
+            extra = line(HOPS, str(hops))
+        head = control_head(request.head, peer=request.peer, request_id=request_id, extra=extra)
         exchange = Exchange(request, head=head, reply=_Reply(request_id))
         end, upstream = await transfer(self._pool, self._socket, exchange, None)
         if upstream is not None:

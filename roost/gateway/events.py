@@ -80,20 +80,37 @@ def too_large(limit: int) -> PayloadTooLarge:
 
 
 class _Collector:
+    """Most bodies are there when they are asked for; a future is for those that are not."""
+
     def __init__(self) -> None:
-        self.pieces: list[bytes] = []
-        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._pieces: list[bytes] = []
+        self._ended = False
+        self._fault: RoostError | None = None
+        self._waiting: asyncio.Future[None] | None = None
 
     def body(self, data: bytes) -> None:
-        self.pieces.append(data)
+        self._pieces.append(data)
 
     def body_end(self) -> None:
-        if not self.done.done():
-            self.done.set_result(None)
+        self._end(None)
 
     def refuse(self, error: RoostError) -> None:
-        if not self.done.done():
-            self.done.set_exception(error)
+        self._end(error)
+
+    def _end(self, fault: RoostError | None) -> None:
+        if not self._ended:
+            self._ended, self._fault = True, fault
+            if self._waiting is not None and not self._waiting.done():
+                self._waiting.set_result(None)
+
+    async def all(self) -> bytes:
+        """Raises what was refused."""
+        if not self._ended:
+            self._waiting = asyncio.get_running_loop().create_future()
+            await self._waiting
+        if self._fault is not None:
+            raise self._fault
+        return b"".join(self._pieces)
 
 
 async def collect(request: Request, *, limit: int, claimed_sha256: str) -> bytes:
@@ -102,5 +119,4 @@ async def collect(request: Request, *, limit: int, claimed_sha256: str) -> bytes
         raise too_large(limit)
     collector = _Collector()
     request.stream_to(EventBody(collector, limit=limit, claimed_sha256=claimed_sha256, refuse=collector.refuse))
-    await collector.done
-    return b"".join(collector.pieces)
+    return await collector.all()

@@ -41,7 +41,7 @@ def _for_guest(lower: bytes, keyed: bool) -> bool:
 
 @lru_cache(4096)
 def _for_control(lower: bytes) -> bool:
-    return not (lower in HOP or lower in FORWARDED or lower == b"x-fc-request-id")
+    return not (lower in HOP or lower in FORWARDED or lower in (b"x-fc-request-id", b"x-roost-hops"))
 
 
 @lru_cache(4096)
@@ -137,8 +137,8 @@ def _guest_head(head: RequestHead, route: Event | Http, peer: bytes, keyed: bool
     return b"".join(out)
 
 
-def control_head(head: RequestHead, *, peer: bytes, request_id: str) -> bytes:
-    """The request as the control plane gets it: signed fields stay as they are."""
+def control_head(head: RequestHead, *, peer: bytes, request_id: str, extra: bytes) -> bytes:
+    """The request as the control plane gets it: signed fields stay as they are. `extra` are whole lines."""
     method = head.method.encode("ascii")
     out = [method, b" ", head.target, b" HTTP/1.1\r\n"]
     options = head.options
@@ -147,7 +147,7 @@ def control_head(head: RequestHead, *, peer: bytes, request_id: str) -> bytes:
             out += (name, b": ", value, EOL)
     frame(head, method, out)
     forwarded(head, peer, out)
-    out += (b"x-fc-request-id: ", request_id.encode("ascii"), b"\r\n\r\n")
+    out += (extra, b"x-fc-request-id: ", request_id.encode("ascii"), b"\r\n\r\n")
     return b"".join(out)
 
 

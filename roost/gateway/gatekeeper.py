@@ -8,6 +8,7 @@ from typing import Protocol
 from roost.functions.access import HttpAccess
 from roost.model.errors import AccessDenied, NotFound, RoostError, Unauthenticated
 from roost.model.function import FunctionSpec
+from roost.model.role import FUNCTION
 from roost.tenants.identity import Identity
 from roost.tenants.roles import INVOKE
 
@@ -65,7 +66,15 @@ class Gatekeeper:
         return error if self._identity.account_of(_bearer(authorization)) == account else _locked(name)
 
     def check_signed(
-        self, method: str, path: str, query: str, headers: Mapping[str, str], body_sha256: str, *, source: bytes
+        self,
+        method: str,
+        path: str,
+        query: str,
+        headers: Mapping[str, str],
+        body_sha256: str,
+        *,
+        source: bytes,
+        function: str,
     ) -> str:
         """Raises Unauthenticated unless the ACS3 signature is right; AccessDenied, Throttled."""
         caller = self._identity.signed(
@@ -76,6 +85,7 @@ class Gatekeeper:
             body_sha256=body_sha256 or None,
             source=source.decode("ascii"),
             least=INVOKE,
+            thing=FUNCTION + function,
         )
         return caller.account
 
@@ -89,6 +99,8 @@ class Gatekeeper:
                 self._identity.check_source(source.decode("ascii"))
                 self._identity.failed(source.decode("ascii"), "bearer")
             return error
+        if owner == account and isinstance(error, Unauthenticated):
+            self._identity.withheld(given, source.decode("ascii"))
         if owner != account:
             return NotFound(f"There is no function {name[:80]!r}.", code="FunctionNotFound")
         return error

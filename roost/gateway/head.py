@@ -49,6 +49,9 @@ class TextFields(Mapping[str, str]):
     def __getitem__(self, name: str) -> str:
         return self._values[name.encode("latin-1")].decode("latin-1")
 
+    def __contains__(self, name: object) -> bool:  # most that are asked for are absent: no error is to be caught
+        return isinstance(name, str) and name.encode("latin-1") in self._values
+
     def __iter__(self) -> Iterator[str]:
         return (name.decode("latin-1") for name in self._values)
 

@@ -26,12 +26,21 @@ from roost.gateway.proxy import COMPLETE, End, Exchange, conclude, settle, trans
 from roost.gateway.reply import FunctionReply
 from roost.gateway.routes import Event, Http
 from roost.gateway.upstream import Pool, UpstreamConnection
+from roost.instances.chains import HOPS, Chains
 from roost.instances.lease import Fleet, Lease, SessionRef
 from roost.model.errors import Fault, FunctionFault, InvalidArgument, NotFound, RoostError
 from roost.model.function import FunctionSpec
 from roost.model.usage import Outcome
 
 _log = logging.getLogger(__name__)
+_HOPS = HOPS.encode()
+
+
+def _line_of(hops: int) -> bytes:
+    return b"%b: %d\r\n" % (_HOPS, hops)
+
+
+_NO_HOPS = _line_of(0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +70,7 @@ class Invoker:
         directory: SessionDirectory | None = None,
         logs: Logs | None = None,
         tasks: AsyncSink | None = None,
+        chains: Chains,
         spawn: Callable[[Coroutine[Any, Any, None]], object],
         clock: Callable[[], float] = time.time,
     ) -> None:
@@ -75,6 +85,7 @@ class Invoker:
         self._directory = directory
         self._logs = logs
         self._tasks = tasks
+        self._chains = chains
         self._spawn = spawn
         self._clock = clock
         self._warm: set[Flight] = set()
@@ -121,7 +132,9 @@ class Invoker:
             path, _, query = head.target.decode("latin-1").partition("?")
             claimed = call.header(CLAIM)
             fields, source = TextFields(head.values), call.request.peer
-            account = self._access.check_signed(head.method, path, query, fields, claimed, source=source)
+            account = self._access.check_signed(
+                head.method, path, query, fields, claimed, source=source, function=route.name
+            )
             if not head.has_body:
                 check_bodiless(claimed)
             spec = self._catalog.resolve(account, route.name, route.qualifier)
@@ -140,6 +153,7 @@ class Invoker:
             )
             call.deferred = _is_async(call)
             target = route.target
+        call.hops = self._chains.admit(call.request.connection.source, head.values.get(_HOPS))
         plan = call.session = sessions.plan(spec.sessions, head, target=target)
         if plan.ref is not None and not call.deferred:
             spec = call.spec = self._same_version(call, spec, plan.ref)
@@ -163,7 +177,6 @@ class Invoker:
         route = call.route
         claimed = call.header(CLAIM) if isinstance(route, Event) else ""
         payload = await collect(call.request, limit=self._limits.async_event_bytes, claimed_sha256=claimed)
-        headers = dict(TextFields(call.request.head.values))
         ref = call.session.ref
         task = await self._tasks.submit(
             spec,
@@ -171,8 +184,9 @@ class Invoker:
             request_id=call.id,
             session_id=ref.id if ref is not None else "",
             payload=payload,
-            headers=headers,
+            headers=TextFields(call.request.head.values),
             http=None if isinstance(route, Event) else http_fields(route, call.request, call.keyed),
+            hops=call.hops,
         )
         fields = line("x-fc-request-id", task.request_id) + line("x-fc-async-task-id", task.task_id)
         path = "/" if isinstance(route, Event) else route.prefix
@@ -332,6 +346,7 @@ class Invoker:
     def _flight(self, call: Call, spec: FunctionSpec, lease: Lease) -> Flight:
         """Everything ready to be sent."""
         call.lease = lease
+        self._chains.enter(lease.instance_id, call.hops)
         call.leased_at = time.perf_counter()
         tail = _wants_tail(call)
         reply = FunctionReply(
@@ -361,7 +376,7 @@ class Invoker:
             extra += line(name, value)
         if tail:
             extra += b"x-fc-log-type: Tail\r\n"
-        extra += call.extra
+        extra += (_line_of(call.hops) if call.hops else _NO_HOPS) + call.extra
         keyed = call.keyed or isinstance(route, Event)
         return guest_head(request.head, route=route, peer=request.peer, keyed=keyed, extra=extra)
 
@@ -383,6 +398,8 @@ class Invoker:
             request.reply(answer)
 
     def _record(self, call: Call) -> None:
+        if call.lease is not None:
+            self._chains.leave(call.lease.instance_id, call.hops)
         record = call.record(time.perf_counter())
         if record is not None:
             self._observer.invocation(record)

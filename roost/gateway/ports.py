@@ -37,10 +37,18 @@ class Access(Protocol):
         ...
 
     def check_signed(
-        self, method: str, path: str, query: str, headers: Mapping[str, str], body_sha256: str, *, source: bytes
+        self,
+        method: str,
+        path: str,
+        query: str,
+        headers: Mapping[str, str],
+        body_sha256: str,
+        *,
+        source: bytes,
+        function: str,
     ) -> str:
-        """The account whose ACS3 signature this is. `path` and `query` are as sent, percent-encoded; names of
-        `headers` are lower case.
+        """The account whose ACS3 signature this is, by a key that may invoke this function. `path` and `query` are as
+        sent, percent-encoded; names of `headers` are lower case.
 
         `body_sha256` is what the caller claims in `x-acs-content-sha256`, "" without it: the gateway itself compares
         it with the body as that goes by, and never delivers a body that differs.
@@ -101,9 +109,10 @@ class AsyncSink(Protocol):
         payload: bytes,
         headers: Mapping[str, str],
         http: Mapping[str, str] | None = None,
+        hops: int = 0,
     ) -> Accepted:
         """Keep the event durably. `headers` are the request's, names in lower case; `session_id` is the one that they
-        name, "" for none; `http` is what the function sees of a request to its own address. An event
-        that was kept before, under the id that `x-fc-async-task-id` gives, is not kept twice: the answer is the
-        first's. Raises RoostError."""
+        name, "" for none; `http` is what the function sees of a request to its own address; `hops` invocations led to
+        it. An event that was kept before, under the id that `x-fc-async-task-id` gives, is not kept twice: the answer
+        is the first's. Raises RoostError."""
         ...

@@ -22,10 +22,11 @@ from roost.gateway.sandbox_audit import event_of
 from roost.gateway.sandbox_cors import cors_lines, preflight
 from roost.gateway.sandbox_head import room_head
 from roost.gateway.sandbox_routes import DAEMON_PORTS, SandboxTarget
+from roost.gateway.uploads import UploadNames, boundary_of
 from roost.gateway.upstream import Pool, UpstreamConnection
 from roost.model.audit import Audit
 from roost.model.errors import RoostError
-from roost.model.sandbox import Sandbox
+from roost.model.sandbox import Sandbox, explain
 from roost.sandboxes.entry import SandboxLease
 from roost.sandboxes.fleet import Gone
 
@@ -148,10 +149,25 @@ class SandboxPlane:
         """Everything ready to be sent; the lease goes back if that fails."""
         try:
             exchange = self._exchange(request, target, lease)
+            self._name_files(exchange, request, target, lease.sandbox)
         except BaseException:
             lease.release()
             raise
         return _Flight(request=request, target=target, lease=lease, exchange=exchange)
+
+    def _name_files(self, exchange: Exchange, request: Request, target: SandboxTarget, sandbox: Sandbox) -> None:
+        """Tell the audit of each file of an upload whose address names none."""
+        audit, head = self._audit, request.head
+        if audit is None or head.method != "POST" or (boundary := boundary_of(head)) == b"":
+            return
+        event = event_of(sandbox, target.port, head, refused=False)
+        if event is None or event.action != "file.write" or "path" in event.detail:
+            return
+
+        def tell(path: str) -> None:
+            audit(replace(event, detail={**event.detail, "path": path}))
+
+        exchange.filter = UploadNames(exchange, boundary, tell)
 
     @staticmethod
     def _exchange(request: Request, target: SandboxTarget, lease: SandboxLease) -> Exchange:
@@ -213,7 +229,7 @@ class SandboxPlane:
         elif end is End.CANCELLED:
             upstream.abort()
             flight.lease.release()
-            self._answer(flight, self._gone(flight.target, moving=True))
+            self._answer(flight, self._gone(flight.target, moving=True, broken_off=flight.lease.why))
         elif end is End.BROKEN and flight.exchange.replayable:
             upstream.abort()
             self._spawn(self._run(flight))
@@ -265,8 +281,12 @@ class SandboxPlane:
             reply = replace(reply, fields=reply.fields + cors_lines(request.head))
         request.reply(reply)
 
-    def _gone(self, target: SandboxTarget, *, moving: bool = False) -> Answer:
-        """As clients look for it: they tell a sandbox that is gone by 'was not found'."""
+    def _gone(self, target: SandboxTarget, *, moving: bool = False, broken_off: str = "") -> Answer:
+        """As clients look for it: they tell a sandbox that is gone by 'was not found'. `broken_off`: what ended the
+        request, where the sandbox goes on."""
+        if broken_off:
+            text = f"The request was broken off: {explain(broken_off)}"
+            return answer(502, {"sandboxId": target.id, "message": text, "code": 502, "reason": broken_off})
         why = self._traffic.why_gone(target.id)
         body: dict[str, object] = {"sandboxId": target.id, "message": "The sandbox was not found", "code": 502}
         if why.reason:

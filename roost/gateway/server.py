@@ -24,9 +24,11 @@ from roost.gateway.sandbox_routes import SandboxTarget, target_of
 from roost.gateway.sandboxes import SandboxPlane, Traffic
 from roost.gateway.tasks import TaskRunner
 from roost.gateway.upstream import Pool
+from roost.instances.chains import Chains
 from roost.instances.lease import Fleet
 from roost.model.audit import Audit
 from roost.model.errors import RoostError
+from roost.model.task import MAX_HOPS
 
 _log = logging.getLogger(__name__)
 _SWEEP_S = 1.0
@@ -62,6 +64,7 @@ class Gateway:
         sandboxes: Traffic | None = None,
         sandbox_domain: str = "",
         audit: Audit | None = None,
+        chains: Chains | None = None,
     ) -> None:
         self.keyless = keyless
         self._sandbox_domain = sandbox_domain.partition(":")[0].encode("ascii")
@@ -69,7 +72,8 @@ class Gateway:
         self.draining = False
         self.connections: set[ClientConnection] = set()
         self._pool = Pool()
-        self._control = ControlPlane(socket=control_socket, pool=self._pool)
+        chains = chains or Chains(MAX_HOPS)
+        self._control = ControlPlane(socket=control_socket, pool=self._pool, chains=chains)
         self._invoker = Invoker(
             account=account,
             region=region,
@@ -82,6 +86,7 @@ class Gateway:
             directory=directory,
             logs=logs,
             tasks=tasks,
+            chains=chains,
             spawn=self._spawn,
         )
         self._sandboxes = None if sandboxes is None else SandboxPlane(sandboxes, self._pool, self._spawn, audit)
@@ -218,13 +223,15 @@ class Gateway:
 
     def _answer(self, request: Request, work: Coroutine[Any, Any, None], request_id: str) -> None:
         """Let a task answer `request`; it ends when the client goes before it has an instance."""
-        task = self._spawn(work)
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
 
         def gone() -> None:
             # Not at once: a task that is cancelled before its first step would never give its lease back.
             asyncio.get_running_loop().call_soon(task.cancel)
 
         def done(task: asyncio.Task[None]) -> None:
+            self._tasks.discard(task)
             if task.cancelled():
                 self._cancelled(request)
             elif (error := task.exception()) is not None:

@@ -171,6 +171,7 @@ class TaskRunner:
             started=time.time(),
             spec=order.spec,
             task_id=task.id,
+            hops=task.hops,
             session=self._invoker.plan(order.spec, request.head, route.target if isinstance(route, Http) else None),
         )
 

@@ -312,6 +312,15 @@ class AsyncServer:
         self._loop = asyncio.get_running_loop()
         self._streams.serve()
 
+    def break_off(self) -> None:
+        """End all connections at once: to their handlers the host has gone."""
+        self._streams.break_off()
+
+    @property
+    def is_quiet(self) -> bool:
+        """No request is under way."""
+        return not self._tasks and not self._waiting
+
     def begin(self, connection: AsyncConnection, exchange: Exchange) -> None:
         if self._free:
             self._start(connection, exchange)

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from roost.guest.connection import Connection
 from roost.guest.faults import Cancelled
 from roost.guest.http1 import BadMessage, Head, reply_head
+from roost.guest.still import Still
 from roost.guest.watch import Interruptible, MainThread, Watcher
 
 #: Serves one request; True keeps the connection.
@@ -26,13 +27,22 @@ class BlockingServer:
     """`run` never returns. Raise nothing from the handler but Cancelled (its connection is then closed)."""
 
     def __init__(
-        self, listener: socket.socket, handler: Handler, *, concurrency: int, watcher: Watcher, main: MainThread
+        self,
+        listener: socket.socket,
+        handler: Handler,
+        *,
+        concurrency: int,
+        watcher: Watcher,
+        main: MainThread,
+        still: Still | None = None,
     ) -> None:
+        """`still`: with a concurrency of 1 it can be copied between two requests."""
         self._listener = listener
         self._handler = handler
         self._concurrency = concurrency
         self._watcher = watcher
         self._main = main
+        self._still = still
         self._epoll = select.epoll()
         self._connections: dict[int, Connection] = {}
         self._lock = threading.Lock()
@@ -44,6 +54,8 @@ class BlockingServer:
     def run(self) -> None:
         self._listener.setblocking(False)
         self._epoll.register(self._listener, select.EPOLLIN)
+        if self._still is not None:
+            self._epoll.register(self._still.fd, select.EPOLLIN)
         self._loop()
 
     def _loop(self) -> None:
@@ -62,6 +74,8 @@ class BlockingServer:
                     self._accept()
                 elif (connection := self._connections.get(fd)) is not None:
                     self._serve(connection)
+                elif self._still is not None and fd == self._still.fd:
+                    self._still.stand()
 
     def _before_wait(self) -> None:
         with self._lock:

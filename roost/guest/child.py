@@ -107,13 +107,13 @@ def _run_child(
     body: Callable[[socket.socket], None], status: socket.socket, out: int, err: int, keep: tuple[int, ...]
 ) -> NoReturn:
     def isolated() -> None:
-        _isolate(out, err, {status.fileno(), *keep})
+        isolate(out, err, {status.fileno(), *keep})
         body(status)
 
-    _exit_with(isolated)
+    exit_with(isolated)
 
 
-def _isolate(out: int, err: int, keep: set[int]) -> None:
+def isolate(out: int, err: int, keep: set[int]) -> None:
     """Leave the supervisor's session, signals and descriptors behind."""
     os.setsid()
     signal.set_wakeup_fd(-1)
@@ -138,7 +138,7 @@ def close_others(keep: set[int]) -> None:
     os.closerange(limit, max(limit, os.sysconf("SC_OPEN_MAX")))
 
 
-def _exit_with(body: Callable[[], None]) -> NoReturn:
+def exit_with(body: Callable[[], None]) -> NoReturn:
     code = 1
     try:
         body()

@@ -66,6 +66,8 @@ class StartConfig:
     entropy: bytes = b""
     time_zone: str = ""
     egress: bool = False
+    live: bool = False  # its process can be copied while it runs
+    resolver: str = ""
     sandbox: SandboxConfig = field(default_factory=SandboxConfig)
 
 
@@ -96,6 +98,8 @@ def parse_start(message: Mapping[str, Any]) -> StartConfig:
         entropy=_entropy(message),
         time_zone=_text(message, "time_zone"),
         egress=bool(message.get("egress", False)),
+        live=bool(message.get("live", False)),
+        resolver=_text(message, "resolver"),
         sandbox=_sandbox(message),
     )
 

@@ -66,18 +66,22 @@ class Opening:
         reactor: Reactor,
         sock: socket.socket,
         on_open: Callable[[socket.socket, int | None, bytes], None],
+        on_over: Callable[[Opening], None] = lambda _: None,
     ) -> None:
+        """`on_over`: it is open, or closed."""
         self._reactor = reactor
         self._sock = sock
         self._on_open = on_open
+        self._on_over = on_over
         self._data = b""
-        self._timer = reactor.call_later(10.0, self._close)
+        self._timer = reactor.call_later(10.0, self.close)
         reactor.watch(sock, READ, self._on_ready)
 
-    def _close(self) -> None:
+    def close(self) -> None:
         self._timer.cancel()
         self._reactor.watch(self._sock, 0, self._on_ready)
         self._sock.close()
+        self._on_over(self)
 
     def _on_ready(self, events: int) -> None:
         try:
@@ -90,15 +94,16 @@ class Opening:
         line, newline, rest = self._data.partition(b"\n")
         if not newline:
             if not data or len(self._data) > MAX_OPENING:
-                self._close()
+                self.close()
             return
         try:
             port = parse_opening(line)
         except ProtocolError:
-            self._close()
+            self.close()
             return
         self._timer.cancel()
         self._reactor.watch(self._sock, 0, self._on_ready)
+        self._on_over(self)
         self._on_open(self._sock, port, rest)
 
 

@@ -146,6 +146,7 @@ class Life:
         self._present: Message = failure("NotStarted", "The worker has not been started.")
         self._child: Child | None = None
         self._hook: Child | None = None
+        self.on_held: Callable[[], None] = lambda: None  # the worker stands still, to be copied
         self._stops = False  # the worker wants to hear of its end
         self._limit: Timer | None = None
         self._hook_limit: Timer | None = None
@@ -164,6 +165,10 @@ class Life:
             self._settle(State.FAILED, failure("StartFailed", f"The room can't start a process: {error.strerror}."))
             return
         self._set_limit(IMPORT_LIMIT_S, "importing the code")
+
+    def tell(self, message: Message) -> bool:
+        """False if there is no worker that is ready, or it does not take it."""
+        return self._state is State.READY and self._child is not None and self._child.send(message)
 
     def restart(self) -> None:
         """Kill the worker's tree, then start anew. While a restart is under way another one changes nothing."""
@@ -270,6 +275,8 @@ class Life:
             case "failed" if self._state is State.STARTING:
                 self._settle(State.FAILED, {"event": "failed", "error": message.get("error")})
                 self.stop()
+            case "held":
+                self.on_held()
             case "pre_stopped":
                 self._pre_stopped()
 

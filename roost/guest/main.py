@@ -7,19 +7,28 @@ import os
 import socket
 import sys
 import traceback
+from collections.abc import Callable
 from typing import NoReturn
 
 from roost.guest.rehearsal import rehearse
+from roost.guest.sandbox.interpreter.spare import be_context
 from roost.guest.supervisor import Settings, Supervisor
 
 
-def run(guest_fd: int, app_fd: int, settings: Settings | None = None) -> NoReturn:
-    """Be the room's PID 1. Both descriptors are listening unix stream sockets, owned by the guest from here on."""
+def run(guest_fd: int, app_fd: int, settings: Settings | None = None, *, live_fd: int = -1) -> NoReturn:
+    """Be the room's PID 1. Both descriptors are listening unix stream sockets, owned by the guest from here on; so is
+    `live_fd`, the lifeline by which the host hands contexts over, if there is one."""
+    live = socket.socket(fileno=live_fd) if live_fd >= 0 else None
+    serve(socket.socket(fileno=guest_fd), socket.socket(fileno=app_fd), settings, live)
+
+
+def serve(
+    guest: socket.socket, app: socket.socket, settings: Settings | None = None, live: socket.socket | None = None
+) -> NoReturn:
+    """The same with sockets, or with what can be accepted from as from them."""
     code = 70
     try:
-        guest = socket.socket(fileno=guest_fd)
-        app = socket.socket(fileno=app_fd)
-        Supervisor(guest, app, settings or Settings()).run()
+        Supervisor(guest, app, settings or Settings(), live=live).run()
         code = 0
     except BaseException:
         traceback.print_exc()
@@ -27,7 +36,12 @@ def run(guest_fd: int, app_fd: int, settings: Settings | None = None) -> NoRetur
     os._exit(code)
 
 
-__all__ = ["rehearse", "run"]
+def entry_of_contexts() -> Callable[[int], NoReturn]:
+    """What a process runs that the host makes to be a sandbox's first context, or the worker of a function."""
+    return be_context
+
+
+__all__ = ["entry_of_contexts", "rehearse", "run", "serve"]
 
 
 def _main() -> NoReturn:

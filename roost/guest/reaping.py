@@ -2,15 +2,46 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import signal
 
 _expected: set[int] = set()
+_told: dict[int, int] = {}  # children whose ends are told by writing to a descriptor
 
 
 def expect(pid: int) -> None:
     """`pid` is a child that somebody is going to `wait` for: until then no other process gets its number."""
     _expected.add(pid)
+
+
+def end_of(pid: int) -> int:
+    """A descriptor that is readable for good once a child that is expected has ended; the caller's to close.
+
+    Raises OSError. Where the kernel has no pidfds, as gVisor's, `reap` is what tells.
+    """
+    try:
+        return os.pidfd_open(pid)
+    except OSError as error:
+        if error.errno != errno.ENOSYS:
+            raise
+    ended, _told[pid] = os.pipe2(os.O_CLOEXEC)
+    _tell()  # its signal may have come already
+    return ended
+
+
+def _tell() -> None:
+    for pid in tuple(_told):
+        try:
+            running = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
+        except ChildProcessError:
+            running = False
+        if not running:
+            fd = _told.pop(pid)
+            with contextlib.suppress(BrokenPipeError):  # nobody waits for it any more
+                os.write(fd, b"e")  # forks may hold this end open too
+            os.close(fd)
 
 
 def wait(pid: int) -> int:
@@ -25,6 +56,7 @@ def wait(pid: int) -> int:
 def reap() -> list[tuple[int, int]]:
     """(pid, wait status) of every child that has ended and that nobody expects, up to the first that somebody does."""
     ended: list[tuple[int, int]] = []
+    _tell()
     while True:
         try:
             found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)

@@ -102,6 +102,11 @@ class Stream:
         self._streams.forget(self)
         self.sock.close()
 
+    def break_now(self) -> None:
+        """As if the host had ended it."""
+        self._hang_up()
+        self.abort()
+
     def on_ready(self, events: int) -> None:
         """Called by Streams."""
         if events & select.EPOLLIN and self.reading:
@@ -188,6 +193,11 @@ class Streams:
         self._listener.setblocking(False)
         self._epoll.register(self._listener, select.EPOLLIN)
         asyncio.get_running_loop().add_reader(self._epoll.fileno(), self._on_ready)
+
+    def break_off(self) -> None:
+        """End all connections."""
+        for stream in list(self._streams.values()):
+            stream.break_now()
 
     def change(self, stream: Stream) -> None:
         if stream.events:

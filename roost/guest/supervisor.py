@@ -15,6 +15,7 @@ from roost.guest.ahead import wait_and_run
 from roost.guest.child import Forked, begin_here, fork_worker
 from roost.guest.config import BadStart, StartConfig, parse_start
 from roost.guest.control import ControlChannel, Opening
+from roost.guest.copies import Copies
 from roost.guest.custom import exec_server, run_pre_stop
 from roost.guest.invocation import Output
 from roost.guest.life import Life, Message, failure
@@ -23,7 +24,9 @@ from roost.guest.pump import log_message
 from roost.guest.reactor import READ, Reactor, Timer
 from roost.guest.reaping import reap
 from roost.guest.relay import Forwarder, Relay, connect_tcp, connect_unix
+from roost.guest.resolving import name_resolver
 from roost.guest.sandbox.daemon import run_sandbox
+from roost.guest.sandbox.interpreter.lifeline import Lifeline
 from roost.guest.sandbox.interpreter.server import Interpreter
 from roost.guest.sandbox.interpreter.spare import Spare, make_spare
 from roost.guest.worker import run_worker
@@ -49,12 +52,16 @@ class Supervisor:
         app: socket.socket,
         settings: Settings,
         *,
+        live: socket.socket | None = None,
         fork: Callable[..., Forked] = fork_worker,
         spare: Callable[[], Spare | None] = make_spare,
     ) -> None:
         self._guest = guest
         self._app = app
         self._settings = settings
+        self._lifeline = live
+        self._live: Lifeline | None = None  # of a sandbox
+        self._copies: Copies | None = None  # of a function
         self._fork = fork
         self._make_spare = spare
         self._reactor = Reactor()
@@ -67,6 +74,9 @@ class Supervisor:
         self._refused: Message = failure("NotStarted", "No start message has come yet.")
         self._orphan: Timer | None = None
         self._egress: list[Forwarder] = []
+        self._openings: set[Opening] = set()
+        self._relays: set[Relay] = set()
+        self._renew: Callable[[StartConfig], None] | None = None  # of a copy that was not started yet
 
     def run(self) -> None:
         waker, wakened = socket.socketpair()
@@ -95,6 +105,8 @@ class Supervisor:
     def _fork_ahead(self) -> None:
         """What is forked now comes up while the configuration is awaited: a sandbox's first context, where the template
         has some, else the worker."""
+        if self._lifeline is not None:  # the host makes it
+            return
         self._spare = self._make_spare()
         if self._spare is not None:
             return
@@ -107,6 +119,8 @@ class Supervisor:
         with contextlib.suppress(BlockingIOError):
             wakened.recv(4096)
         for pid, status in reap():
+            if self._copies is not None:
+                self._copies.lost(pid)
             if self._life is not None:
                 self._life.on_ended(pid, status)
 
@@ -120,14 +134,16 @@ class Supervisor:
             self._reactor.call_later(0.1, lambda: self._reactor.watch(self._guest, READ, self._accept))
             return
         sock.setblocking(False)
-        Opening(self._reactor, sock, self._on_open)
+        self._openings.add(Opening(self._reactor, sock, self._on_open, self._openings.discard))
 
     def _on_open(self, sock: socket.socket, port: int | None, rest: bytes) -> None:
         if port is not None:
             try:
-                Relay(self._reactor, sock, connect_tcp(port), first=rest)
+                relay = Relay(self._reactor, sock, connect_tcp(port), first=rest, on_close=self._relays.discard)
             except OSError:
                 sock.close()
+            else:
+                self._relays.add(relay)
             return
         if self._channel is not None:
             self._channel.close()
@@ -148,6 +164,8 @@ class Supervisor:
         match message.get("op"):
             case "start" if self._life is None:
                 self._start(message)
+            case "start" if self._renew is not None:
+                self._start_copy(message, self._renew)
             case "restart" if self._daemon is not None:
                 self._reactor.stop()  # what is to be ended is this process
             case "restart" if self._life is not None:
@@ -161,6 +179,36 @@ class Supervisor:
                 present = self._life.present if self._life is not None else self._refused
                 if present is not None:
                     self._emit(present)
+
+    def let_go(self) -> None:
+        """Close all connections of the host's, and take no other until `go_on`."""
+        for opening in tuple(self._openings):
+            opening.close()
+        for relay in tuple(self._relays):
+            relay.close()
+        if self._channel is not None:
+            self._channel.close()
+        for forwarder in self._egress:
+            forwarder.serve(False)
+
+    def go_on(self, renew: Callable[[StartConfig], None] | None) -> None:
+        """`renew`: this is a copy, which the host is going to start."""
+        self._renew = renew
+        for forwarder in self._egress:
+            forwarder.serve(True)
+
+    def _start_copy(self, message: dict[str, Any], renew: Callable[[StartConfig], None]) -> None:
+        try:
+            config = parse_start(message)
+        except BadStart as error:
+            self._emit(failure("BadStart", f"start: {error}"))
+            return
+        self._renew = None
+        if config.resolver:
+            name_resolver(config.resolver)
+        renew(config)
+        present = self._life.present if self._life is not None else None
+        self._emit(present if present is not None else self._refused)
 
     def _emit(self, message: Message) -> None:
         self._outbox.put(json.dumps(message).encode() + b"\n", is_log=False)
@@ -176,6 +224,8 @@ class Supervisor:
             self._refused = failure("BadStart", f"start: {error}")
             self._emit(self._refused)
             return
+        if config.resolver:
+            name_resolver(config.resolver)
         if config.egress:
             settings = self._settings
             self._open_egress(settings.egress_port, settings.egress_path)
@@ -184,8 +234,19 @@ class Supervisor:
         if spare is not None and not config.sandbox.interpreter:
             spare.close()
             spare = None
+        lifeline, self._lifeline = self._lifeline, None
+        if lifeline is not None and config.runtime == "sandbox" and config.sandbox.interpreter:
+            self._live = Lifeline(lifeline)
+        elif lifeline is not None and config.runtime == "python" and config.live:
+            self._copies = Copies(self._reactor, lifeline, self._app)
+        elif lifeline is not None:
+            lifeline.close()
         self._life = self._make_life(config)
-        if config.runtime == "sandbox":
+        if self._copies is not None:
+            self._life.start(self._copies.begin(message))
+            self._life.on_held = self._copies.held
+            self._copies.serve(self._life)
+        elif config.runtime == "sandbox":
             self._be_daemon(config, self._life, spare)
         else:
             self._life.start(self._tell_ahead(message))
@@ -198,7 +259,13 @@ class Supervisor:
         forked, status = begin_here()
         life.start(forked)
         self._daemon = partial(
-            run_sandbox, config, self._app, status, partial(Interpreter, spare=spare), beside=self._reactor
+            run_sandbox,
+            config,
+            self._app,
+            status,
+            partial(Interpreter, spare=spare, live=self._live),
+            beside=self._reactor,
+            around=self,
         )
         self._reactor.leave()
 

@@ -27,6 +27,11 @@ class Watcher:
         # Unlike Thread.start this does not wait until the thread runs: it is on the way of a cold start.
         _thread.start_new_thread(self._run, ())
 
+    def renew(self) -> None:
+        """In a copy of the process, which has no other threads, and all descriptors at the same numbers."""
+        self._lock = threading.Lock()
+        _thread.start_new_thread(self._run, ())
+
     def add(self, sock: HasFileno, on_hangup: Callable[[], object]) -> None:
         """Call `on_hangup` (in the watcher's thread) once the peer has half-closed."""
         self._add(sock, on_hangup, select.EPOLLRDHUP | select.EPOLLET, readable=False)

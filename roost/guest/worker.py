@@ -24,6 +24,7 @@ from roost.guest.hooks import Hooks, run_in
 from roost.guest.invocation import Output
 from roost.guest.kinds import Kind, classify
 from roost.guest.loading import load, prepare_path, reseed
+from roost.guest.still import Still
 from roost.guest.sync_events import EventRunner
 from roost.guest.watch import MainThread, Watcher
 from roost.guest.wsgi import WsgiRunner
@@ -52,12 +53,19 @@ class Reporter:
         self._sock = sock
         self._lock = threading.Lock()
         self._lines = LineReader(MAX_MESSAGE)
+        self.pause: Callable[[], None] = lambda: None  # let others read the socket
+        self.resume: Callable[[], None] = lambda: None
 
     def send(self, message: Mapping[str, Any]) -> None:
         with self._lock:
             self._sock.sendall(json.dumps(message).encode() + b"\n")
 
-    def serve(self, watcher: Watcher, on_pre_stop: Callable[[], None]) -> None:
+    def renew(self) -> None:
+        """In a copy of the process."""
+        self._lock = threading.Lock()
+        self._lines = LineReader(MAX_MESSAGE)
+
+    def serve(self, watcher: Watcher, on_pre_stop: Callable[[], None], still: Still | None = None) -> None:
         """From now on call `on_pre_stop` (in the watcher's thread) when the supervisor asks for it."""
 
         def on_readable() -> None:
@@ -65,10 +73,17 @@ class Reporter:
             if not data:  # the supervisor is gone
                 os._exit(0)
             for line in self._lines.feed(data):
-                if parse_message(line).get("op") == "pre_stop":
-                    on_pre_stop()
+                match parse_message(line).get("op"):
+                    case "pre_stop":
+                        on_pre_stop()
+                    case "hold" if still is not None:
+                        still.ask()
+                    case "go" if still is not None:
+                        still.call_off()
 
-        watcher.add_reader(self._sock, on_readable)
+        self.pause = lambda: watcher.remove(self._sock)
+        self.resume = lambda: watcher.add_reader(self._sock, on_readable)
+        self.resume()
 
 
 class Worker:
@@ -106,8 +121,9 @@ class Worker:
             runner = EventRunner(handler, self._contexts, self._output)
         watcher = Watcher()
         concurrency = self._config.concurrency
-        server = BlockingServer(self._app, runner, concurrency=concurrency, watcher=watcher, main=main)
-        self._report.serve(watcher, lambda: hooks.pre_stop(asyncio.run, self._pre_stopped))
+        still = self._still(watcher) if concurrency == 1 else None
+        server = BlockingServer(self._app, runner, concurrency=concurrency, watcher=watcher, main=main, still=still)
+        self._report.serve(watcher, lambda: hooks.pre_stop(asyncio.run, self._pre_stopped), still)
         self._ready(stops=False)
         server.run()
 
@@ -136,9 +152,17 @@ class Worker:
                 run_in(loop)(lifespan.stop())
             self._pre_stopped()
 
-        self._report.serve(watcher, lambda: hooks.pre_stop(run_in(loop), stop_lifespan))
+        still = self._still(watcher)
+        if still is not None:
+            still.serve(loop, lambda: server.is_quiet)
+        self._report.serve(watcher, lambda: hooks.pre_stop(run_in(loop), stop_lifespan), still)
         self._ready(stops=lifespan is not None and lifespan.supported)
         await loop.create_future()  # until killed
+
+    def _still(self, watcher: Watcher) -> Still | None:
+        if not self._config.live:
+            return None
+        return Still(self._app, self._report, on_copy=watcher.renew)
 
     def _phase(self, what: str, limit_s: float) -> None:
         self._report.send({"event": "phase", "what": what, "limit_s": limit_s})

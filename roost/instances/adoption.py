@@ -44,10 +44,12 @@ class Adoption:
         """
         self._roster.run_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         adopted: set[str] = set()
+        folders: set[str] = set()
         for file in sorted(self._roster.run_dir.glob("*/handle.json")):
             try:
                 if id := await self._adopt_one(_read_handle(file), unsettled):
                     adopted.add(id)
+                    folders.add(file.parent.name)
             except (RoostError, OSError, LookupError, TypeError, AttributeError) as error:
                 log.warning("%s: what it tells of is not adopted: %s", file, error)
         try:
@@ -55,7 +57,7 @@ class Adoption:
         except RoostError as error:  # a room that does not end keeps no server from starting
             log.warning("something of the server before is left: %s", error.message)
         for directory in self._roster.run_dir.iterdir():
-            if directory.name not in adopted:
+            if directory.name not in folders:
                 shutil.rmtree(directory, ignore_errors=True)
         return len(adopted)
 

@@ -8,26 +8,29 @@ import errno
 import hashlib
 import os
 import secrets
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-from roost.instances.instance import Prepared
-from roost.instances.volumes import Volumes, descend, remove_tree
-from roost.isolation.driver import Mount, RoomSpec, Template
-from roost.model.errors import StorageFull, Unavailable
+from roost.instances.surroundings import Prepared
+from roost.instances.volumes import Volumes, descend
+from roost.isolation.driver import Branch, Mount, Room, RoomSpec, Template
+from roost.isolation.egress.names import RESOLVER
+from roost.model.errors import Conflict, StorageFull, Unavailable
 from roost.model.function import (
     SESSION_TARGET,
     SHARED_SESSIONS_TARGET,
-    STRICT,
     Affinity,
+    EgressRules,
     FunctionSpec,
     Hook,
     IsolationMode,
     VolumeMount,
 )
 from roost.model.session import Session
+from roost.model.taint import LABELS, NONE, Holder, Holdings, Labels, holder_name, start_labels
 
 SESSION_VOLUME = "sessions"
 #: All sessions that share instances may keep this many times what one instance may write.
@@ -43,9 +46,19 @@ class TemplateSource(Protocol):
 class Egress(Protocol):
     """The host's proxies for one room: what it may reach, as a folder of sockets and the environment that uses them."""
 
-    async def attach(self, spec: FunctionSpec, run_dir: Path) -> tuple[Path | None, Mapping[str, str]]: ...
+    async def attach(
+        self, spec: FunctionSpec, run_dir: Path, holdings: Holdings
+    ) -> tuple[Path | None, Mapping[str, str]]: ...
+
+    async def furnish(self, spec: FunctionSpec, run_dir: Path, room: Room) -> None: ...
+
+    async def change(self, spec: FunctionSpec, run_dir: Path) -> bool: ...
 
     def detach(self, run_dir: Path) -> None: ...
+
+    def labels_of(self, holders: Collection[Holder]) -> Labels: ...
+
+    async def forget_labels(self, name: str) -> None: ...
 
 
 class LayerImages(Protocol):
@@ -54,6 +67,8 @@ class LayerImages(Protocol):
     async def create(self, path: Path, size_mb: int) -> None: ...
 
     async def mount(self, path: Path) -> int: ...
+
+    def discard(self, path: Path) -> None: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,10 +101,12 @@ class Assembly:
         self._egress = egress
         self._region = region
         self._time_zone = time_zone
+        self._branches: dict[tuple[str, str, str], Branch] = {}
         places.sessions.mkdir(parents=True, exist_ok=True, mode=0o700)
 
     async def prepare(self, spec: FunctionSpec, instance_id: str, session: Session | None) -> Prepared:
         """All that one start needs. Raises RoostError; nothing is held then."""
+        branch = None if session is None else self._branches.get(session.key)
         template = self._templates.get(spec.template)
         run_dir = self._places.run / instance_id
         with contextlib.ExitStack() as stack:
@@ -100,7 +117,8 @@ class Assembly:
             layer = None if session is None else self._layer_path(session)
             run_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
             stack.callback(self._egress.detach, run_dir)
-            egress_dir, environment = await self._egress.attach(spec, run_dir)
+            held = holdings_of(spec, session, instance_id)
+            egress_dir, environment = await self._egress.attach(_with_network(spec, session), run_dir, held)
             room = RoomSpec(
                 id=instance_id,
                 template=template,
@@ -109,10 +127,34 @@ class Assembly:
                 layer=layer,
                 mounts=tuple(mounts),
                 egress_dir=egress_dir,
-                strict=spec.isolation == STRICT,
+                isolation=spec.isolation,
+                live=spec.live,
+                branch=branch,
             )
             start = self._start(spec, instance_id, template, environment, egress=egress_dir is not None)
-            return Prepared(room=room, start=start, release=stack.pop_all().close)
+            return Prepared(
+                room=room,
+                start=start,
+                release=stack.pop_all().close,
+                furnish=partial(self._egress.furnish, spec, run_dir),
+            )
+
+    def begin_with(self, session: Session, branch: Branch | None) -> None:
+        """From now on each room of the session begins with this memory; None: no more."""
+        if branch is None:
+            self._branches.pop(session.key, None)
+        else:
+            self._branches[session.key] = branch
+
+    def disks_of(self, spec: FunctionSpec, session: Session) -> tuple[Path, Path]:
+        """Images of what the session writes: its room's layer, and its folder."""
+        path = _session_path(spec.name, session)
+        return self._layer_path(session), self._volumes.image(spec.account, SESSION_VOLUME, path)
+
+    async def network_changed(self, spec: FunctionSpec, instance_id: str, session: Session) -> None:
+        """What the session says of its network holds for its room from now on. Raises InvalidArgument, Conflict."""
+        if not await self._egress.change(_with_network(spec, session), self._places.run / instance_id):
+            raise Conflict(f"Session {session.id} was made with no way out: that can't change while it runs.")
 
     @staticmethod
     def session_dir(spec: FunctionSpec, session: Session) -> str:
@@ -170,10 +212,12 @@ class Assembly:
 
         The volume of a session that merely expired stays: who comes back with the same id finds the files.
         """
-        self._layer_path(session).unlink(missing_ok=True)
+        self._images.discard(self._layer_path(session))
         if deleted:
-            await self._volumes.remove(session.account, SESSION_VOLUME, _session_path(session.function, session))
+            path = _session_path(session.function, session)
+            await self._volumes.remove(session.account, SESSION_VOLUME, path)
             await self._forget_shared(session)
+            await self._egress.forget_labels(holder_name(session.account, "volume", SESSION_VOLUME, path))
 
     async def _forget_shared(self, session: Session) -> None:
         """The folder that it had beside those of others, if its function's sessions share instances."""
@@ -185,13 +229,23 @@ class Assembly:
         except OSError:
             return
         try:
-            await remove_tree(f"/proc/self/fd/{users}/{session.id}", keep_open=users)
+            await self._volumes.remove_tree(f"/proc/self/fd/{users}/{session.id}", keep_open=users)
         finally:
             os.close(users)
 
     async def forget_function(self, account: str, name: str) -> None:
         """The function is gone: so is what its sessions kept."""
         await self._volumes.remove(account, SESSION_VOLUME, f"/{name}")
+        await self._egress.forget_labels(holder_name(account, "volume", SESSION_VOLUME, name))
+
+    def labels_of(self, spec: FunctionSpec | None, session: Session) -> Labels:
+        """What is known of the data that a session has; `spec`: with all that its room has, while there is one."""
+        path = _session_path(session.function, session)
+        own = Holder(name=holder_name(session.account, "volume", SESSION_VOLUME, path))
+        if spec is None:
+            return self._egress.labels_of([own])
+        held = holdings_of(spec, session if spec.exclusive else None, session.instance_id)
+        return held.start | self._egress.labels_of([own, *held.holders])
 
     def _packages(self, spec: FunctionSpec) -> list[Mount]:
         targets = ((spec.code, "/code"), (spec.layers, "/opt"))
@@ -264,6 +318,8 @@ class Assembly:
             "entropy": secrets.token_hex(64),
             "time_zone": self._time_zone,
             "egress": egress,
+            "live": spec.live,
+            "resolver": RESOLVER if spec.egress.transparent else "",
         }
 
 
@@ -289,6 +345,54 @@ def _session_volume(spec: FunctionSpec, session: Session | None) -> tuple[Volume
     else:
         return ()
     return (VolumeMount(volume=SESSION_VOLUME, path=path, target=target, quota_mb=quota),)
+
+
+def holdings_of(spec: FunctionSpec, session: Session | None, instance_id: str) -> Holdings:
+    """The data that a room begins with: its volumes, and what it writes elsewhere. That of a session is as lasting as
+    the session's volume is."""
+    volumes = _volumes(spec, session)
+    own: tuple[Holder, ...] = ()
+    if session is None:
+        life = holder_name(spec.account, "instance", instance_id)
+        own = (Holder(name=life, lasting=False),)
+    else:
+        life = holder_name(spec.account, "volume", SESSION_VOLUME, _session_path(spec.name, session))
+    kept = (
+        Holder(
+            name=holder_name(
+                spec.account, "volume", one.volume, _fill(one.base if one.per_task else one.path, session)
+            ),
+            writable=not one.read_only,
+        )
+        for one in volumes
+    )
+    start = start_labels(spec.egress.taint, (one.volume for one in volumes))
+    brought = NONE if session is None else LABELS.intersection(session.config.get("labels", ()))
+    return Holdings(life=life, holders=(*own, *kept), start=start, brought=brought)
+
+
+def _with_network(spec: FunctionSpec, session: Session | None) -> FunctionSpec:
+    """What a session says of its network replaces, field by field, what its function says."""
+    config = {} if session is None else session.config
+    if "network" not in config and "allowInternetAccess" not in config:
+        return spec
+    network, internet = config.get("network", {}), config.get("allowInternetAccess")
+    if internet is False:
+        return replace(
+            spec, packages=(), egress=EgressRules(may_change=True, way=spec.egress.way, taint=spec.egress.taint)
+        )
+    rules = EgressRules(
+        allow=tuple(network.get("allowOut", spec.egress.allow)),
+        deny=tuple(network.get("denyOut", spec.egress.deny)),
+        usual=spec.egress.usual or internet is True,
+        added=network.get("rules") or {},
+        may_change=True,
+        way=spec.egress.way,
+        taint=spec.egress.taint,
+        megabytes=network.get("egressMB", spec.egress.megabytes),
+        connections=network.get("egressConnections", spec.egress.connections),
+    )
+    return replace(spec, egress=rules)
 
 
 def _session_path(function: str, session: Session) -> str:

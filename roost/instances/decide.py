@@ -30,6 +30,7 @@ class View:
     idle: Idle
     kept: bool = False  # provisioned: never stopped for being idle
     exited: bool = False
+    freezes: bool = True  # False: its room can't be, so it stays ready until it is stopped
     held: bool = False  # frozen until it is let go, whoever has a lease
     pause_wanted: bool = False
     keep_memory: bool = False  # of a pause: frozen until it is resumed
@@ -66,7 +67,7 @@ def decide(view: View, now: float) -> Decision:
         # Leases come and go without waking the instance's task; it looks again when it could have become idle.
         return Decision(action=Action.WAIT, wake_at=now + max(view.idle.freeze_after_s, 0.05))
     if view.pause_wanted:
-        if view.state is State.READY:
+        if view.state is State.READY and view.freezes:
             return Decision(action=Action.FREEZE)
         return Decision(action=Action.WAIT if view.keep_memory else Action.PAUSE)
     return _when_idle(view, now)
@@ -79,6 +80,8 @@ def _when_idle(view: View, now: float) -> Decision:
         return Decision(action=Action.STOP, reason=StopReason.IDLE)
     freeze_at = view.idle_since + view.idle.freeze_after_s
     if view.state is State.READY:
+        if not view.freezes:
+            return Decision(action=Action.WAIT, wake_at=stop_at)
         if now >= freeze_at:
             return Decision(action=Action.FREEZE)
         return Decision(action=Action.WAIT, wake_at=min(freeze_at, stop_at))

@@ -12,14 +12,16 @@ import json
 import logging
 from collections import deque
 from collections.abc import Callable, Coroutine, Mapping
-from dataclasses import dataclass
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Any
 
 from roost.instances.decide import Action, View, decide
 from roost.instances.ledger import Ledger
-from roost.instances.link import GuestLink, WorkerExit, describe_exit
-from roost.isolation.driver import Driver, Room, RoomSpec, Usage
-from roost.model.errors import Fault, InitializerFailed, InstanceExited, RoostError, Unavailable
+from roost.instances.link import WorkerExit, exit_error, start_error
+from roost.instances.surroundings import Prepared, Surroundings
+from roost.instances.tether import Tether, destroy
+from roost.isolation.driver import Branch, Capability, Room, RoomSpec, Usage
+from roost.model.errors import InstanceExited, RoostError, Unavailable
 from roost.model.function import FunctionSpec
 from roost.model.instance import LEASABLE, State, StopReason, check_transition
 from roost.model.session import Session
@@ -30,38 +32,6 @@ log = logging.getLogger(__name__)
 RESTART_TIMEOUT = 15.0
 #: For an application's own shutdown, where no pre-stop hook says how long it may take.
 SHUTDOWN_TIMEOUT = 2.0
-#: A control connection that breaks usually tells of the room's end; this long one waits to hear of that instead.
-LOST_GRACE = 1.0
-#: Between tries to take down a room that does not end; the longest, which then repeats.
-_DESTROY_PAUSE_MAX = 30.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Prepared:
-    """What one start of a room needs, and how to give it back."""
-
-    room: RoomSpec
-    start: Mapping[str, Any]
-    release: Callable[[], None]
-
-
-class Preparer(Protocol):
-    """Turns a function's configuration into a room's."""
-
-    async def prepare(self, spec: FunctionSpec, instance_id: str, session: Session | None) -> Prepared: ...
-
-
-@dataclass(frozen=True, kw_only=True)
-class Surroundings:
-    """What every instance of a server shares."""
-
-    driver: Driver
-    preparer: Preparer
-    on_transition: Callable[[TransitionRecord], None]
-    on_output: Callable[[FunctionSpec, str, str, str], None]  # spec, instance id, stream, whole lines
-    clock: Callable[[], float]  # Unix seconds
-    start_timeout: float
-    stop_grace: float
 
 
 class _StopAsked(Exception):
@@ -110,7 +80,7 @@ class Instance:
         self._on_change = on_change
         self._on_free = on_free
         self._metered_as = session.id if session else metered_as
-        self._link: GuestLink | None = None
+        self._tether: Tether | None = None
         self._prepared: Prepared | None = None
         self._wake = asyncio.Event()
         self._settled = asyncio.Event()  # set whenever the state is not on its way to another
@@ -118,6 +88,7 @@ class Instance:
         self._gone = asyncio.Event()
         self._freezing = asyncio.Lock()  # held from the state's change until the room stands still
         self._stop_wanted: StopReason | None = None
+        self._abrupt = False
         self._stop_deadline = float("inf")
         self._pause_wanted = False
         self._keep_memory = False  # of that pause
@@ -127,18 +98,21 @@ class Instance:
         self._forgotten: set[tuple[str, str, str]] = set()
         self._coming_up: asyncio.Task[None] | None = None
         self._ledger = Ledger(self.created)
-        self._watcher: asyncio.Task[None] | None = None
 
     # --- slots -------------------------------------------------------------------------------------------------
 
     @property
     def free_slots(self) -> int:
         """Slots that can be leased now."""
-        if not self._leasable or self._stop_wanted or self._pause_wanted or self._exit or self._restarting:
-            return 0
-        if self._held:
+        held_back = self._stop_wanted or self._pause_wanted or self._exit or self._restarting or self._held
+        if not self._leasable or held_back:
             return 0
         return self.slots - self.leases
+
+    @property
+    def freezes(self) -> bool:
+        """Whether its room can stand still with memory and processes."""
+        return Capability.FREEZE in self._around.driver.capabilities
 
     @property
     def idle_since(self) -> float:
@@ -179,8 +153,9 @@ class Instance:
 
     # --- requests to the task ----------------------------------------------------------------------------------
 
-    def stop(self, reason: StopReason, *, grace: float = float("inf")) -> None:
-        """Take no new leases, stop after the last one, or after `grace` seconds."""
+    def stop(self, reason: StopReason, *, grace: float = float("inf"), abrupt: bool = False) -> None:
+        """Take no new leases, stop after the last one, or after `grace` seconds. `abrupt`: its guest is not asked."""
+        self._abrupt = self._abrupt or abrupt
         deadline = self._around.clock() + grace
         if self._stop_wanted is None:
             self._stop_wanted = reason
@@ -212,10 +187,12 @@ class Instance:
         return self.state is State.FROZEN and self._pause_wanted and self._keep_memory and self.leases == 0
 
     async def pause(self, *, memory: bool = False) -> None:
-        """When the last lease has ended, keep the files alone, or, frozen, memory and processes too.
+        """When the last lease has ended, keep the files alone, or, frozen, memory and processes too. Where its room
+        can't be frozen only files are kept: `paused_in_memory` says what was.
 
         Raises Unavailable if it does not freeze (it runs on then), or what ended it instead.
         """
+        memory = memory and self.freezes
         self.pause_once_up(memory=memory)
         try:
             await self._until(lambda: (self.paused and (memory or self.room is None)) or not self._pause_wanted)
@@ -231,7 +208,7 @@ class Instance:
     def pause_once_up(self, *, memory: bool) -> None:
         """The same, without waiting for it; also before `run`."""
         self._pause_wanted = True
-        self._keep_memory = memory
+        self._keep_memory = memory and self.freezes
         self._wake.set()
 
     async def up(self) -> None:
@@ -262,6 +239,18 @@ class Instance:
         self._wake.set()
         await self._until(lambda: self.state is State.READY)
 
+    async def branch(
+        self, target: Path, beside: Mapping[Path, Path] | None = None, *, keep: bool = False, now: bool = False
+    ) -> Branch:
+        """As `Room.branch`; the control connection, if it breaks by that, is opened anew. Raises RoostError."""
+        room, tether = self.room, self._tether
+        if room is None or tether is None:
+            raise Unavailable("The instance has no room.")
+        if not room.lets_go:
+            return await room.branch(target, beside, keep=keep, now=now)
+        async with tether.loosened(self._around.start_timeout):
+            return await room.branch(target, beside, keep=keep, now=now)
+
     async def resume(self) -> None:
         """End a pause: it runs on, or in a new room over the kept files. Raises what prevented it."""
         self.wake_up()
@@ -279,11 +268,11 @@ class Instance:
 
     async def restart_worker(self) -> bool:
         """Kill what runs the function's code and start it anew in the same room. False: it did not come back."""
-        if self._link is None:
+        if self._tether is None:
             return False
         self._restarting = True  # with a higher concurrency there are free slots, but nobody to serve them
         try:
-            await self._link.restart(RESTART_TIMEOUT)
+            await self._tether.link.restart(RESTART_TIMEOUT)
         except RoostError:
             return False
         finally:
@@ -313,21 +302,11 @@ class Instance:
         return self.failure or self._exit_error() or Unavailable("The instance closed the connection.")
 
     def _exit_error(self) -> InstanceExited | None:
-        if self._exit is None:
-            return None
-        if self.out_of_memory():
-            limit = self.spec.limits.memory_mb
-            text = f"The function ran out of memory: its limit is {limit} MB."
-            return InstanceExited(Fault(type="OutOfMemory", message=text))
-        return InstanceExited(Fault(type="InstanceExited", message=describe_exit(self._exit)))
+        return None if self._exit is None else exit_error(self._exit, memory_mb=self._memory_exceeded())
 
-    def _cause(self, error: RoostError) -> RoostError:
-        """`error`, or what is behind it: to the guest, a process that the kernel ended for memory is just gone."""
-        if not isinstance(error, InitializerFailed) or not self.out_of_memory():
-            return error
-        limit = self.spec.limits.memory_mb
-        text = f"The function ran out of memory while it started: its limit is {limit} MB."
-        return InitializerFailed(Fault(type="OutOfMemory", message=text))
+    def _memory_exceeded(self) -> int:
+        """Its limit in MB, if the kernel ended something in the room for that; else 0."""
+        return self.spec.limits.memory_mb if self.out_of_memory() else 0
 
     def out_of_memory(self) -> bool:
         """Whether the kernel ended something in the room for memory."""
@@ -352,7 +331,7 @@ class Instance:
         except _StopAsked:
             reason = self._stop_wanted or reason
         except RoostError as error:
-            self.failure = self._cause(error)
+            self.failure = start_error(error, memory_mb=self._memory_exceeded())
             log.info("instance %s of %s failed: %s", self.id, self.spec.name, error.message)
         except Exception as error:
             # Whatever it was, those who wait are told, and the start is not tried again and again.
@@ -385,10 +364,10 @@ class Instance:
         handle = {"room": dict(room.handle), "instance": self.describe()}
         (prepared.room.run_dir / "handle.json").write_text(json.dumps(handle))
         hook = self.spec.initializer.timeout_s if self.spec.initializer else 0.0
-        link = self._new_link(prepared.room)
-        await link.open()
-        self._watch(room, link)
-        await link.start(prepared.start, self._around.start_timeout + hook)
+        tether = self._tether = self._tether_to(room, prepared.room)
+        await tether.open()
+        await prepared.furnish(room)
+        await tether.link.start(prepared.start, self._around.start_timeout + hook)
 
     async def _create(self, spec: RoomSpec) -> Room:
         """Make the room. Not broken off halfway: it takes milliseconds, and what is made can be taken down."""
@@ -408,52 +387,42 @@ class Instance:
         prepared = await self._around.preparer.prepare(self.spec, self.id, self.session)
         self._prepared = prepared
         self.room = room
-        link = self._new_link(prepared.room)
-        await link.open()
-        self._watch(room, link)
+        tether = self._tether = self._tether_to(room, prepared.room)
+        await tether.open()
+        await prepared.furnish(room)
         await room.thaw()
-        await link.attach(self._around.start_timeout)
+        await tether.link.attach(self._around.start_timeout)
         if unsettled:
             # A handler may ignore that its caller has gone, and a web server need not even notice.
-            await link.restart(RESTART_TIMEOUT)
+            await tether.link.restart(RESTART_TIMEOUT)
             self._forgotten |= self.sessions
 
-    def _new_link(self, room: RoomSpec) -> GuestLink:
+    def _tether_to(self, room: Room, made_as: RoomSpec) -> Tether:
         spec, on_output = self.spec, self._around.on_output
-        link = self._link = GuestLink(
-            room.run_dir / "guest.sock",
+        return Tether(
+            room,
+            made_as.run_dir / "guest.sock",
             on_log=lambda stream, text: on_output(spec, self.id, stream, text),
-            on_exit=lambda how: self._worker_exited(link, how),
-            on_lost=lambda: self._link_lost(link),
+            on_exit=self._worker_exited,
+            on_end=self._room_ended,
+            on_lost=self._link_lost,
         )
-        return link
 
-    def _worker_exited(self, link: GuestLink, how: WorkerExit) -> None:
-        if link is self._link and self._exit is None:  # what a room says that is being taken down changes nothing
+    def _worker_exited(self, how: WorkerExit) -> None:
+        if self._exit is None:
             self._exit = how
-            self._gone.set()
-            self._wake.set()
+        self._gone.set()
+        self._wake.set()
 
-    def _link_lost(self, link: GuestLink) -> None:
-        asyncio.get_running_loop().call_later(LOST_GRACE, self._give_up, link)
+    def _room_ended(self) -> RoostError:
+        self._worker_exited(WorkerExit(code=None, signal=9))
+        return self._exit_error() or Unavailable("The room ended.")
 
-    def _give_up(self, link: GuestLink) -> None:
+    def _link_lost(self) -> None:
         """A room without its control connection ends itself before long, so it gets no new requests."""
-        if link is self._link and self._exit is None:
+        if self._exit is None:
             log.warning("instance %s of %s broke its control connection", self.id, self.spec.name)
             self.stop(StopReason.LOST)
-
-    def _watch(self, room: Room, link: GuestLink) -> None:
-        async def watch() -> None:
-            await room.wait()
-            if self.room is room:
-                if self._exit is None:
-                    self._exit = WorkerExit(code=None, signal=9)
-                self._gone.set()
-                self._wake.set()
-                link.broken(self._exit_error() or Unavailable("The room ended."))
-
-        self._watcher = asyncio.create_task(watch())
 
     async def _live(self) -> StopReason:
         while True:
@@ -480,6 +449,7 @@ class Instance:
             idle_since=self._ledger.idle_since,
             idle=self.spec.idle,
             kept=self.kept or bool(self.waiting),
+            freezes=self.freezes,
             exited=self._exit is not None,
             held=self._held,
             pause_wanted=self._pause_wanted,
@@ -551,37 +521,25 @@ class Instance:
 
     async def _say_goodbye(self) -> None:
         """Let the guest run its pre-stop hook; asked of every guest, an ASGI application's shutdown depends on it."""
-        if self._link and self.room and self._exit is None and self.served:
+        if self._tether and self.room and self._exit is None and self.served and not self._abrupt:
             with contextlib.suppress(OSError, RoostError):
                 await self.room.thaw()
-                await self._link.pre_stop(self.spec.pre_stop.timeout_s if self.spec.pre_stop else SHUTDOWN_TIMEOUT)
+                await self._tether.link.pre_stop(
+                    self.spec.pre_stop.timeout_s if self.spec.pre_stop else SHUTDOWN_TIMEOUT
+                )
 
     async def _take_down(self) -> None:
-        link, self._link = self._link, None
+        tether, self._tether = self._tether, None
+        if tether is not None:
+            tether.let_go()
         if self.room is not None:
-            if self._watcher is not None:
-                self._watcher.cancel()
-            await self._destroy(self.room)
+            await destroy(self.room, f"instance {self.id} of {self.spec.name}")
             self.room = None
-        if link is not None:
-            await link.drained(1.0)
-            await link.close()
+        if tether is not None:
+            await tether.close()
         if self._prepared is not None:
             self._prepared.release()
             self._prepared = None
-
-    async def _destroy(self, room: Room) -> None:
-        """A room that does not end (a process stuck in the kernel) is tried again: what it holds is not given up."""
-        pause = 0.1
-        while True:
-            try:
-                await room.destroy()
-            except (RoostError, OSError) as error:
-                log.error("instance %s of %s: %s", self.id, self.spec.name, error)
-                await asyncio.sleep(pause)
-                pause = min(pause * 2, _DESTROY_PAUSE_MAX)
-            else:
-                return
 
     # --- records -----------------------------------------------------------------------------------------------
 
@@ -638,4 +596,5 @@ class Instance:
             "runtime": self.spec.runtime.value,
             "session": self.session.id if self.session else "",
             "sessions": sorted(key[2] for key in self.sessions),
+            "place": Path(self.app_socket).parent.name,
         }

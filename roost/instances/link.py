@@ -169,14 +169,27 @@ class GuestLink:
 
     def _exited(self, how: WorkerExit) -> None:
         self._on_exit(how)
-        self.broken(InstanceExited(Fault(type="InstanceExited", message=describe_exit(how))))
+        self.broken(exit_error(how))
 
 
-def describe_exit(how: WorkerExit) -> str:
-    """One sentence for the caller."""
+def exit_error(how: WorkerExit, *, memory_mb: int = 0) -> InstanceExited:
+    """What requests that it served are told. `memory_mb`: its limit, if the kernel ended something for that. Pure."""
+    if memory_mb:
+        text = f"The function ran out of memory: its limit is {memory_mb} MB."
+        return InstanceExited(Fault(type="OutOfMemory", message=text))
     if how.signal is not None:
-        return f"The function's process was ended by signal {how.signal}."
-    return f"The function's process exited with code {how.code if how.code is not None else 'unknown'}."
+        text = f"The function's process was ended by signal {how.signal}."
+    else:
+        text = f"The function's process exited with code {how.code if how.code is not None else 'unknown'}."
+    return InstanceExited(Fault(type="InstanceExited", message=text))
+
+
+def start_error(error: RoostError, *, memory_mb: int = 0) -> RoostError:
+    """`error`, or what is behind it: to the guest, a process that the kernel ended for memory is just gone. Pure."""
+    if not isinstance(error, InitializerFailed) or not memory_mb:
+        return error
+    text = f"The function ran out of memory while it started: its limit is {memory_mb} MB."
+    return InitializerFailed(Fault(type="OutOfMemory", message=text))
 
 
 def parse_fault(value: object) -> Fault:

@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Protocol
 
 from roost.instances.background import Background
-from roost.instances.instance import Instance, Surroundings
+from roost.instances.instance import Instance
 from roost.instances.pool import Pool
 from roost.instances.sessions import Key
+from roost.instances.surroundings import Surroundings
 from roost.isolation.driver import Room
 from roost.model.errors import AccessDenied, NotFound, RoostError, Throttled, Unavailable
 from roost.model.function import Affinity, FunctionSpec, Runtime

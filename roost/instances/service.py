@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 from roost.instances.instance import Instance
 from roost.instances.pauses import Pauses
@@ -15,18 +15,29 @@ from roost.model.errors import Conflict
 from roost.model.function import FunctionSpec
 from roost.model.instance import State
 from roost.model.session import Session, SessionState
+from roost.model.taint import Labels
 from roost.model.usage import TransitionRecord
 
 #: Ended instances that are remembered for listings.
 REMEMBERED = 1000
 
 
+class Networks(Protocol):
+    """What rooms may reach."""
+
+    async def network_changed(self, spec: FunctionSpec, instance_id: str, session: Session) -> None: ...
+
+    def labels_of(self, spec: FunctionSpec | None, session: Session) -> Labels: ...
+
+
 class SessionService:
     """The Session API's verbs over the book and the instances."""
 
-    def __init__(self, book: SessionBook, pauses: Pauses) -> None:
+    def __init__(self, book: SessionBook, pauses: Pauses, roster: Roster, networks: Networks) -> None:
         self._book = book
         self._pauses = pauses
+        self._roster = roster
+        self._networks = networks
 
     async def create(
         self,
@@ -57,6 +68,11 @@ class SessionService:
     async def get(self, account: str, function: str, session_id: str) -> Session:
         """Raises NotFound."""
         return self._book.get(account, function, session_id)
+
+    def labels(self, session: Session) -> Labels:
+        """What is known of where its data came from."""
+        instance = self._roster.pinned.get(session.key)
+        return self._networks.labels_of(None if instance is None else instance.spec, session)
 
     async def list(
         self,
@@ -94,21 +110,28 @@ class SessionService:
         disable_id_reuse: bool | None,
         auto_pause: bool | None,
         auto_resume: bool | None,
+        network: Mapping[str, Any],
     ) -> Session:
-        """Change what is not None. Raises NotFound, Conflict unless it is Active."""
+        """Change what is not None; `network` are fields of its configuration, which its room learns of at once.
+        Raises NotFound, Conflict unless it is Active, InvalidArgument."""
         session = self._book.get(account, function, session_id)
         if session.state is not SessionState.ACTIVE:
             raise Conflict(
                 f"Session {session_id} is {session.state.value}; only an Active one can be changed.",
                 code="SessionStatusConflict",
             )
-        wanted = {
+        wanted: dict[str, Any] = {
             "ttl_s": ttl_s,
             "idle_timeout_s": idle_timeout_s,
             "disable_id_reuse": disable_id_reuse,
             "auto_pause": auto_pause,
             "auto_resume": auto_resume,
+            "config": {**session.config, **network} if network else None,
         }
+        instance = self._roster.pinned.get(session.key)
+        if network and instance is not None:
+            changed = replace(session, config=wanted["config"] or {})
+            await self._networks.network_changed(instance.spec, instance.id, changed)
         return await self._book.change(session, {k: v for k, v in wanted.items() if v is not None})
 
     async def delete(self, account: str, function: str, session_id: str) -> None:

@@ -16,6 +16,7 @@ import secrets
 import struct
 from collections.abc import Container, Sequence
 from pathlib import Path, PurePosixPath
+from typing import Protocol
 
 from roost.model.errors import InvalidArgument, StorageFull, Unavailable
 
@@ -42,10 +43,31 @@ def open_beneath(directory: int, name: str, flags: int) -> int:
     return fd
 
 
+class RemoveTree(Protocol):
+    """Deletes a folder that a room has filled. `keep_open` is a descriptor that `path` goes through."""
+
+    async def __call__(self, path: str, *, keep_open: int | None = None) -> None: ...
+
+
+async def remove_tree(path: str, *, keep_open: int | None = None) -> None:
+    """Delete a folder that a room has filled: rm(1) does it, for it may be deeper than any recursion of ours.
+
+    `keep_open` is a descriptor that `path` goes through.
+    """
+    process = await asyncio.create_subprocess_exec(
+        "rm", "-rf", "--one-file-system", "--", path,
+        stdin=asyncio.subprocess.DEVNULL,
+        pass_fds=() if keep_open is None else (keep_open,),
+    )  # fmt: skip
+    await process.wait()
+
+
 class Volumes:
     """The volumes of one server. What rooms wrote in them is hostile: names are checked, links are never followed."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, remove_tree: RemoveTree = remove_tree) -> None:
+        """`remove_tree`: how a folder that rooms have filled is deleted."""
+        self.remove_tree = remove_tree
         self._root = root
         self._trash = root / ".trash"
         self._trash.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -140,7 +162,7 @@ class Volumes:
     async def sweep(self) -> None:
         """Free what was deleted."""
         for leftover in list(self._trash.iterdir()):
-            await remove_tree(str(leftover))
+            await self.remove_tree(str(leftover))
 
     @staticmethod
     def _explain(error: OSError, volume: str, path: str) -> InvalidArgument | StorageFull | Unavailable:
@@ -184,19 +206,6 @@ def _take_over(target: Path, parent: int, last: str) -> None:
     finally:
         os.close(former)
     os.rmdir(last, dir_fd=parent)
-
-
-async def remove_tree(path: str, *, keep_open: int | None = None) -> None:
-    """Delete a folder that a room has filled: rm(1) does it, for it may be deeper than any recursion of ours.
-
-    `keep_open` is a descriptor that `path` goes through.
-    """
-    process = await asyncio.create_subprocess_exec(
-        "rm", "-rf", "--one-file-system", "--", path,
-        stdin=asyncio.subprocess.DEVNULL,
-        pass_fds=() if keep_open is None else (keep_open,),
-    )  # fmt: skip
-    await process.wait()
 
 
 def _check(volume: str, parts: Sequence[str], path: str) -> None:

@@ -2,6 +2,9 @@
 
 A machine with v1 controllers keeps a v2 tree too (systemd mounts it at /sys/fs/cgroup/unified); freezing and killing
 need no controller there. So limits come from whatever tree has the controller, and the rest from v2: one code path.
+
+In the v2 tree a room's processes are in `in`, a group of its own below the room's. What is frozen is `in`; what is
+killed, limited and counted is the room's group, in which shadows of the room's contexts are too (see `tracer`).
 """
 
 from __future__ import annotations
@@ -20,9 +23,14 @@ from roost.model.errors import Unavailable
 from roost.model.function import Limits
 
 CONTROLLERS = ("memory", "pids", "cpu", "cpuacct")
+#: Of disks, by their names in v1 and v2; used where a limit of them is asked for, as each tree costs every start.
+BLOCK, IO = "blkio", "io"
 _PERIOD_US = 100_000
 _REMOVE_TIMEOUT_S = 5.0
 _MB = 1 << 20
+INSIDE = "in"
+#: Beside the rooms: what is held of them when they are gone. It is no room's name.
+HELD = "held"
 _READ_LIMIT = 4096  # of the files that are read here, none has more
 
 
@@ -32,11 +40,14 @@ class Hierarchies:
 
     unified: Path
     v1: Mapping[str, Path]
+    disks: bool = False  # whether their bandwidth is limited
+    former: tuple[Path, ...] = ()  # trees that rooms of an earlier server, with other settings, may be in
 
     @property
     def v2_controllers(self) -> tuple[str, ...]:
         """Controllers to switch on in the v2 tree."""
-        return tuple(name for name in ("memory", "pids", "cpu") if name not in self.v1)
+        disks = (IO,) if self.disks and BLOCK not in self.v1 else ()
+        return (*(name for name in ("memory", "pids", "cpu") if name not in self.v1), *disks)
 
     @property
     def trees(self) -> tuple[Path, ...]:
@@ -44,8 +55,9 @@ class Hierarchies:
         return tuple(dict.fromkeys((*self.v1.values(), self.unified)))
 
 
-def parse_mounts(mounts: str) -> Hierarchies:
+def parse_mounts(mounts: str, *, disks: bool = False) -> Hierarchies:
     """Find the trees in the text of /proc/self/mounts. Raises Unavailable if there is no v2 tree."""
+    former: tuple[Path, ...] = ()
     unified: Path | None = None
     v1: dict[str, Path] = {}
     for line in mounts.splitlines():
@@ -53,14 +65,17 @@ def parse_mounts(mounts: str) -> Hierarchies:
         if kind == "cgroup2" and unified is None:
             unified = Path(target)
         elif kind == "cgroup":
-            for name in set(options.split(",")) & set(CONTROLLERS):
+            names = set(options.split(","))
+            for name in names & {*CONTROLLERS, *((BLOCK,) if disks else ())}:
                 v1.setdefault(name, Path(target))
+            if BLOCK in names and not disks and not names & set(CONTROLLERS):
+                former = (Path(target),)
     if unified is None:
         raise Unavailable(
             "No cgroup v2 tree is mounted: mkdir -p /sys/fs/cgroup/unified && "
             "mount -t cgroup2 none /sys/fs/cgroup/unified."
         )
-    return Hierarchies(unified=unified, v1=v1)
+    return Hierarchies(unified=unified, v1=v1, disks=disks, former=former)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +114,17 @@ def settings(limits: Limits, hierarchies: Hierarchies) -> list[Setting]:
     return chosen
 
 
+def disk_settings(device: int, mb_per_s: int, hierarchies: Hierarchies) -> list[Setting]:
+    """That hold a room to so much a second of one disk, in each direction. `device` is as in `st_dev`."""
+    name, most = f"{os.major(device)}:{os.minor(device)}", mb_per_s * _MB
+    if BLOCK not in hierarchies.v1:
+        return [Setting(controller=IO, file="io.max", value=f"{name} rbps={most} wbps={most}")]
+    return [
+        Setting(controller=BLOCK, file=f"blkio.throttle.{way}_bps_device", value=f"{name} {most}")
+        for way in ("read", "write")
+    ]
+
+
 def parse_flat(text: str) -> dict[str, int]:
     """Parse a flat keyed file of a cgroup (`name number` lines)."""
     pairs = (line.split() for line in text.splitlines())
@@ -106,7 +132,7 @@ def parse_flat(text: str) -> dict[str, int]:
 
 
 class Cgroup:
-    """The cgroups of one room, one directory in each tree."""
+    """The cgroups of one room, one directory in each tree, and in the v2 tree one for its own processes below it."""
 
     def __init__(self, name: str, parent: str, hierarchies: Hierarchies) -> None:
         self.name = name
@@ -129,19 +155,32 @@ class Cgroup:
         finally:
             os.close(fd)
 
+    def limit_disk(self, device: int, mb_per_s: int) -> None:
+        """Raises Unavailable."""
+        try:
+            for setting in disk_settings(device, mb_per_s, self._hierarchies):
+                self.write(setting)
+        except OSError as error:
+            raise Unavailable(f"The room's disk can't be limited ({error.strerror}: {error.filename}).") from error
+
     def directory(self, controller: str = "") -> Path:
         """The room's directory in the tree that has this controller; the v2 tree without one."""
         return self._hierarchies.v1.get(controller, self._hierarchies.unified) / self._path
 
+    @property
+    def inside(self) -> Path:
+        """Where the room's own processes are, in the v2 tree."""
+        return self.directory() / INSIDE
+
     @contextlib.contextmanager
     def join_fds(self) -> Iterator[list[int]]:
-        """Descriptors: first the v2 directory, to be forked into; a process that writes `0` to each other has joined.
+        """Descriptors: first `inside`, to be forked into; a process that writes `0` to each other has joined.
 
         Those are the `tasks` files of v1: they move one thread, and spare the wait that moving a thread group takes.
         """
         fds: list[int] = []
         try:
-            fds.append(os.open(self.directory(), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+            fds.append(os.open(self.inside, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
             for tree in set(self._hierarchies.v1.values()):
                 fds.append(os.open(tree / self._path / "tasks", os.O_WRONLY | os.O_CLOEXEC))  # noqa: PERF401
             yield fds
@@ -150,9 +189,9 @@ class Cgroup:
                 os.close(fd)
 
     def contains(self, pid: int) -> bool:
-        """Whether the process is in this cgroup."""
+        """Whether the process is one of the room's own."""
         try:
-            return str(pid) in (self.directory() / "cgroup.procs").read_text().split()
+            return str(pid) in (self.inside / "cgroup.procs").read_text().split()
         except OSError:
             return False
 
@@ -165,10 +204,10 @@ class Cgroup:
 
     def is_frozen(self) -> bool:
         """Whether the room was told to stand still."""
-        return self._read("", "cgroup.freeze").strip() == "1"
+        return self._read("", f"{INSIDE}/cgroup.freeze").strip() == "1"
 
     async def _set_frozen(self, frozen: bool, timeout_s: float) -> None:
-        directory = self.directory()
+        directory = self.inside
         wanted = int(frozen)
         deadline = time.monotonic() + timeout_s
         try:
@@ -212,6 +251,11 @@ class Cgroup:
             oom_kills=oom_kills,
         )
 
+    def anonymous(self) -> int:
+        """Bytes that are charged to the room and are no cache; 0 for what can no longer be read."""
+        name = "rss" if "memory" in self._hierarchies.v1 else "anon"
+        return self._flat("memory", "memory.stat").get(name, 0)
+
     def _file(self, controller: str, name: str) -> str:
         return f"{self._hierarchies.v1.get(controller, self._hierarchies.unified)}/{self._path}/{name}"
 
@@ -238,11 +282,12 @@ class Cgroup:
     async def remove(self, *, timeout_s: float = _REMOVE_TIMEOUT_S) -> None:
         """Kill what is left in the room and remove its directories. Raises Unavailable if that takes too long."""
         deadline = time.monotonic() + timeout_s
-        for tree in self._hierarchies.trees:
-            while not _remove(tree / self._path):
+        trees = *self._hierarchies.trees, *self._hierarchies.former
+        for directory in (self.inside, *(tree / self._path for tree in trees)):
+            while not _remove(directory):
                 self.kill()  # each time: one that was being forked may have come late
                 if time.monotonic() > deadline:
-                    raise Unavailable(f"The cgroup {tree / self._path} is still in use.")
+                    raise Unavailable(f"The cgroup {directory} is still in use.")
                 await asyncio.sleep(0.001)
 
 
@@ -266,9 +311,15 @@ class Cgroups:
         self._parent = f"roost-{tag}"
 
     @classmethod
-    def detect(cls, tag: str) -> Cgroups:
-        """Raises Unavailable with what to do if this machine's cgroups cannot hold rooms."""
-        return cls(parse_mounts(Path("/proc/self/mounts").read_text()), tag)
+    def detect(cls, tag: str, *, disks: bool = False) -> Cgroups:
+        """`disks`: their bandwidth is to be limited. Raises Unavailable with what to do if this machine's cgroups
+        cannot hold rooms."""
+        found = parse_mounts(Path("/proc/self/mounts").read_text(), disks=disks)
+        if disks and BLOCK not in found.v1 and IO not in (found.unified / "cgroup.controllers").read_text().split():
+            raise Unavailable(
+                "This machine's cgroups can't limit disks: mount the blkio controller, or leave out room_io_mb_per_s."
+            )
+        return cls(found, tag)
 
     @property
     def parents(self) -> tuple[Path, ...]:
@@ -280,6 +331,7 @@ class Cgroups:
         try:
             for tree in self._hierarchies.trees:
                 (tree / self._parent).mkdir(exist_ok=True)
+                (tree / self._parent / HELD).mkdir(exist_ok=True)
             wanted = " ".join(f"+{name}" for name in self._hierarchies.v2_controllers)
             if wanted:
                 for directory in (self._hierarchies.unified, self._hierarchies.unified / self._parent):
@@ -299,10 +351,12 @@ class Cgroups:
                 directory = tree / self._parent / name
                 directory.mkdir()
                 made.append(directory)
+            cgroup.inside.mkdir()
+            made.append(cgroup.inside)
             for setting in settings(limits, self._hierarchies):
                 cgroup.write(setting)
         except OSError as error:
-            for directory in made:
+            for directory in reversed(made):
                 directory.rmdir()
             raise Unavailable(f"The cgroup {name} could not be made ({error.strerror}: {error.filename}).") from error
         return cgroup
@@ -316,10 +370,25 @@ class Cgroups:
         for tree in self._hierarchies.trees:
             with contextlib.suppress(FileNotFoundError):
                 found.update(entry.name for entry in (tree / self._parent).iterdir() if entry.is_dir())
-        return found
+        return found - {HELD}
 
-    def remove_parents(self) -> None:
-        """Remove the parents if no room is left."""
-        for tree in self._hierarchies.trees:
+    @contextlib.contextmanager
+    def held_fds(self) -> Iterator[list[int]]:
+        """Descriptors: a process whose number is written to each is no room's any more, and outlives that which it was
+        of. What is charged to that stays charged to it."""
+        fds: list[int] = []
+        try:
+            for tree in self._hierarchies.trees:
+                fds.append(os.open(tree / self._parent / HELD / "cgroup.procs", os.O_WRONLY | os.O_CLOEXEC))  # noqa: PERF401
+            yield fds
+        finally:
+            for fd in fds:
+                os.close(fd)
+
+    async def remove_parents(self) -> None:
+        """End what is held. Remove the parents if no room is left."""
+        with contextlib.suppress(Unavailable):
+            await self.get(HELD).remove()
+        for tree in (*self._hierarchies.trees, *self._hierarchies.former):
             with contextlib.suppress(OSError):
                 (tree / self._parent).rmdir()

@@ -75,6 +75,11 @@ class Nameless:
         self._disk = disk
         self._image = image
 
+    @property
+    def mount_fd(self) -> int:
+        """As `Disk.mount_fd`."""
+        return self._disk.mount_fd
+
     def name(self, path: Path) -> Disk:
         """Its image is `path` from now on, where there must be none. If that fails it is gone.
 
@@ -170,6 +175,10 @@ class Disks:
         finally:
             os.close(fd)
 
+    def discard(self, path: Path) -> None:
+        """This image is wanted no more, and no room uses it. Raises OSError."""
+        path.unlink(missing_ok=True)
+
     def forget(self, path: Path) -> None:
         """Do not keep this image attached any longer, as it is about to be removed. Rooms keep what they have."""
         with contextlib.suppress(FileNotFoundError):
@@ -190,10 +199,11 @@ class Disks:
                 await _lock(fd, layer, 0)  # nothing has it attached: keep it so
                 if not images.is_clean(fd):
                     await images.check(layer)
+                await _lock(fd, layer, _RELEASE_TIMEOUT_S, fcntl.LOCK_SH)  # others may read it too
             except _InUse:
                 mount_fd = _mount_again(layer)
-                if mount_fd is None:
-                    await _lock(fd, layer, 0, fcntl.LOCK_SH)  # it is attached for reading
+                if mount_fd is None:  # it is attached for reading, or copied
+                    await _lock(fd, layer, _RELEASE_TIMEOUT_S, fcntl.LOCK_SH)
             try:
                 return await self._drafts.copy(fd, mount_fd, target)
             finally:

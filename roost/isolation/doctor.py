@@ -1,6 +1,7 @@
 """`python -m roost.isolation.doctor`: what this machine can do, and what is missing with the command that mends it.
 
-Looks, and changes nothing. Ends with 0 when functions can run here, with 1 when not. `--json` for programs.
+Makes a room of each kind, where nothing is seen to be missing for it, and leaves nothing. Ends with 0 when functions
+can run here for who asks, with 1 when not. `--json` for programs.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from roost.isolation.driver import Preflight
+from roost.isolation.gvisor.preflight import preflight as gvisor_preflight
 from roost.isolation.namespaces.preflight import preflight as namespaces_preflight
+from roost.isolation.unprivileged.preflight import preflight as unprivileged_preflight
 
 _CONTROLLERS = frozenset({"cpu", "freezer", "memory", "pids"})
 
@@ -34,6 +37,7 @@ class Option:
 OPTIONS = (
     Option(program="mmdebstrap", what_for="templates made from a Debian suite", mend="apt-get install mmdebstrap"),
     Option(program="node", what_for="agents in Node.js on the host template", mend="apt-get install nodejs npm"),
+    Option(program="nft", what_for="transparent egress", mend="apt-get install nftables"),
 )
 
 
@@ -52,8 +56,14 @@ class Report:
 
     @property
     def ready(self) -> bool:
-        """Whether functions can run here: one usable driver is enough."""
-        return any(driver.usable for driver in self.drivers.values())
+        """Whether functions can run here for this user: a server of root's has the namespaces driver, in whose rooms
+        gVisor's stand; a user's has his own, and nothing falls back to it."""
+        return self.drivers[self.usual].usable
+
+    @property
+    def usual(self) -> str:
+        """The driver that a server of this user has."""
+        return "namespaces" if self.root else "unprivileged"
 
 
 def look(drivers: Mapping[str, Preflight], options: Sequence[Option] = OPTIONS) -> Report:
@@ -68,10 +78,15 @@ def look(drivers: Mapping[str, Preflight], options: Sequence[Option] = OPTIONS) 
         controllers=controllers,
         drivers=drivers,
         options=tuple(
-            Option(program=one.program, what_for=one.what_for, mend=one.mend, path=shutil.which(one.program) or "")
+            Option(program=one.program, what_for=one.what_for, mend=one.mend, path=_which(one.program))
             for one in options
         ),
     )
+
+
+def _which(program: str) -> str:
+    """Also where a user's PATH does not lead."""
+    return shutil.which(program) or shutil.which(program, path="/usr/sbin:/sbin") or ""
 
 
 def cgroups(mounts: str, v2_controllers: str) -> tuple[str, tuple[str, ...]]:
@@ -104,7 +119,8 @@ def as_text(report: Report) -> str:
         lines += [f"            {problem}" for problem in driver.problems]
     for one in report.options:
         lines.append(f"optional  {one.program}: {one.path or f'missing, for {one.what_for}: {one.mend}'}")
-    lines.append("Functions can run here." if report.ready else "Functions can't run here yet.")
+    can = f"Functions can run here, by the driver {report.usual}."
+    lines.append(can if report.ready else "Functions can't run here yet.")
     return "\n".join(lines)
 
 
@@ -113,7 +129,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="roost doctor", description="Say what this machine can do for Roost.")
     parser.add_argument("--json", action="store_true", help="print JSON for programs")
     as_json = parser.parse_args(arguments).json
-    report = look({"namespaces": namespaces_preflight()})
+    report = look(
+        {
+            "namespaces": namespaces_preflight(),
+            "unprivileged": unprivileged_preflight(),
+            "gvisor": gvisor_preflight(),
+        }
+    )
     print(json.dumps({"ready": report.ready, **asdict(report)}, indent=2) if as_json else as_text(report))
     sys.exit(0 if report.ready else 1)
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import socket
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Protocol
 
-from roost.model.function import Limits
+from roost.model.function import NAMESPACES, Limits
 
 
 class Capability(StrEnum):
@@ -55,10 +56,81 @@ class Mount:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Left:
+    """What a process had that its copy has not: `files` are descriptors beside its standard ones, by their names."""
+
+    threads: int
+    processes: int
+    files: tuple[str, ...]
+
+
+@dataclass(kw_only=True)
+class LiveCopy:
+    """The memory of one context, as it was at one moment, held by the driver until it is dropped."""
+
+    held: object  # the driver's
+    drop: Callable[[], Awaitable[None]]
+    id: str
+    cwd: str
+    default: bool
+    left: Left
+    alive: Callable[[], Awaitable[bool]]  # whether it is still there
+    #: Bytes that it takes, each page shared among those who have it; 0 once it is gone. That takes a while to count.
+    measure: Callable[[], Awaitable[int]]
+    uses: int = 1  # rooms that are going to be made with it
+    kept: bool = False  # whatever rooms are made with it; it outlives the room that it was copied of
+
+    def use(self) -> bool:
+        """For one of them; whether it is the last."""
+        self.uses -= 1
+        return self.uses <= 0 and not self.kept
+
+
+@dataclass(frozen=True, kw_only=True)
+class WholeCopy:
+    """All of a room but its files, as it was at one moment: processes, threads, memory."""
+
+    held: object  # the driver's
+    drop: Callable[[], Awaitable[None]]
+
+
+@dataclass(kw_only=True)
+class Branch:
+    """What was copied of a room's memory at one moment, and why the rest was not. Who asks for one closes it."""
+
+    copies: tuple[LiveCopy, ...] = ()
+    whole: WholeCopy | None = None  # instead of single contexts
+    lost: tuple[str, ...] = ()
+    busy: bool = False  # one was lost because a cell still ran
+
+    async def alive(self) -> bool:
+        """Whether all copies are still there."""
+        return all([await copy.alive() for copy in self.copies])
+
+    async def measure(self) -> int:
+        """Bytes of all copies."""
+        return sum([await copy.measure() for copy in self.copies])
+
+    def share(self, rooms: int) -> None:
+        """So many rooms are going to be made with it."""
+        for copy in self.copies:
+            copy.uses = rooms
+
+    async def close(self) -> None:
+        """Idempotent. Rooms made with it live on."""
+        copies, self.copies = self.copies, ()
+        whole, self.whole = self.whole, None
+        for copy in copies:
+            await copy.drop()
+        if whole is not None:
+            await whole.drop()
+
+
+@dataclass(frozen=True, kw_only=True)
 class RoomSpec:
     """All that a room is made from."""
 
-    id: str  # [a-z0-9-]{1,40}; names the cgroup, the run directory and, in the room, the host
+    id: str  # [a-z0-9-]{1,40}; names the run directory and, in the room, the host
     template: Template
     limits: Limits
     run_dir: Path  # made by the driver's caller, mode 0700; holds guest.sock, app.sock, handle.json
@@ -68,9 +140,12 @@ class RoomSpec:
     lower: tuple[Path, ...] = ()
     capabilities: frozenset[str] = frozenset()  # of ROOT_CAPABILITIES: kept by the room's root, none reaches the host
     mounts: tuple[Mount, ...] = ()
-    #: A process of its own from the start, instead of a fork of the template's: it shares no layout of memory
-    #: and no hash seed with other rooms, and takes the time of an interpreter's start.
-    strict: bool = False
+    #: One of ISOLATIONS. STRICT: a process of its own from the start, instead of a fork of the template's: it shares no
+    #: layout of memory and no hash seed with other rooms, and takes the time of an interpreter's start.
+    isolation: str = NAMESPACES
+    #: Contexts of the code interpreter can be copied with their memory, where driver, machine and template allow it.
+    live: bool = False
+    branch: Branch | None = None  # copies to be contexts of the new room, which is `live`, or to be the new room
     egress_dir: Path | None = None  # mounted at /run/roost: sockets of the host's proxies
 
 
@@ -85,11 +160,30 @@ class Usage:
     oom_kills: int
 
 
+@dataclass(frozen=True, kw_only=True)
+class Door:
+    """Sockets in a room's network to which all that leaves it is turned: lookups of names (DNS over UDP), and TCP
+    connections, of which the kernel knows where they were meant to go. Who asks for one closes them."""
+
+    names: socket.socket
+    connections: tuple[socket.socket, ...]
+
+    def close(self) -> None:
+        """Idempotent."""
+        for one in (self.names, *self.connections):
+            one.close()
+
+
 class Room(Protocol):
     """A live room. Every method may be called again after it has succeeded; all are safe after the room's death."""
 
     id: str
     pid: int  # of the room's init, on the host
+
+    @property
+    def lets_go(self) -> bool:
+        """Whether a branch may cost the connections into the room."""
+        ...
 
     @property
     def handle(self) -> Mapping[str, Any]:
@@ -104,13 +198,38 @@ class Room(Protocol):
 
     async def thaw(self) -> None: ...
 
-    async def snapshot(self, target: Path) -> None:
+    async def snapshot(self, target: Path, beside: Mapping[Path, Path] | None = None) -> None:
         """Copy the room's writable layer to a new image at `target`, as it is at one moment; the room stands still
-        meanwhile. Rooms made with `lower=(target, *lower of this room)` have its files.
+        meanwhile. Rooms made with `lower=(target, *lower of this room)` have its files. `beside`: images of volumes
+        that it alone writes to, copied at that moment too, and where to.
 
         Raises FileExistsError, StorageFull, InvalidArgument if the room has no layer of its own, Unavailable; nothing
         is left behind then.
         """
+        ...
+
+    async def branch(
+        self,
+        target: Path,
+        beside: Mapping[Path, Path] | None = None,
+        *,
+        keep: bool = False,
+        now: bool = False,
+    ) -> Branch:
+        """As `snapshot`, and copy the memory of its contexts as it is at the same moment, as far as that can be.
+
+        Waits for cells that run, up to a bound; `now`: interrupts them. `keep`: the copies outlive the room, and any
+        number of rooms may be made with them. Where `lets_go`, connections into the room may break, its control
+        connection too.
+        """
+        ...
+
+    async def rest(self) -> bool:
+        """Wait until no cell runs, up to a bound. Whether that is so; also where it can't be told."""
+        ...
+
+    def anonymous(self) -> int:
+        """Bytes charged to it that are no cache, of what was copied too; 0 where that is not known."""
         ...
 
     def usage(self) -> Usage: ...
@@ -134,6 +253,10 @@ class Driver(Protocol):
 
     name: str
     capabilities: frozenset[Capability]
+
+    def lack(self) -> str:
+        """What this machine lacks for its rooms, as a sentence with what mends it; empty if nothing is seen."""
+        ...
 
     async def start(self) -> None: ...
 

@@ -34,26 +34,47 @@ def abi() -> int:
 _ABI = abi()
 
 
-def restrict() -> bool:
+def available() -> bool:
+    """Whether there is a wall here."""
+    return _ABI >= OLDEST
+
+
+def restrict(*, scopes: bool = True) -> bool:
     """Put this thread, and whatever it starts, behind the wall; "/" is the room's. False where the kernel is too old.
+
+    `scopes`: signals and abstract sockets reach what is behind this very wall alone. A process that was put behind
+    another one of the same room, as copies of contexts are, would be out of reach; so rooms with those go without.
 
     Needs no_new_privs or CAP_SYS_ADMIN. Raises OSError.
     """
-    if _ABI < OLDEST:
+    wall = ruleset("", scopes=scopes)
+    if wall < 0:
         return False
-    device_use = _IOCTL_DEV if _ABI >= _WITH_IOCTL else 0
-    scopes = _SCOPE_ABSTRACT_SOCKETS | _SCOPE_SIGNALS if _ABI >= _WITH_SCOPES else 0
-    handled = struct.pack("QQQ", _MAKE_CHAR | _MAKE_BLOCK | _REFER | device_use, 0, scopes)
-    size = len(handled) if scopes else 8  # older kernels know the first member alone, or two
-    ruleset = _check(_call(_CREATE_RULESET, handled, size, 0))
     try:
-        _allow(ruleset, "/", _REFER)
-        if device_use:
-            _allow(ruleset, "/dev", device_use)
-        _check(_call(_RESTRICT_SELF, ruleset, 0, 0))
+        _check(_call(_RESTRICT_SELF, wall, 0, 0))
     finally:
-        os.close(ruleset)
+        os.close(wall)
     return True
+
+
+def ruleset(root: str, *, scopes: bool) -> int:
+    """A descriptor of the wall around a room with this root, "" for "/"; -1 where the kernel is too old. Raises
+    OSError."""
+    if not available():
+        return -1
+    device_use = _IOCTL_DEV if _ABI >= _WITH_IOCTL else 0
+    scoped = _SCOPE_ABSTRACT_SOCKETS | _SCOPE_SIGNALS if scopes and _ABI >= _WITH_SCOPES else 0
+    handled = struct.pack("QQQ", _MAKE_CHAR | _MAKE_BLOCK | _REFER | device_use, 0, scoped)
+    size = len(handled) if scoped else 8  # older kernels know the first member alone, or two
+    wall = _check(_call(_CREATE_RULESET, handled, size, 0))
+    try:
+        _allow(wall, f"{root}/", _REFER)
+        if device_use:
+            _allow(wall, f"{root}/dev", device_use)
+    except OSError:
+        os.close(wall)
+        raise
+    return wall
 
 
 def _allow(ruleset: int, path: str, access: int) -> None:

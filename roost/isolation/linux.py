@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import fcntl
 import os
+import select
 import signal
 import socket
 import struct
@@ -33,7 +34,10 @@ MOUNT_ATTR_NOEXEC = 0x8
 MOUNT_ATTR_NOATIME = 0x10
 MOUNT_ATTR_IDMAP = 0x100000
 
+RESOLVE_NO_XDEV = 0x01
 RESOLVE_NO_MAGICLINKS = 0x02
+RESOLVE_NO_SYMLINKS = 0x04
+RESOLVE_BENEATH = 0x08
 
 PR_SET_PDEATHSIG = 1
 PR_SET_DUMPABLE = 4
@@ -57,10 +61,12 @@ _CLONE_CHILD_SETTID = 0x01000000
 _CLONE_INTO_CGROUP = 0x200000000
 _PR_CAPBSET_READ = 23
 _PR_GET_TID_ADDRESS = 40
+_KCMP_VM = 1
 _MADV_COLLAPSE = 25
 _HUGE_PAGE = 2 << 20
 _AT_FDCWD = -100
 _AT_EMPTY_PATH = 0x1000
+_AT_RECURSIVE = 0x8000
 _OPEN_TREE_CLONE = 1
 _MOVE_MOUNT_F_EMPTY_PATH = 0x04
 _MOVE_MOUNT_T_EMPTY_PATH = 0x40
@@ -71,14 +77,15 @@ _FSCONFIG_SET_STRING = 1
 _FSCONFIG_CMD_CREATE = 6
 _CAPABILITY_VERSION_3 = 0x20080522
 _KEYCTL_JOIN_SESSION_KEYRING = 1
+_NS_GET_USERNS = 0xB701
 _SIOCGIFFLAGS = 0x8913
 _SIOCSIFFLAGS = 0x8914
 _IFF_UP = 0x1
 
 # Calls before 2019 have a number for each architecture, later ones the same everywhere.
 _ARCHITECTURE_CALLS = {
-    "x86_64": {"pivot_root": 155, "keyctl": 250, "capset": 126},
-    "aarch64": {"pivot_root": 41, "keyctl": 219, "capset": 91},
+    "x86_64": {"pivot_root": 155, "keyctl": 250, "capset": 126, "kcmp": 312, "get_robust_list": 274},
+    "aarch64": {"pivot_root": 41, "keyctl": 219, "capset": 91, "kcmp": 272, "get_robust_list": 100},
 }
 _COMMON_CALLS = {
     "open_tree": 428,
@@ -104,6 +111,8 @@ _PARAMETERS = {
     "fsmount": "lll",
     "openat2": "lppl",
     "mount_setattr": "lplpl",
+    "kcmp": "lllll",
+    "get_robust_list": "lpp",
 }
 
 # All functions are looked up and typed here: done in a room's first process, it would be on the way of every start.
@@ -140,7 +149,7 @@ def _last_capability() -> int:
     return number
 
 
-_LAST_CAPABILITY = _last_capability()
+LAST_CAPABILITY = _last_capability()
 
 
 def _check(result: int, what: str) -> int:
@@ -159,24 +168,37 @@ def unshare(flags: int) -> None:
     _check(_libc.unshare(flags), "unshare")
 
 
-def fork_into(cgroup_fd: int, namespaces: int) -> tuple[int, int]:
-    """Fork with the child in new namespaces (CLONE_NEW*) and in a cgroup of the v2 tree from its start.
+def fork_into(cgroup_fd: int | None, namespaces: int) -> tuple[int, int]:
+    """Fork with the child in new namespaces (CLONE_NEW*) and, if one is given, a cgroup of the v2 tree from its start.
 
     Returns (0, -1) in the child, its process id and a pidfd in the parent. The caller has one thread, and its random
     numbers are the child's too. Moving a process into a v2 cgroup later takes 12 ms: the kernel waits until no
     processor can be looking at the process any more.
     """
     pidfd, tid_address = ctypes.c_int(-1), ctypes.c_ulong(0)
-    flags = namespaces | _CLONE_PIDFD | _CLONE_INTO_CGROUP
+    flags = namespaces | _CLONE_PIDFD | (0 if cgroup_fd is None else _CLONE_INTO_CGROUP)
     # The C library keeps the thread's number and expects a fork to renew it in the child.
     if _libc.prctl(_PR_GET_TID_ADDRESS, ctypes.addressof(tid_address), 0, 0, 0) == 0:
         flags |= _CLONE_CHILD_SETTID | _CLONE_CHILD_CLEARTID
-    fields = (flags, ctypes.addressof(pidfd), tid_address.value, 0, signal.SIGCHLD, 0, 0, 0, 0, 0, cgroup_fd)
+    fields = (flags, ctypes.addressof(pidfd), tid_address.value, 0, signal.SIGCHLD, 0, 0, 0, 0, 0, cgroup_fd or 0)
     arguments = struct.pack("11Q", *fields)
     number, size = ctypes.c_long(_CALLS["clone3"]), ctypes.c_long(len(arguments))
     # Without Python's own steps after a fork: with one thread there is nothing to mend, and they call what libraries
     # have registered, which costs the child half a megabyte and a millisecond.
     return _check(_locked_libc.syscall(number, arguments, size), "clone3"), pidfd.value
+
+
+def thread_addresses() -> tuple[int, int]:
+    """Where the C library keeps the thread's number, and the head of its list of robust locks; 0 if not known."""
+    tid, head, size = ctypes.c_ulong(0), ctypes.create_string_buffer(8), ctypes.create_string_buffer(8)
+    _libc.prctl(_PR_GET_TID_ADDRESS, ctypes.addressof(tid), 0, 0, 0)
+    _call("get_robust_list", 0, ctypes.cast(head, ctypes.c_char_p), ctypes.cast(size, ctypes.c_char_p))  # type: ignore[arg-type]
+    return tid.value, int.from_bytes(head.raw, "little")
+
+
+def same_memory(one: int, other: int) -> bool:
+    """Whether two processes share their memory."""
+    return _call("kcmp", one, other, _KCMP_VM, 0, 0) == 0
 
 
 def use_huge_pages() -> None:
@@ -195,6 +217,13 @@ def use_huge_pages() -> None:
             _libc.madvise(ctypes.c_void_p(begin), ctypes.c_size_t(end - begin), ctypes.c_int(_MADV_COLLAPSE))
 
 
+def has_ended(pidfd: int) -> bool:
+    """Whether the process has, reaped or not."""
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    return bool(poll.poll(0))
+
+
 def start_sleeper(namespaces: int, seconds: int) -> int:
     """Start a child in new namespaces (CLONE_NEW*) that sleeps, and ends by itself; its process id.
 
@@ -210,6 +239,13 @@ def start_sleeper(namespaces: int, seconds: int) -> int:
 def setns(fd: int, kind: int) -> None:
     """Join the namespace that `fd` refers to."""
     _check(_libc.setns(fd, kind), "setns")
+
+
+def owner(fd: int) -> int:
+    """A descriptor of the user namespace that owns the namespace which `fd` refers to."""
+    made: int = fcntl.ioctl(fd, _NS_GET_USERNS)
+    os.set_inheritable(made, False)
+    return made
 
 
 def prctl(option: int, arg2: int = 0, arg3: int = 0) -> int:
@@ -259,8 +295,16 @@ def clone_tree(path: str) -> int:
 
 
 def clone_tree_at(fd: int, path: str) -> int:
-    """The same for a `path` below the directory `fd`."""
-    return _call("open_tree", fd, path.encode(), _OPEN_TREE_CLONE | os.O_CLOEXEC, what=f"open_tree {path}")
+    """The same for a `path` below the directory `fd`; empty: for what `fd` itself refers to."""
+    flags = _OPEN_TREE_CLONE | os.O_CLOEXEC | (0 if path else _AT_EMPTY_PATH)
+    return _call("open_tree", fd, path.encode(), flags, what=f"open_tree {path}")
+
+
+def clone_whole_tree(path: str) -> int:
+    """A detached copy of the mount at `path` with all mounts below it. Whoever came by a mount namespace as an ordinary
+    user may copy them together only."""
+    flags = _OPEN_TREE_CLONE | os.O_CLOEXEC | _AT_RECURSIVE
+    return _call("open_tree", _AT_FDCWD, os.fsencode(path), flags, what=f"open_tree {path}")
 
 
 def set_mount_attributes(mount_fd: int, attributes: int, userns_fd: int | None = None) -> None:
@@ -313,7 +357,7 @@ def open_beneath(directory_fd: int, path: str, flags: int, resolve: int) -> int:
 def drop_capabilities(keep: frozenset[int] = frozenset()) -> None:
     """Give up every capability but `keep`, also for programs executed later."""
     prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL)
-    for number in range(_LAST_CAPABILITY + 1):
+    for number in range(LAST_CAPABILITY + 1):
         if number not in keep:
             prctl(PR_CAPBSET_DROP, number)
     low = sum(1 << number for number in keep if number < 32)

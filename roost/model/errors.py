@@ -64,6 +64,13 @@ class Conflict(RoostError):
     status = 409
 
 
+class LoopDetected(RoostError):
+    """Functions start each other without end."""
+
+    code = "LoopDetected"
+    status = 400
+
+
 class PayloadTooLarge(RoostError):
     code = "EntityTooLarge"
     status = 413

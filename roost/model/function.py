@@ -5,10 +5,13 @@ Function Compute's JSON shapes live in `functions.definition`; here is the meani
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property
+from typing import Any
+
+from roost.model.taint import TaintRules
 
 LATEST = "LATEST"
 
@@ -19,9 +22,13 @@ SHARED_SESSIONS_TARGET = "/mnt/sessions"
 TASK_STEP = "/{task}"
 
 
-#: How a room is kept apart: by namespaces, as a fork of its template's process or, strict, as a process of its own.
-NAMESPACES, STRICT = "namespaces", "strict"
-ISOLATIONS = (NAMESPACES, STRICT)
+#: How a room is kept apart: by namespaces, as a fork of its template's process or, strict, as a process of its own; or
+#: on a kernel of its own, gVisor's.
+NAMESPACES, STRICT, GVISOR = "namespaces", "strict", "gvisor"
+ISOLATIONS = (NAMESPACES, STRICT, GVISOR)
+#: How what a room may reach is reached: through a proxy that programs have to know, or by connecting to it as well.
+PROXY, TRANSPARENT = "proxy", "transparent"
+WAYS_OUT = (PROXY, TRANSPARENT)
 
 
 class Runtime(StrEnum):
@@ -59,6 +66,7 @@ class Limits:
     disk_mb: int = 512
     pids: int = 256
     open_files: int = 1024
+    model_calls: int = 0  # requests to its model, in the life of its session, sandbox or instance; 0 is no limit
     output_bytes_per_s: int = 1 << 20  # of log output; what is over is dropped and counted in a marker line
 
 
@@ -125,11 +133,24 @@ class Idle:
 @dataclass(frozen=True, kw_only=True)
 class EgressRules:
     """What a room may reach of the world, in rules (see `isolation.egress.rules`). `allow` wins over `deny`; `usual`:
-    what the server allows to every such room is allowed too, unless it is denied."""
+    what the server allows to every such room is allowed too, unless it is denied. `added`: what requests to a host are
+    given on their way, as E2B's `network.rules` say it. `may_change`: while the room runs. `way`: of WAYS_OUT.
+    `taint`: what is asked of a room by what it has read. `megabytes` go either way in a room's life, over so many
+    `connections` at once; 0 is what every room may."""
 
     allow: tuple[str, ...] = ()
     deny: tuple[str, ...] = ()
     usual: bool = False
+    added: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
+    may_change: bool = False
+    way: str = PROXY
+    taint: TaintRules = field(default_factory=TaintRules)
+    megabytes: int = 0
+    connections: int = 0
+
+    @property
+    def transparent(self) -> bool:
+        return self.way == TRANSPARENT
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,6 +175,7 @@ class FunctionSpec:
     port: int = 9000
     template: str = "host"
     isolation: str = NAMESPACES  # one of ISOLATIONS
+    live: bool = False  # its instances can be copied while they run
     isolation_mode: IsolationMode = IsolationMode.SHARE
     sessions: SessionPolicy = field(default_factory=SessionPolicy)
     mounts: tuple[VolumeMount, ...] = ()

@@ -21,7 +21,7 @@ class State(StrEnum):
 
 TRANSITIONS: dict[State, frozenset[State]] = {
     State.STARTING: frozenset({State.READY, State.STOPPING}),
-    State.READY: frozenset({State.FROZEN, State.SNAPSHOTTING, State.DRAINING, State.STOPPING}),
+    State.READY: frozenset({State.FROZEN, State.PAUSED, State.SNAPSHOTTING, State.DRAINING, State.STOPPING}),
     State.FROZEN: frozenset({State.READY, State.PAUSED, State.DRAINING, State.STOPPING}),
     State.PAUSED: frozenset({State.RESUMING, State.STOPPING}),
     State.RESUMING: frozenset({State.READY, State.STOPPING}),
@@ -58,6 +58,7 @@ class StopReason(StrEnum):
     REQUEST_ENDED = "request_ended"  # it was made for one request (REQUEST_EXCLUSIVE)
     EXITED = "exited"
     OUT_OF_MEMORY = "out_of_memory"
+    ROLLED_BACK = "rolled_back"  # another room took its place
     TIMEOUT = "timeout"
     INITIALIZER_FAILED = "initializer_failed"
     START_FAILED = "start_failed"

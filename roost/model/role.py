@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -17,6 +19,10 @@ class Role(IntEnum):
 
 #: By the names that people use.
 ROLES = {role.name.lower(): role for role in Role}
+#: What a key may be for: a tool of MCP, a function that is invoked.
+TOOL, FUNCTION = "tool:", "function:"
+MOST_GRANTS = 100
+_GRANT = re.compile(r"tool:[a-z_]{1,64}|function:[A-Za-z_][A-Za-z0-9_-]{0,63}")
 #: Who calls where no keys are asked for.
 ANONYMOUS = "anonymous"
 
@@ -29,3 +35,14 @@ class Caller:
     key: str
     role: Role
     operator: bool
+    grants: frozenset[str] = frozenset()
+
+
+def is_grant(text: str) -> bool:
+    return _GRANT.fullmatch(text) is not None
+
+
+def covers(grants: Collection[str], thing: str) -> bool:
+    """Whether a key with these is for `thing`, a grant; a bare TOOL is any of them. Without grants it is for
+    everything that its role may, with some for these alone."""
+    return not grants or thing in grants or (thing == TOOL and any(one.startswith(TOOL) for one in grants))

@@ -10,9 +10,12 @@ from typing import Any
 
 from roost.model.function import Limits
 from roost.model.instance import StopReason
+from roost.model.taint import TaintRules
 
 #: "i" and 19 letters or digits: 98 bits, so that nobody finds a sandbox by guessing.
 SANDBOX_ID = re.compile(r"i[a-z0-9]{19}")
+#: `Sandbox.place`
+SANDBOX_PLACE = re.compile(r"i[a-z0-9]{19}(-[0-9]{1,9})?")
 
 
 class SandboxState(StrEnum):
@@ -60,6 +63,24 @@ class Foundation:
     environment: Mapping[str, str] = field(default_factory=dict, repr=False)
     start_command: str = ""
     ready_command: str = ""
+    labels: tuple[str, ...] = ()  # of what is in the layers
+    taint: TaintRules = field(default_factory=TaintRules)  # the policy of the sandbox whose files these were
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """A sandbox at one moment, to go back to. Its memory, if that is held, goes with the server; this does not."""
+
+    id: str
+    label: str = ""
+    parent: str = ""  # the one that its state comes from
+    created: float
+    foundation: Foundation  # its own files are the first layer
+    memory: str = "none"  # in what way it came along
+    contexts: tuple[str, ...] = ()  # whose memory came along, each by itself
+    left_behind: tuple[str, ...] = ()
+    lost: tuple[str, ...] = ()  # why that of others did not
+    dropped: str = ""  # why the memory that came along is not held any more, where a rule of the server's says so
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +110,19 @@ class Sandbox:
     envd_token: str = field(repr=False)
     traffic_token: str = field(repr=False)
     public: bool = False  # its ports take requests without a token
+    checkpoints: tuple[Checkpoint, ...] = ()  # the oldest first
+    at: str = ""  # the checkpoint that its state comes from
+    rollbacks: int = 0
+
+    @property
+    def place(self) -> str:
+        """Names the layer with its own files, and the folder of its room: another one after each rollback."""
+        return f"{self.id}-{self.rollbacks}" if self.rollbacks else self.id
+
+    @property
+    def standing(self) -> tuple[tuple[str, ...], ...]:
+        """Stacks of images that it needs."""
+        return (self.foundation.layers, *(one.foundation.layers for one in self.checkpoints))
 
     @property
     def variables(self) -> Mapping[str, str]:
@@ -121,6 +155,7 @@ _EXPLAINED: dict[str, str] = {
     StopReason.SHUTDOWN: "the server was stopped",
     StopReason.LOST: "its room was lost",
     StopReason.START_FAILED: "it did not start",
+    StopReason.ROLLED_BACK: "it was rolled back to a checkpoint, and what ran in it was ended",
 }
 
 

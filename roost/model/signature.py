@@ -40,6 +40,7 @@ class AccessKey:
     account: str
     role: Role = Role.ADMIN
     strong: bool = False  # its secret was made by this server: 256 random bits
+    grants: frozenset[str] = frozenset()  # what it is for alone; empty: all that its role may
 
 
 class Keys:

@@ -19,7 +19,7 @@ TASK_ID = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,127}")
 #: Events that a record keeps; of more, the oldest but the first are left out.
 MAX_EVENTS = 64
 MAX_DELAY_S = 3600
-#: Destinations of destinations: a task that follows from more than this many others is refused.
+#: Unless the server's settings say otherwise: an invocation that more than this many led to is refused.
 MAX_HOPS = 16
 
 
@@ -114,7 +114,7 @@ class Task:
     heartbeat: float = 0.0  # of the worker
     troubles: int = 0  # failures of the system in a row
     troubled: float = 0.0  # since when
-    hops: int = 0  # tasks that it followed from, as their destination
+    hops: int = 0  # invocations that led to it
     instance_id: str = ""
     error_type: str = ""
     error: str = ""
@@ -213,6 +213,12 @@ def begun(task: Task, *, epoch: int, instance_id: str, now: float) -> Task:
 def with_destination(task: Task, taken: bool) -> Task:
     """With what became of its destination."""
     return replace(task, destination="Succeeded" if taken else "Failed")
+
+
+def without_destination(task: Task, why: str, *, now: float) -> Task:
+    """After an end that nobody is told of."""
+    events = _shortened((*task.events, TaskEvent(state=task.state, at=now, detail=why)))
+    return replace(with_destination(task, False), events=events)
 
 
 def delivered(task: Task, *, epoch: int, now: float, taken: bool, detail: str) -> Task | None:

@@ -89,6 +89,10 @@ class SandboxBook:
                 log.warning("sandbox %s: its record is not stored: %s", sandbox.id, error.message)
         return sandbox
 
+    async def commit(self, sandbox: Sandbox) -> None:
+        """As `change`, where it must be stored. Raises RoostError."""
+        await self._store.update(sandbox)
+
     async def end(self, sandbox: Sandbox, reason: str) -> None:
         """It is gone."""
         ended = EndedSandbox(id=sandbox.id, account=sandbox.account, reason=reason, at=self._clock())

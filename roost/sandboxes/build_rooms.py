@@ -10,12 +10,14 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 
 from roost.instances.background import Background
-from roost.instances.instance import Instance, Prepared, Surroundings
+from roost.instances.instance import Instance
+from roost.instances.surroundings import Prepared, Surroundings
 from roost.isolation.driver import ROOT_CAPABILITIES, RoomSpec
 from roost.model.function import EgressRules, FunctionSpec, Idle, Runtime
 from roost.model.instance import StopReason
 from roost.model.sandbox import Foundation
 from roost.model.session import Session
+from roost.model.taint import Holdings
 from roost.sandboxes.assembly import SLOTS, RootSource, SandboxAssembly
 from roost.sandboxes.builder import RoomNeeds
 
@@ -37,7 +39,7 @@ class BuildRooms:
         app_socket = str(run_dir / "app.sock")
         instance = Instance(
             id=needs.id,
-            spec=_spec_of(needs),
+            spec=_spec_of(needs, self._assembly.way_out),
             session=None,
             around=replace(self._around, preparer=_BuildPreparer(self._assembly, self._roots, needs)),
             on_change=lambda _: None,
@@ -84,13 +86,13 @@ class _BuildPreparer:
             lower=needs.lower,
             mounts=needs.mounts,
             capabilities=ROOT_CAPABILITIES,
-            strict=self._assembly.strict,
+            isolation=self._assembly.isolation,
         )
         start = self._assembly.start_message(spec, needs.id, spec.name, foundation)
-        return await self._assembly.furnish(spec, room, start)
+        return await self._assembly.furnish(spec, room, start, Holdings())
 
 
-def _spec_of(needs: RoomNeeds) -> FunctionSpec:
+def _spec_of(needs: RoomNeeds, way_out: str) -> FunctionSpec:
     """Builds may install packages from the server's indexes, and reach what the server opens to all sandboxes."""
     return FunctionSpec(
         account=needs.account,
@@ -103,6 +105,6 @@ def _spec_of(needs: RoomNeeds) -> FunctionSpec:
         concurrency=SLOTS,
         template=needs.root,
         packages=("pypi", "npm"),
-        egress=EgressRules(usual=True),
+        egress=EgressRules(usual=True, way=way_out),
         idle=Idle(freeze_after_s=_NEVER, stop_after_s=_NEVER),
     )

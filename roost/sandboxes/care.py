@@ -33,7 +33,9 @@ class SandboxCare:
         if entry is None or entry.instance is not None:
             return False
         sandbox = entry.sandbox
-        if sandbox.pause_mode is PauseMode.FILESYSTEM or not self._lives.assembly.has_files(sandbox.id):
+        if sandbox.pause_mode is PauseMode.FILESYSTEM or not self._lives.assembly.has_files(sandbox.place):
+            return False
+        if about.get("place", sandbox.id) != sandbox.place:  # a rollback had left it, or not come to it yet
             return False
         instance = self._lives.new_instance(entry)
         if sandbox.state is SandboxState.PAUSED:
@@ -48,15 +50,16 @@ class SandboxCare:
             sandbox = entry.sandbox
             if entry.instance is not None:
                 continue
-            if not self._lives.assembly.has_files(sandbox.id):
+            if not self._lives.assembly.has_files(sandbox.place):
                 del self._lives.entries[sandbox.id]
                 await self._lives.book.end(sandbox, StopReason.LOST)
             elif sandbox.pause_mode is not PauseMode.FILESYSTEM:
                 await self._lives.change(
                     entry, state=SandboxState.PAUSED, pause_mode=PauseMode.FILESYSTEM, reason=StopReason.LOST
                 )
-        for id in self._lives.assembly.strays(frozenset(self._lives.entries)):
-            self._lives.assembly.discard(id)
+        known = frozenset(entry.sandbox.place for entry in self._lives.entries.values())
+        for place in self._lives.assembly.strays(known):
+            self._lives.assembly.discard(place)
         self._lives.release(self._lives.assembly.images.names())
 
     async def sample(self) -> None:
@@ -88,11 +91,13 @@ class SandboxCare:
             cpu_us=used.cpu_us,
             cpus=entry.sandbox.limits.cpu,
             memory_bytes=used.memory_bytes,
-            disk_bytes=self._lives.assembly.used_bytes(entry.sandbox.id),
+            disk_bytes=self._lives.assembly.used_bytes(entry.sandbox.place),
         )
 
     async def close(self) -> None:
         """Take down every room; what ran is paused, with its files."""
         self._lives.closing = True
         await asyncio.gather(*(self._lives.put_away(entry) for entry in list(self._lives.entries.values())))
+        for entry in self._lives.entries.values():
+            await entry.drop_memory()
         await self._lives.background.close()

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from roost.instances.instance import Instance
+from roost.isolation.driver import Branch
 from roost.model.errors import InstanceExited
 from roost.model.instance import State
 from roost.model.sandbox import Sandbox, SandboxState
@@ -14,6 +16,16 @@ from roost.sandboxes.samples import Samples
 
 #: How long one whose connection broke waits to learn of the room's end.
 _WHY_S = 1.0
+
+
+@dataclass(kw_only=True)
+class HeldMemory:
+    """What a checkpoint has in memory. `used`: when it was last made, or gone back to."""
+
+    branch: Branch
+    used: float
+    bytes: int = 0  # when it was last looked at
+    looked: float = 0.0
 
 
 class Entry:
@@ -29,6 +41,7 @@ class Entry:
         self.waking: asyncio.Task[None] | None = None  # by traffic, once for all who come
         self.lines = Lines()
         self.samples = Samples()
+        self.held: dict[str, HeldMemory] = {}  # by checkpoint
 
     def at_once(self) -> Instance | None:
         """Its instance, if that takes a request now."""
@@ -37,21 +50,32 @@ class Entry:
             return None
         return instance if instance.free_slots > 0 else None
 
-    def revoke(self) -> None:
-        """Break off every request that it serves: it is paused or ended, and whoever waits should know now."""
+    def revoke(self, why: str = "") -> None:
+        """Break off every request that it serves: it is paused or ended, and whoever waits should know now. `why`: a
+        StopReason, if the sandbox itself goes on."""
         for lease in list(self.leases):
+            lease.why = why
             lease.revoke()
+
+    async def drop_memory(self) -> None:
+        """Of all its checkpoints."""
+        held, self.held = self.held, {}
+        for memory in held.values():
+            await memory.branch.close()
 
 
 class SandboxLease:
     """One request's place in a sandbox. `on_revoked` is called, once, when it must let go: the sandbox is paused."""
 
-    __slots__ = ("_entry", "_released", "app_socket", "guest_socket", "instance", "on_revoked", "restored", "sandbox")
+    __slots__ = (
+        "_entry", "_released", "app_socket", "guest_socket", "instance", "on_revoked", "restored", "sandbox", "why",
+    )  # fmt: skip
 
     def __init__(self, entry: Entry, instance: Instance, *, restored: bool = False) -> None:
         self.sandbox = entry.sandbox
         self.app_socket = instance.app_socket
         self.guest_socket = instance.app_socket.removesuffix("app.sock") + "guest.sock"
+        self.why = ""  # it was revoked, though the sandbox goes on
         self.restored = restored  # it was started over its files for this request: what ran before is gone
         self.on_revoked: Callable[[], None] | None = None
         self._entry = entry

@@ -10,9 +10,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from roost.instances.instance import Instance
-from roost.model.errors import Conflict, NotFound
+from roost.model.errors import Conflict, InvalidArgument, NotFound
 from roost.model.instance import StopReason
 from roost.model.sandbox import Sandbox, SandboxState, SandboxVolume, explain
+from roost.model.taint import BLOCK, Labels
 from roost.sandboxes.entry import Entry
 from roost.sandboxes.launcher import Launcher, new_id, new_token
 from roost.sandboxes.lives import Lives
@@ -85,6 +86,11 @@ class SandboxFleet:
         """For what is observed of it. Raises Gone."""
         return self._entry(account, id)
 
+    def taint(self, account: str, id: str) -> tuple[str, Labels]:
+        """What is asked of it by what it has read, and what is known of that. Raises Gone."""
+        sandbox, assembly = self._entry(account, id).sandbox, self._lives.assembly
+        return assembly.spec(sandbox).egress.taint.mode, assembly.labels(sandbox)
+
     def note(self, account: str, id: str, text: str) -> None:
         """A line of the server's own in its log. Raises Gone."""
         self._entry(account, id).lines.add(self._lives.now(), "stderr", text)
@@ -121,8 +127,9 @@ class SandboxFleet:
     async def create(self, order: Order, key: str = "") -> Sandbox:
         """A new sandbox that runs; with a `key` that was used before, the one it made then.
 
-        Raises NotFound for the template, Throttled when the server is full, Conflict for a key of another order or of
-        a sandbox that is gone, or what prevented the start; nothing is left behind then.
+        Raises NotFound for the template, InvalidArgument for what its taint policy is against, Throttled when the
+        server is full, Conflict for a key of another order or of a sandbox that is gone, or what prevented the start;
+        nothing is left behind then.
         """
         if not key:
             return await self._lives.do(self._create(order, None))
@@ -169,6 +176,11 @@ class SandboxFleet:
             traffic_token=new_token(),
             public=order.public,
         )
+        if sandbox.public and self._lives.assembly.spec(sandbox).egress.taint.mode == BLOCK:
+            raise InvalidArgument(
+                "network.allowPublicTraffic: strangers would write to this sandbox and read from it, which its taint "
+                "policy (block) is against; make it with false."
+            )
         return await self._launcher.launch(sandbox, key)
 
     # --- changing ------------------------------------------------------------------------------------------------

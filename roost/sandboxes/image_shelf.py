@@ -84,6 +84,13 @@ class ImageShelf:
             self._held.subtract(layers)
             self._held += Counter()  # drops what is at zero
 
+    def used_bytes(self, name: str) -> int:
+        """What it takes of the host's disk."""
+        try:
+            return self.path(name).stat().st_blocks * 512
+        except OSError:
+            return 0
+
     def check_space(self, more_bytes: int) -> None:
         """Raises StorageFull if an image of this size may not be added."""
         used = 0

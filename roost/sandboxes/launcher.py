@@ -7,6 +7,7 @@ import secrets
 import string
 from dataclasses import replace
 
+from roost.isolation.driver import Branch
 from roost.model.instance import StopReason
 from roost.model.sandbox import Foundation, Sandbox, SandboxState
 from roost.sandboxes.entry import Entry
@@ -38,6 +39,9 @@ def fork_of(sandbox: Sandbox, foundation: Foundation, *, timeout_s: int, now: fl
         reason="",
         envd_token=new_token(),
         traffic_token=new_token(),
+        checkpoints=(),
+        at="",
+        rollbacks=0,
     )
 
 
@@ -47,14 +51,14 @@ class Launcher:
     def __init__(self, lives: Lives) -> None:
         self._lives = lives
 
-    async def launch(self, sandbox: Sandbox, key: CreationKey | None = None) -> Sandbox:
+    async def launch(self, sandbox: Sandbox, key: CreationKey | None = None, branch: Branch | None = None) -> Sandbox:
         """It runs, and its record is written; its time begins when it is up. Raises Throttled when the server is full,
         or what prevented the start; nothing is left behind then."""
         self._lives.check_room(sandbox)
         entry = self._lives.entries[sandbox.id] = Entry(sandbox)
         try:
             async with entry.lock:
-                await self._lives.boot(entry)
+                await self._lives.boot(entry, branch)
                 ends_at = round(self._lives.now(), 3) + sandbox.timeout_s
                 sandbox = entry.sandbox = replace(sandbox, ends_at=ends_at)
                 await self._lives.book.create(sandbox, None if key is None else replace(key, sandbox=sandbox.id))
@@ -68,3 +72,4 @@ class Launcher:
     async def _undo(self, entry: Entry) -> None:
         await self._lives.take_down(entry, StopReason.START_FAILED)
         self._lives.forget(entry)
+        await self._lives.assembly.forget_labels(entry.sandbox)

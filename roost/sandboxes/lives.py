@@ -8,10 +8,13 @@ import shutil
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import replace
 from itertools import chain
+from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from roost.instances.background import Background
-from roost.instances.instance import Instance, Surroundings
+from roost.instances.instance import Instance
+from roost.instances.surroundings import Surroundings
+from roost.isolation.driver import Branch
 from roost.model.errors import RoostError, Throttled, Unavailable
 from roost.model.instance import State, StopReason
 from roost.model.sandbox import PauseMode, Sandbox, SandboxState
@@ -80,6 +83,17 @@ class Lives:
         self.set_timer(entry)
         return await self.book.change(entry.sandbox)
 
+    async def commit(self, entry: Entry, changed: Callable[[Sandbox], Sandbox]) -> Sandbox:
+        """Have its record as `changed` makes it, where that must be stored first. Raises RoostError, and nothing has
+        changed then."""
+        stored = changed(entry.sandbox)
+        await self.book.commit(stored)
+        entry.sandbox = changed(entry.sandbox)
+        self.set_timer(entry)
+        if entry.sandbox != stored:  # others changed it meanwhile
+            await self.book.change(entry.sandbox)
+        return entry.sandbox
+
     # --- a room comes and goes -----------------------------------------------------------------------------------
 
     def check_room(self, sandbox: Sandbox) -> None:
@@ -94,9 +108,10 @@ class Lives:
             )
         self._admit(sandbox.account, sandbox.limits.memory_mb)
 
-    async def boot(self, entry: Entry) -> None:
-        """Locked. A room for it, up and ready. Raises what prevented it."""
-        instance = self.new_instance(entry)
+    async def boot(self, entry: Entry, branch: Branch | None = None) -> None:
+        """Locked. A room for it, up and ready; its contexts are copies of those of `branch`. Raises what prevented
+        it."""
+        instance = self.new_instance(entry, branch)
         self.background.spawn(instance.run())
         try:
             await instance.up()
@@ -105,21 +120,62 @@ class Lives:
                 await asyncio.shield(asyncio.ensure_future(self.take_down(entry, StopReason.START_FAILED)))
             raise
 
-    def new_instance(self, entry: Entry) -> Instance:
+    def new_instance(self, entry: Entry, branch: Branch | None = None) -> Instance:
         """The entry's instance from now on, not running yet."""
-        sandbox = entry.sandbox
         entry.samples.new_room()
-        entry.instance = Instance(
+        entry.instance = self._instance_of(entry, entry.sandbox, branch)
+        return entry.instance
+
+    def _instance_of(self, entry: Entry, sandbox: Sandbox, branch: Branch | None) -> Instance:
+        return Instance(
             id=sandbox.id,
             spec=self.assembly.spec(sandbox),
             session=None,
-            around=replace(self._around, preparer=self.assembly.of(sandbox)),
+            around=replace(self._around, preparer=self.assembly.of(sandbox, branch)),
             on_change=lambda instance: self._changed(entry, instance),
             slots=SLOTS,
-            app_socket=str(self.assembly.run_dir(sandbox.id) / "app.sock"),
+            app_socket=str(self.assembly.run_dir(sandbox.place) / "app.sock"),
             metered_as=sandbox.id,
         )
-        return entry.instance
+
+    async def swap(self, entry: Entry, branch: Branch, **fields: Any) -> Sandbox:
+        """Locked. A new room takes the place of what it has, over another foundation and with contexts as in `branch`;
+        it runs then. Raises what prevented that, and it is as it was.
+
+        Until the new room is recorded it is nobody's: a server that is killed before has lost nothing, and the next one
+        removes whichever of the two is not in the record.
+        """
+        before, old = entry.sandbox, entry.instance
+        if old is None or self.closing:
+            self.check_room(before)
+        fields |= {"rollbacks": before.rollbacks + 1, "state": SandboxState.RUNNING, "pause_mode": None, "reason": ""}
+        if before.state is SandboxState.PAUSED:
+            fields["ends_at"] = self.after(before.timeout_s)
+        new = self._instance_of(entry, replace(before, **fields), branch)
+        self.background.spawn(new.run())
+        try:
+            await new.up()
+            await self.commit(entry, lambda sandbox: replace(sandbox, **fields))
+        except BaseException:
+            await asyncio.shield(self.background.spawn(self._lay_down(new, replace(before, **fields).place)))
+            raise
+        entry.instance = new
+        entry.samples.new_room()
+        if old is not None:
+            old.stop(StopReason.ROLLED_BACK, grace=0, abrupt=True)
+        entry.revoke(StopReason.ROLLED_BACK)
+        await self._lay_down(old, before.place)
+        self.release(before.foundation.layers)
+        if new.state is State.STOPPED:  # between two steps of this
+            self.background.spawn(self.died(entry, new))
+        return entry.sandbox
+
+    async def _lay_down(self, instance: Instance | None, place: str) -> None:
+        """End what is no entry's, with its files."""
+        if instance is not None:
+            instance.stop(StopReason.ROLLED_BACK, grace=0, abrupt=True)
+            await instance.stopped.wait()
+        self.assembly.discard(place)
 
     async def take_down(self, entry: Entry, reason: StopReason) -> None:
         """Locked. Its room goes, its files stay. Returns when nothing uses them any more."""
@@ -132,7 +188,7 @@ class Lives:
     def _changed(self, entry: Entry, instance: Instance) -> None:
         if instance.state is not State.STOPPED:
             return
-        shutil.rmtree(self.assembly.run_dir(entry.sandbox.id), ignore_errors=True)
+        shutil.rmtree(Path(instance.app_socket).parent, ignore_errors=True)
         if entry.instance is instance and instance.served:
             self.background.spawn(self.died(entry, instance))
 
@@ -177,6 +233,12 @@ class Lives:
     async def pause(self, entry: Entry, *, memory: bool, reason: StopReason) -> Sandbox:
         """Locked. Hold its room, or take it down and keep the files. Raises Unavailable if it can't be held."""
         instance = entry.instance
+        if memory and instance is not None and not instance.freezes:
+            if reason is not StopReason.TIMEOUT:
+                raise Unavailable(
+                    "This server's rooms can't be paused with memory (that takes root): pause without it."
+                )
+            memory = False
         if memory and instance is not None:
             instance.hold_once_up()  # no lease is given any more
             entry.revoke()
@@ -200,19 +262,21 @@ class Lives:
             if self.entries.get(entry.sandbox.id) is not entry:
                 return  # somebody else was faster
             await self.take_down(entry, reason)
+            await entry.drop_memory()
             self.stop_timer(entry)
             self.forget(entry)
             await self.book.end(entry.sandbox, reason)
+            await self.assembly.forget_labels(entry.sandbox)
 
     def forget(self, entry: Entry) -> None:
         """Its room is gone; so are its files now, and what it alone stood on."""
         self.entries.pop(entry.sandbox.id, None)
-        self.assembly.discard(entry.sandbox.id)
-        self.release(entry.sandbox.foundation.layers)
+        self.assembly.discard(entry.sandbox.place)
+        self.release(chain.from_iterable(entry.sandbox.standing))
 
     def release(self, images: Iterable[str]) -> None:
         """Remove those that no sandbox and no template needs."""
-        standing = (entry.sandbox.foundation.layers for entry in self.entries.values())
+        standing = chain.from_iterable(entry.sandbox.standing for entry in self.entries.values())
         self.assembly.images.release(images, chain(standing, self.templates.layers()))
 
     async def put_away(self, entry: Entry) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from roost.model.errors import InvalidArgument, NotFound
@@ -30,11 +30,15 @@ def split_name(name: str) -> tuple[str, str]:
 
 
 class TemplateRegistry:
-    """One change at a time: two of one name must not make two templates."""
+    """One change at a time: two of one name must not make two templates. `on_gone(account, id)` is called when a
+    template or snapshot has gone."""
 
-    def __init__(self, lives: Lives, shelf: TemplateShelf) -> None:
+    def __init__(
+        self, lives: Lives, shelf: TemplateShelf, on_gone: Callable[[str, str], None] = lambda account, id: None
+    ) -> None:
         self._lives = lives
         self._shelf = shelf
+        self._on_gone = on_gone
         self._changing = asyncio.Lock()
 
     async def register(
@@ -78,6 +82,7 @@ class TemplateRegistry:
                 self._release(await self._shelf.book.unassign(account, record.id, [tag]))
             else:
                 self._release(await self._shelf.book.remove(record))
+                self._on_gone(account, record.id)
 
     def release(self, images: Sequence[str]) -> None:
         """Remove those that nobody needs."""

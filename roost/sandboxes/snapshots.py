@@ -1,22 +1,24 @@
 """Copies of a sandbox's files, to make others from: kept under a name, or for forks alone.
 
-A copy is of one moment: the room stands still while it is made, then goes on. Memory and processes are not in it.
+A copy is of one moment: the room stands still while it is made, then goes on. A fork has the memory of the code
+interpreter's contexts too, as far as that can be copied, or all of the room where its kernel can write that down; a
+snapshot has none.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from roost.model.errors import RoostError, Throttled, Unavailable
-from roost.model.sandbox import Foundation, Sandbox
+from roost.model.errors import RoostError, Throttled
+from roost.model.sandbox import Sandbox
 from roost.model.template import DEFAULT_TAG, TemplateBuild, TemplateKind, TemplateRecord
+from roost.sandboxes.checkpoints import Checkpoints
+from roost.sandboxes.copies import Copied, Copies
 from roost.sandboxes.entry import Entry
 from roost.sandboxes.fleet import SandboxFleet
-from roost.sandboxes.image_shelf import below
 from roost.sandboxes.launcher import Launcher, fork_of
 from roost.sandboxes.listing import parse_place, place_token
 from roost.sandboxes.lives import Lives
@@ -26,8 +28,6 @@ from roost.sandboxes.templates import TemplateShelf, new_id
 MOST_FORKS = 100
 #: Rooms that one request to fork makes at the same time.
 _AT_ONCE = 8
-#: What a copy of a sandbox that has a room lacks.
-LIVE_STATE = ("memory", "processes")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,14 +41,6 @@ class Snapshot:
     build: str
 
 
-@dataclass(frozen=True, kw_only=True)
-class Copied:
-    """`left_behind`: what the sandbox has, and the copy has not."""
-
-    foundation: Foundation
-    left_behind: tuple[str, ...]
-
-
 class Snapshots:
     """`most`: of one account."""
 
@@ -58,12 +50,15 @@ class Snapshots:
         lives: Lives,
         fleet: SandboxFleet,
         launcher: Launcher,
+        copies: Copies,
+        checkpoints: Checkpoints,
         shelf: TemplateShelf,
         registry: TemplateRegistry,
         most: int,
     ) -> None:
         self._lives = lives
-        self._images = lives.assembly.images
+        self._copies = copies
+        self._checkpoints = checkpoints
         self._fleet = fleet
         self._launcher = launcher
         self._shelf = shelf
@@ -97,8 +92,9 @@ class Snapshots:
             self._shelf.record_for(account, plain, TemplateKind.SNAPSHOT, "", 0)  # refused before anything is done
         if len(self.of_account(account)) >= self._most:
             raise Throttled(f"This account has {self._most} snapshots already (max_snapshots); delete some.")
-        with self._new_image() as image:
-            copied = await self._copy(entry, image)
+        with self._copies.new_image() as image:
+            async with entry.lock:
+                copied = await self._copies.copy(entry, image)
             sandbox = entry.sandbox
             build = TemplateBuild(
                 id=str(uuid.uuid4()),
@@ -126,57 +122,48 @@ class Snapshots:
     # --- forks ---------------------------------------------------------------------------------------------------
 
     async def fork(
-        self, account: str, id: str, *, count: int, timeout_s: int
+        self, account: str, id: str, *, count: int, timeout_s: int, checkpoint: str = "", now: bool = False
     ) -> tuple[list[Sandbox | RoostError], Copied]:
-        """New sandboxes with the files of this one, each up or with what prevented it. Raises what prevented all."""
-        return await self._lives.do(self._fork(self._fleet.entry(account, id), count, timeout_s))
+        """New sandboxes with the files of this one, and the memory of its contexts as far as that can be copied, each
+        up or with what prevented it; as they were at a `checkpoint`, if one is named. Cells that run are waited
+        for, up to a bound; `now`: they are interrupted. Raises what prevented all."""
+        entry = self._fleet.entry(account, id)
+        if checkpoint:
+            return await self._lives.do(self._fork_checkpoint(entry, checkpoint, count, timeout_s))
+        return await self._lives.do(self._fork(entry, count, timeout_s, now=now))
 
-    async def _fork(self, entry: Entry, count: int, timeout_s: int) -> tuple[list[Sandbox | RoostError], Copied]:
+    async def _fork(
+        self, entry: Entry, count: int, timeout_s: int, *, now: bool
+    ) -> tuple[list[Sandbox | RoostError], Copied]:
         self._lives.check_room(entry.sandbox)
-        with self._new_image() as image:
-            copied = await self._copy(entry, image)
-            now = round(self._lives.now(), 3)
-            forks = [fork_of(entry.sandbox, copied.foundation, timeout_s=timeout_s, now=now) for _ in range(count)]
-            slots = asyncio.Semaphore(_AT_ONCE)
-            return list(await asyncio.gather(*(self._launched(fork, slots) for fork in forks))), copied
+        with self._copies.new_image() as image:
+            async with entry.lock:
+                copied = await self._copies.copy(entry, image, memory=True, now=now)
+            copied.branch.share(count)
+            try:
+                return await self._launch_all(entry, copied, count, timeout_s), copied
+            finally:
+                await copied.branch.close()
 
-    async def _launched(self, fork: Sandbox, slots: asyncio.Semaphore) -> Sandbox | RoostError:
+    async def _fork_checkpoint(
+        self, entry: Entry, checkpoint: str, count: int, timeout_s: int
+    ) -> tuple[list[Sandbox | RoostError], Copied]:
+        self._lives.check_room(entry.sandbox)
+        async with self._checkpoints.using(entry, checkpoint) as copied:
+            return await self._launch_all(entry, copied, count, timeout_s), copied
+
+    async def _launch_all(self, entry: Entry, copied: Copied, count: int, timeout_s: int) -> list[Sandbox | RoostError]:
+        at = round(self._lives.now(), 3)
+        forks = [fork_of(entry.sandbox, copied.foundation, timeout_s=timeout_s, now=at) for _ in range(count)]
+        slots = asyncio.Semaphore(_AT_ONCE)
+        return list(await asyncio.gather(*(self._launched(fork, copied, slots) for fork in forks)))
+
+    async def _launched(self, fork: Sandbox, copied: Copied, slots: asyncio.Semaphore) -> Sandbox | RoostError:
         async with slots:
             try:
-                return await self._launcher.launch(fork)
+                return await self._launcher.launch(fork, branch=copied.branch)
             except RoostError as error:
                 return error
-
-    # --- the copy ------------------------------------------------------------------------------------------------
-
-    @contextlib.contextmanager
-    def _new_image(self) -> Iterator[str]:
-        """The name of an image to be made. After the block it stays if something stands on it."""
-        image = ""
-        try:
-            with self._images.making() as image:
-                yield image
-        finally:
-            self._lives.release((image,))
-
-    async def _copy(self, entry: Entry, image: str) -> Copied:
-        """The sandbox's files as they are now: what stands on the image has them."""
-        async with entry.lock:
-            self._fleet.check_exists(entry)
-            sandbox, instance = entry.sandbox, entry.instance
-            self._images.check_space(self._lives.assembly.used_bytes(sandbox.id))
-            if instance is None:
-                await self._lives.assembly.copy(sandbox.id, self._images.path(image))
-            else:
-                try:
-                    await instance.up()
-                except RoostError as error:
-                    raise Unavailable(f"The room of sandbox {sandbox.id} has ended.", retry_after=1) from error
-                if instance.room is None:
-                    raise Unavailable(f"The room of sandbox {sandbox.id} has ended.", retry_after=1)
-                await instance.room.snapshot(self._images.path(image))
-            foundation = replace(sandbox.foundation, layers=(image, *below(sandbox.foundation.layers)))
-            return Copied(foundation=foundation, left_behind=LIVE_STATE if instance is not None else ())
 
 
 def page(snapshots: Sequence[Snapshot], limit: int, token: str) -> tuple[list[Snapshot], str]:

@@ -8,7 +8,7 @@ import os
 import re
 import secrets
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Protocol
 
@@ -34,18 +34,31 @@ class Images(Protocol):
     async def mount(self, path: Path) -> int: ...
 
 
+async def _nobody(volume: Volume) -> None: ...
+
+
 class VolumeShelf:
     """`load` before the first use."""
 
     def __init__(
-        self, *, store: Store, places: Volumes, images: Images, size_mb: int, clock: Callable[[], float]
+        self,
+        *,
+        store: Store,
+        places: Volumes,
+        images: Images,
+        size_mb: int,
+        clock: Callable[[], float],
+        gone: Callable[[Volume], Awaitable[None]] = _nobody,
     ) -> None:
+        """`gone` is told of each that was removed."""
+        self._gone = gone
         self._store = store
         self._places = places
         self._images = images
         self._size_mb = size_mb
         self._clock = clock
         self._known: dict[str, Volume] = {}
+        self.remove_tree = places.remove_tree
 
     async def load(self) -> None:
         self._known = {volume.id: volume for volume in await self._store.list_all()}
@@ -93,8 +106,10 @@ class VolumeShelf:
             await self._images.create(self.image(volume), self._size_mb)
             root = await self._images.mount(self.image(volume))
             try:
-                os.rmdir("lost+found", dir_fd=root)
-                os.chown(".", OWNER, OWNER, dir_fd=root)
+                with contextlib.suppress(FileNotFoundError):  # of a disk image
+                    os.rmdir("lost+found", dir_fd=root)
+                if os.geteuid() == 0:  # else all its users have one id
+                    os.chown(".", OWNER, OWNER, dir_fd=root)
             finally:
                 os.close(root)
         except BaseException:
@@ -111,6 +126,7 @@ class VolumeShelf:
         self._known.pop(volume.id, None)
         await self._store.delete(volume.id)
         await self._places.remove(volume.account, _PREFIX + volume.id, "/")
+        await self._gone(volume)
 
     def image(self, volume: Volume) -> Path:
         """The disk image with its files. Raises RoostError."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from roost.model.errors import InvalidArgument, NotFound, RoostError, Throttled
+from roost.model.errors import InvalidArgument, NotFound, RoostError, Throttled, Unavailable
 from roost.model.function import Limits
 from roost.model.sandbox import Foundation
 from roost.model.template import DEFAULT_TAG, TemplateBuild, TemplateKind, TemplateRecord
@@ -63,7 +63,9 @@ class Workshop:
         most: int,
         stand_ins: Mapping[str, str],
         clock: Callable[[], float],
+        lack: str = "",
     ) -> None:
+        """`lack`: why no template can be built here, or nothing."""
         self._shelf = shelf
         self._registry = registry
         self._images = images
@@ -74,6 +76,7 @@ class Workshop:
         self._most = most
         self._stand_ins = stand_ins
         self._clock = clock
+        self._lack = lack
         self._requested: OrderedDict[str, Requested] = OrderedDict()
         self._uploads = asyncio.Semaphore(_UPLOADS_AT_ONCE)
 
@@ -82,7 +85,10 @@ class Workshop:
     def request(
         self, account: str, name: str, tags: Sequence[str], *, cpu: int | None = None, memory_mb: int | None = None
     ) -> Requested:
-        """A new build, of a new template or of one that exists. Raises InvalidArgument, Conflict, Throttled."""
+        """A new build, of a new template or of one that exists. Raises InvalidArgument, Conflict, Throttled, and
+        Unavailable where none can be built."""
+        if self._lack:
+            raise Unavailable(self._lack)
         plain, tag = split_name(name)
         if not plain:
             raise InvalidArgument("name: a template needs one.")
@@ -204,7 +210,7 @@ class Workshop:
                         requested.record.account,
                         requested.record.name,
                         TemplateKind.BUILT,
-                        self._result(requested, built, interpreter=foundation.interpreter),
+                        self._result(requested, built, foundation),
                         requested.tags,
                     )
             finally:
@@ -244,19 +250,21 @@ class Workshop:
             ready_command=made.ready_command or ("" if made.start_command else foundation.ready_command),
         )
 
-    def _result(self, requested: Requested, built: Built, *, interpreter: bool) -> TemplateBuild:
+    def _result(self, requested: Requested, built: Built, foundation: Foundation) -> TemplateBuild:
         return TemplateBuild(
             id=requested.id,
             template=requested.record.id,
             foundation=Foundation(
                 root=built.root,
                 layers=tuple(_name(path) for path in built.layers),
-                interpreter=interpreter,
+                interpreter=foundation.interpreter,
                 user=built.context.user,
                 workdir=built.context.workdir,
                 environment=built.context.env,
                 start_command=built.start_command,
                 ready_command=built.ready_command,
+                labels=foundation.labels,
+                taint=foundation.taint,
             ),
             limits=requested.limits,
             created=round(self._clock(), 3),

@@ -11,9 +11,11 @@ import typer
 from roost.sdk import (
     commands_functions,
     commands_keys,
+    commands_labels,
     commands_objects,
     commands_sandbox,
     commands_sandbox_use,
+    commands_secrets,
     commands_server,
     commands_tasks,
     commands_triggers,
@@ -73,6 +75,8 @@ def build() -> typer.Typer:
     app.add_typer(_objects(), name="objects")
     app.add_typer(_triggers(), name="triggers")
     app.add_typer(_keys(), name="keys")
+    app.add_typer(_labels(), name="labels")
+    app.add_typer(_secrets(), name="secrets")
     return app
 
 
@@ -102,6 +106,28 @@ def _keys() -> typer.Typer:
         rich_markup_mode=None,
     )
     for command in (commands_keys.create, commands_keys.ls, commands_keys.revoke):
+        app.command()(command)
+    return app
+
+
+def _labels() -> typer.Typer:
+    app = typer.Typer(
+        help="What is known of where data came from: `roost labels ls`, then clear.",
+        no_args_is_help=True,
+        rich_markup_mode=None,
+    )
+    for command in (commands_labels.ls, commands_labels.clear):
+        app.command()(command)
+    return app
+
+
+def _secrets() -> typer.Typer:
+    app = typer.Typer(
+        help="Keys that rooms use and never see: `roost secrets put NAME --host api.example.com`, then ls, rm.",
+        no_args_is_help=True,
+        rich_markup_mode=None,
+    )
+    for command in (commands_secrets.put, commands_secrets.ls, commands_secrets.rm):
         app.command()(command)
     return app
 
@@ -142,6 +168,9 @@ def _sandbox() -> typer.Typer:
         commands_sandbox.snapshot,
         commands_sandbox.snapshots,
         commands_sandbox.fork,
+        commands_sandbox.checkpoint,
+        commands_sandbox.rollback,
+        commands_sandbox.tree,
     ):
         app.command()(command)
     app.command("connect")(commands_sandbox.resume)

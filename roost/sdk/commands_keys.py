@@ -20,11 +20,17 @@ Account = Annotated[str | None, typer.Option("--account", help="Whose [default: 
 def create(
     name: Annotated[str, typer.Argument(metavar="NAME", help="What the key is for.")],
     role: Annotated[str, typer.Option("--role", help="admin, developer, invoker or viewer.")] = "developer",
+    grants: Annotated[
+        list[str] | None,
+        typer.Option("--for", help="What it is for alone: tool:NAME of MCP, function:NAME to invoke. Any number."),
+    ] = None,
     account: Account = None,
     as_json: AsJson = False,
 ) -> None:
     """Make a key. Its secret is shown this once."""
     asked: dict[str, Any] = {"name": name, "role": role}
+    if grants:
+        asked["grants"] = grants
     if account is not None:
         asked["account"] = account
     with connect() as client:

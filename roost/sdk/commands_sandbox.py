@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from roost.sdk import tables
+from roost.sdk import checkpoints, tables
 from roost.sdk.commands_functions import connect
 from roost.sdk.commands_watch import AsJson, console
 from roost.sdk.errors import CliError, Failed, UsageError
@@ -26,11 +26,20 @@ Lifetime = Annotated[
     int | None, typer.Option("--timeout", min=0, metavar="SECONDS", help="How long it lives from now on.")
 ]
 
+Now = Annotated[bool, typer.Option("--now", help="Interrupt cells that run, instead of waiting for them.")]
+#: Of the reply to a rollback; its tokens are not to be printed.
+_ROLLED_BACK = ("sandboxID", "checkpointID", "leftBehind", "notCopied")
+
 
 @contextlib.contextmanager
 def api() -> Iterator[SandboxApi]:
     with connect() as client:
         yield SandboxApi(client)
+
+
+def when(now: bool) -> dict[str, str]:
+    """The query that says what becomes of cells that run."""
+    return {"when": "now"} if now else {}
 
 
 def pairs(option: str, given: list[str] | None) -> dict[str, str]:
@@ -59,9 +68,23 @@ def create(
     allow_out: Annotated[
         list[str] | None, typer.Option("--allow-out", metavar="RULE", help="What it may reach; repeatable.")
     ] = None,
+    egress: Annotated[
+        str | None, typer.Option("--egress", help="How: proxy, or transparent for programs that know none.")
+    ] = None,
+    taint: Annotated[
+        str | None, typer.Option("--taint", help="What is asked of it by what it has read: off, audit or block.")
+    ] = None,
+    trusted: Annotated[
+        list[str] | None, typer.Option("--trusted", metavar="RULE", help="A place nobody else writes to; repeatable.")
+    ] = None,
+    private: Annotated[
+        list[str] | None, typer.Option("--private", metavar="RULE", help="A place nobody else may read; repeatable.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Make a sandbox, and print its id."""
+    if (trusted or private) and taint is None:
+        raise UsageError("--trusted and --private say something with --taint audit or --taint block.")
     order: dict[str, Any] = {
         "templateID": template,
         "envVars": pairs("--env", env),
@@ -72,8 +95,10 @@ def create(
         order["timeout"] = timeout
     if internet:
         order["allow_internet_access"] = True
-    if allow_out:
-        order["network"] = {"allowOut": allow_out}
+    policy = None if taint is None else {"mode": taint, "trusted": trusted or [], "private": private or []}
+    network: dict[str, Any] = {"allowOut": allow_out, "egress": egress, "taint": policy}
+    if any(network.values()):
+        order["network"] = {name: value for name, value in network.items() if value}
     with api() as sandboxes:
         made = sandboxes.create(order)
     typer.echo(json.dumps(made, indent=2) if as_json else clean(str(made.get("sandboxID", ""))))
@@ -198,14 +223,22 @@ def snapshots(
 
 def fork(
     id: Id,
+    *,
     count: Annotated[int, typer.Option("--count", "-n", min=1, help="How many.")] = 1,
     timeout: Lifetime = None,
+    checkpoint: Annotated[
+        str | None, typer.Option("--checkpoint", help="As the sandbox was at this checkpoint: its id or label.")
+    ] = None,
+    now: Now = False,
     as_json: AsJson = False,
 ) -> None:
     """Make new sandboxes with the files of this one, and print their ids."""
-    body = {"count": count} if timeout is None else {"count": count, "timeout": timeout}
+    body: dict[str, Any] = {"count": count} if timeout is None else {"count": count, "timeout": timeout}
     with api() as sandboxes:
-        results = sandboxes.post(sandboxes.find(id), "fork", body)
+        found = sandboxes.find(id)
+        if checkpoint is not None:
+            body["checkpointID"] = checkpoints.named(sandboxes.checkpoints(found), checkpoint)
+        results = sandboxes.post(found, "fork", body, when(now))
     if not isinstance(results, list):
         raise Failed("The server answered with JSON of another shape; is it Roost?")
     if as_json:
@@ -222,6 +255,51 @@ def fork(
     _tell_left_behind(left_behind)
     if failed:
         raise Failed(f"{failed} of {count} sandboxes could not be made.")
+
+
+def checkpoint(
+    id: Id,
+    label: Annotated[str, typer.Option("--label", help="A name for it.")] = "",
+    now: Now = False,
+    as_json: AsJson = False,
+) -> None:
+    """Keep a sandbox as it is, variables and files, to go back to, and print the checkpoint's id."""
+    with api() as sandboxes:
+        said = _mapping(sandboxes.post(sandboxes.find(id), "checkpoints", {"label": label}, when(now)))
+    _tell_left_behind(said.get("leftBehind"))
+    typer.echo(json.dumps(said, indent=2) if as_json else clean(str(said.get("checkpointID", ""))))
+
+
+def rollback(
+    id: Id,
+    checkpoint: Annotated[str, typer.Argument(metavar="CHECKPOINT", help="Its id or label.")],
+    now: Now = False,
+    as_json: AsJson = False,
+) -> None:
+    """Have a sandbox as it was at a checkpoint. Its id stays; what runs in it is ended."""
+    with api() as sandboxes:
+        found = sandboxes.find(id)
+        wanted = checkpoints.named(sandboxes.checkpoints(found), checkpoint)
+        said = _mapping(sandboxes.post(found, "rollback", {"checkpointID": wanted}, when(now)))
+    _tell_left_behind(said.get("leftBehind"))
+    if as_json:
+        typer.echo(json.dumps({name: said.get(name) for name in _ROLLED_BACK}, indent=2))
+    else:
+        typer.echo(f"{found} is as it was at {wanted}.")
+
+
+def tree(id: Id, as_json: AsJson = False) -> None:
+    """Print the checkpoints of a sandbox as a tree; `*` is where it is."""
+    with api() as sandboxes:
+        found = sandboxes.find(id)
+        rows = sandboxes.checkpoints(found)
+    if as_json:
+        typer.echo(json.dumps({"checkpoints": rows}, indent=2))
+    elif not rows:
+        typer.echo(f"No checkpoints; `roost sandbox checkpoint {found}` makes one.", err=True)
+    else:
+        for line in checkpoints.drawn(rows):
+            typer.echo(line)
 
 
 def _tell_left_behind(what: object) -> None:

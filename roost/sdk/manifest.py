@@ -37,15 +37,22 @@ KEYS: dict[str, dict[str, Kind]] = {
         "concurrency": int,
         "template": str,
         "packages": STRINGS,
+        "egress": str,
+        "egress_mb": int,
+        "egress_connections": int,
         "isolation": str,
+        "live": bool,
         "allow_out": STRINGS,
         "deny_out": STRINGS,
         "layers": STRINGS,
         "pids": int,
         "open_files": int,
+        "model_calls": int,
         "volume_quota": int,
     },
     "env": {},
+    "secrets": {},
+    "taint": {"mode": str, "trusted": STRINGS, "private": STRINGS, "volumes": STRINGS, "start": STRINGS},
     "session": {
         "affinity": str,
         "header": str,
@@ -100,6 +107,7 @@ MANAGED = (
     "instanceIsolationMode",
 )
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,63}")
+_SECRET = re.compile(r"[a-z0-9][a-z0-9._-]{0,127}")
 _VARIABLE = re.compile(r"\$(?:\$|\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\})")
 _KIND_NAMES = {
     str: "a string",
@@ -170,9 +178,7 @@ def _check_meaning(parsed: Mapping[str, Any]) -> None:
     name = parsed.get("name")
     if name is not None and not _NAME.fullmatch(name):
         raise UsageError(f"`name` is {name!r}; it takes a letter or _ first, then letters, digits, - and _.")
-    for key, value in (parsed.get("env") or {}).items():
-        if not isinstance(value, str):
-            raise UsageError(f"`env.{key}` has to be a string.")
+    _check_variables(parsed.get("env") or {}, parsed.get("secrets") or {})
     session = parsed.get("session") or {}
     affinity = session.get("affinity", "none")
     if affinity not in AFFINITIES:
@@ -193,6 +199,17 @@ def _check_meaning(parsed: Mapping[str, Any]) -> None:
         if "name" not in volume or not volume.get("target", "").startswith("/"):
             raise UsageError("each of `volumes` needs a `name` and an absolute `target`.")
     _check_triggers(parsed.get("triggers") or ())
+
+
+def _check_variables(plain: Mapping[str, Any], secrets: Mapping[str, Any]) -> None:
+    for key, value in plain.items():
+        if not isinstance(value, str):
+            raise UsageError(f"`env.{key}` has to be a string.")
+    for key, value in secrets.items():
+        if not isinstance(value, str) or not _SECRET.fullmatch(value):
+            raise UsageError(f"`secrets.{key}` has to be the name of a secret, as `roost secrets ls` shows it.")
+        if key in plain:
+            raise UsageError(f"`{key}` is in both `env` and `secrets`.")
 
 
 def _check_triggers(triggers: Sequence[Mapping[str, Any]]) -> None:
@@ -217,13 +234,19 @@ def expand(text: str, environment: Mapping[str, str]) -> str:
     return _VARIABLE.sub(replace, text)
 
 
+def _variables(parsed: Mapping[str, Any], environment: Mapping[str, str]) -> dict[str, str]:
+    """What the function finds in its environment; in a secret's place what stands for it."""
+    plain = {key: expand(value, environment) for key, value in (parsed.get("env") or {}).items()}
+    return plain | {key: f"${{e2b.secrets.{name}}}" for key, name in (parsed.get("secrets") or {}).items()}
+
+
 def to_function(parsed: Mapping[str, Any], environment: Mapping[str, str]) -> dict[str, Any]:
     """The body of CreateFunction and UpdateFunction, without the code. Keys that were left out stay out."""
     runtime = parsed.get("runtime", "python")
     function: dict[str, Any] = {
         "runtime": RUNTIMES.get(runtime, runtime),
         "handler": parsed.get("handler", DEFAULT_HANDLER),
-        "environmentVariables": {key: expand(value, environment) for key, value in (parsed.get("env") or {}).items()},
+        "environmentVariables": _variables(parsed, environment),
     }
     renamed = {
         "description": "description",
@@ -278,11 +301,17 @@ def _extension(parsed: Mapping[str, Any]) -> dict[str, Any]:
     given = {
         "template": parsed.get("template"),
         "packages": parsed.get("packages"),
+        "egress": parsed.get("egress"),
+        "egressMB": parsed.get("egress_mb"),
+        "egressConnections": parsed.get("egress_connections"),
         "isolation": parsed.get("isolation"),
+        "live": parsed.get("live"),
+        "taint": parsed.get("taint"),
         "allowOut": parsed.get("allow_out"),
         "denyOut": parsed.get("deny_out"),
         "pids": parsed.get("pids"),
         "openFiles": parsed.get("open_files"),
+        "modelCalls": parsed.get("model_calls"),
         "volumeQuotaMB": parsed.get("volume_quota"),
         "freezeAfter": _seconds(idle.get("freeze_after")),
         "idleTimeout": _seconds(idle.get("stop_after")),

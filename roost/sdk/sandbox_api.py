@@ -89,9 +89,13 @@ class SandboxApi:
     def kill(self, id: str) -> None:
         self._send("DELETE", _path(id))
 
-    def post(self, id: str, verb: str, body: Mapping[str, Any]) -> Any:
+    def checkpoints(self, id: str) -> list[dict[str, Any]]:
+        """Those of one sandbox, the oldest first."""
+        return _objects(_json(self._send("GET", f"{_path(id)}/checkpoints")))
+
+    def post(self, id: str, verb: str, body: Mapping[str, Any], query: Mapping[str, str] | None = None) -> Any:
         """`POST /sandboxes/{id}/{verb}`: the JSON of the reply, None for an empty one."""
-        response = self._send("POST", f"{_path(id)}/{verb}", body)
+        response = self._send("POST", f"{_path(id)}/{verb}", body, query)
         return _json(response) if response.content else None
 
     def logs(self, id: str, lines: int) -> list[dict[str, Any]]:
@@ -99,6 +103,19 @@ class SandboxApi:
         query = {"direction": "backward", "limit": str(lines)}
         said = self._object("GET", f"/v2{_path(id)}/logs", query=query)
         return _objects(said.get("logs"))[::-1]
+
+    def secrets(self) -> list[dict[str, Any]]:
+        """All of the account, by name, without their values."""
+        return self._pages("/secrets", {})
+
+    def create_secret(self, order: Mapping[str, Any]) -> dict[str, Any]:
+        return self._object("POST", "/secrets", order)
+
+    def change_secret(self, name: str, change: Mapping[str, Any]) -> dict[str, Any]:
+        return self._object("POST", f"/secrets/{quote(name, safe='')}", change)
+
+    def delete_secret(self, name: str) -> None:
+        self._send("DELETE", f"/secrets/{quote(name, safe='')}")
 
     def _pages(self, path: str, query: dict[str, str]) -> list[dict[str, Any]]:
         items: list[dict[str, Any]] = []

@@ -50,11 +50,19 @@ def _text(value: object) -> Text:
     return Text(clean(str(value)))
 
 
+#: The driver whose rooms lack nothing.
+_USUAL = "namespaces"
+
+
 def instances(rows: Iterable[Row], functions: Iterable[str], now: float) -> Table:
-    """Live instances, and the functions that have none at the moment. `now` is Unix seconds."""
-    table = _table("FUNCTION", "INSTANCE", "STATE", "LEASES", "SESSIONS", "MEMORY", "CPU", "AGE")
+    """Live instances, and the functions that have none at the moment. `now` is Unix seconds. Whose rooms they are is
+    shown where some are not the usual ones."""
+    rows = sorted(rows, key=lambda one: (str(one.get("function")), str(one.get("id"))))
+    drivers = {str(row.get("driver") or _USUAL) for row in rows} != {_USUAL} and bool(rows)
+    more = ("DRIVER",) if drivers else ()
+    table = _table("FUNCTION", "INSTANCE", "STATE", "LEASES", "SESSIONS", "MEMORY", "CPU", "AGE", *more)
     seen = set()
-    for row in sorted(rows, key=lambda one: (str(one.get("function")), str(one.get("id")))):
+    for row in rows:
         seen.add(row.get("function"))
         state = clean(str(row.get("state", "")))
         sessions = [clean(str(one)) for one in row.get("sessions") or ()]
@@ -67,9 +75,10 @@ def instances(rows: Iterable[Row], functions: Iterable[str], now: float) -> Tabl
             size(float(row.get("memoryBytes") or 0)),
             f"{float(row.get('cpuMs') or 0) / 1000:.2f}s",
             age(row.get("created"), now),
+            *([_text(row.get("driver") or "")] if drivers else []),
         )
     for name in sorted(set(functions) - seen):
-        table.add_row(_text(name), Text("none running", style="dim"), *[""] * 6)
+        table.add_row(_text(name), Text("none running", style="dim"), *[""] * (6 + len(more)))
     return table
 
 
@@ -116,9 +125,26 @@ def tasks(rows: Iterable[Row], now: float) -> Table:
 
 def keys(rows: Iterable[Row]) -> Table:
     """Keys of an account."""
-    table = _table("ID", "NAME", "ROLE", "CREATED", "LAST USED", "REVOKED")
+    table = _table("ID", "NAME", "ROLE", "FOR", "CREATED", "LAST USED", "REVOKED")
     for row in rows:
-        table.add_row(*[_text(row.get(key) or "") for key in ("id", "name", "role", "created", "lastUsed", "revoked")])
+        before, after = ("id", "name", "role"), ("created", "lastUsed", "revoked")
+        table.add_row(
+            *[_text(row.get(key) or "") for key in before],
+            _text(" ".join(row.get("grants") or [])),
+            *[_text(row.get(key) or "") for key in after],
+        )
+    return table
+
+
+def secrets(rows: Iterable[Row]) -> Table:
+    """Secrets of an account."""
+    table = _table("NAME", "VERSION", "HOSTS", "UPDATED")
+    for row in rows:
+        hosts = (row.get("metadata") or {}).get("hosts", "")
+        table.add_row(
+            *[_text(value) for value in (row.get("name", ""), row.get("currentVersion", ""), hosts)],
+            _text(row.get("updatedAt", "")),
+        )
     return table
 
 
@@ -181,6 +207,7 @@ def sandbox(row: Row, now: float) -> Table:
         "memory": Text(size(float(row.get("memoryMB") or 0) * (1 << 20))),
         "disk": Text(size(float(row.get("diskSizeMB") or 0) * (1 << 20))),
         "metadata": _labels(row.get("metadata")),
+        "labels": _text(", ".join(str(label) for label in (row.get("taint") or {}).get("labels") or ())),
         "volumes": _text(", ".join(f"{v.get('name')} at {v.get('path')}" for v in row.get("volumeMounts") or ())),
     }
     table = Table(box=None, pad_edge=False, show_header=False)
@@ -189,6 +216,14 @@ def sandbox(row: Row, now: float) -> Table:
     for name, value in shown.items():
         if value.plain:
             table.add_row(name, value)
+    return table
+
+
+def labels(rows: Iterable[Row]) -> Table:
+    """What has labels."""
+    table = _table("HOLDER", "LABELS")
+    for row in rows:
+        table.add_row(_text(row.get("holder", "")), _text(", ".join(str(label) for label in row.get("labels") or ())))
     return table
 
 

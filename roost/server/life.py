@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import random
 import signal
@@ -14,7 +15,7 @@ from pathlib import Path
 from roost.gateway.tls import Certificate
 from roost.isolation.egress.embedded import EmbeddedServer
 from roost.isolation.namespaces.orphans import OrphanWatch
-from roost.model.errors import RoostError
+from roost.model.errors import InvalidArgument, RoostError
 from roost.server.wiring import CONTROL_SOCKET, Wiring
 
 log = logging.getLogger("roost")
@@ -23,6 +24,9 @@ log = logging.getLogger("roost")
 CONTROL_CONNECTIONS = 2000
 COLLECT_EVERY_S = 600.0
 WATCH_CERTIFICATE_S = 30.0
+#: Objects after which the garbage collector looks through the new ones. A request makes some that live until its end:
+#: with Python's 700, many requests at once have each of them looked at a few times.
+YOUNG_OBJECTS = 10_000
 
 
 class Server(Wiring):
@@ -43,6 +47,9 @@ class Server(Wiring):
             stack.push_async_callback(self.tasks.close, drain_s=self.config.stop_grace)
             self.triggers.start()
             stack.push_async_callback(self.triggers.close, grace_s=self.config.stop_grace)
+            # What is in memory by now stays there: the garbage collector need not look through it again and again.
+            gc.freeze()
+            gc.set_threshold(YOUNG_OBJECTS)
             print(self._ready_line(host, port), flush=True)
             await stop.wait()
             log.info("stopping")
@@ -73,8 +80,8 @@ class Server(Wiring):
     async def _start(self, stack: contextlib.AsyncExitStack) -> None:
         await self.store.open()
         stack.push_async_callback(self.store.close)
-        await self.key_book.load()
-        await self.quotas.load()
+        for who in (self.key_book, self.quotas, self.labels):
+            await who.load()
         self.gateway.keyless = not self.keys
         stack.push_async_callback(self.key_book.note)
         self.packages.open()
@@ -87,8 +94,7 @@ class Server(Wiring):
             stack.push_async_callback(part.close)
         if self.tracing is not None:
             stack.push_async_callback(self.tracing.close)
-        await self.driver.start()
-        stack.push_async_callback(self.driver.close)
+        await self._start_drivers(stack)
         # The first template's zygote comes up beside all that follows.
         warming = asyncio.create_task(self.driver.warm(self.templates.get("host")))
         stack.push_async_callback(_cancel, warming)
@@ -105,9 +111,12 @@ class Server(Wiring):
         await self.sandbox_care.load()
         adopted = await self.adoption.run(unsettled=await self.tasks.interrupted())
         await self.sandbox_care.reconcile()
+        await self._forget_labels()
+        self.session_snapshots.open()
         self.build_cache.prepare()  # rooms of builds were swept
         stack.push_async_callback(self.background.close)
         stack.push_async_callback(self.roster.close)
+        stack.push_async_callback(self.session_snapshots.close)
         stack.push_async_callback(self.sandbox_care.close)
         stack.push_async_callback(self.build_rooms.close)
         stack.push_async_callback(self.builds.close)
@@ -130,8 +139,22 @@ class Server(Wiring):
             self._collect(),
             self.volumes.sweep(),
             self.sandbox_care.sample(),
+            self.checkpoints.watch(),
         ):
             stack.push_async_callback(_cancel, asyncio.create_task(task))
+
+    async def _forget_labels(self) -> None:
+        """Of rooms and sandboxes that the server before had, and this one has not."""
+        await self.labels.keep_only("instance", {instance.id for instance in self.roster.instances()})
+        await self.labels.keep_only("sandbox", {sandbox.id for sandbox in self.lives.book.list()})
+
+    async def _start_drivers(self, stack: contextlib.AsyncExitStack) -> None:
+        await self.drivers.start()
+        stack.push_async_callback(self.drivers.close)
+        try:
+            self.drivers.admit(self.config.sandbox_isolation)
+        except InvalidArgument as error:
+            log.warning("sandboxes can't be made: %s", error.message)
 
     @contextlib.asynccontextmanager
     async def _control_plane(self) -> AsyncIterator[None]:
@@ -160,7 +183,8 @@ class Server(Wiring):
     def _ready_line(self, host: str, port: int) -> str:
         keys = "signed requests only" if self.keys else f"no keys configured: everyone here is '{self.config.account}'"
         scheme = "https" if self.config.tls.cert else "http"
-        return f"Roost is ready on {scheme}://{host}:{port} ({keys}; data in {self.config.data_dir})"
+        rooms = "" if self.driver.capabilities else "; not root: rooms without hard limits"
+        return f"Roost is ready on {scheme}://{host}:{port} ({keys}; data in {self.config.data_dir}{rooms})"
 
 
 async def _cancel(task: asyncio.Task[None]) -> None:

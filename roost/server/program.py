@@ -10,13 +10,14 @@ import os
 import resource
 import signal
 import socket
+import stat
 import sys
 from pathlib import Path
 
 import uvloop
 
 from roost.config import Config, load
-from roost.model.errors import NotFound, RoostError, Unavailable
+from roost.model.errors import RoostError, Unavailable
 from roost.server.life import Server
 
 
@@ -37,18 +38,17 @@ def _whole_number(text: str) -> int:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
 
 
-def _need_root() -> None:
-    if os.geteuid() != 0:
-        raise NotFound(
-            "Roost needs root to make rooms (namespaces, cgroups, mounts): run it with sudo. "
-            "A later release will run without root, in user namespaces and with fewer limits."
-        )
-
-
 def _raise_file_limit() -> None:
     """Every instance and every connection is a descriptor."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def _leave_no_core() -> None:
+    """There are secrets in this process. One byte and not none: that is what keeps a core from a program, too, which
+    the kernel would give it to."""
+    _, hard = resource.getrlimit(resource.RLIMIT_CORE)
+    resource.setrlimit(resource.RLIMIT_CORE, (1 if hard else 0, hard))
 
 
 def _make_directory(directory: Path, purpose: str) -> None:
@@ -57,6 +57,13 @@ def _make_directory(directory: Path, purpose: str) -> None:
     except OSError as error:
         why = "it is not a directory" if error.errno == errno.EEXIST else error.strerror
         raise Unavailable(f"The {purpose} {directory} can't be used: {why}.") from error
+
+
+def _own_parent(directory: Path) -> None:
+    """In a folder that every user can make things in, another may have made this one first. Raises Unavailable."""
+    found = directory.parent.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o022:
+        raise Unavailable(f"The directory of sockets {directory.parent} is not this user's own: remove it.")
 
 
 def _explained(error: OSError, config: Config) -> str:
@@ -87,9 +94,11 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     try:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-        _need_root()
         _raise_file_limit()
+        _leave_no_core()
         _make_directory(config.data_dir, "data directory")
+        _make_directory(config.run_dir.parent, "directory of sockets")
+        _own_parent(config.run_dir)
         _make_directory(config.run_dir, "directory of sockets")
         server = Server(config)
         uvloop.run(server.run())

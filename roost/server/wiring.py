@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import importlib
 import logging
 import os
 import secrets
@@ -11,8 +10,6 @@ import time
 from collections.abc import Iterable
 from dataclasses import asdict
 from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 from starlette.applications import Starlette
 
@@ -22,12 +19,14 @@ from roost.api.e2b.app import build_e2b_api
 from roost.api.e2b.call import Endpoints
 from roost.api.e2b.terms import Terms
 from roost.api.fc.app import build_fc_api
+from roost.api.labels import LabelsApi
 from roost.api.mcp.app import build_mcp_api
 from roost.api.objects import Objects
 from roost.api.tenants import Tenants
 from roost.api.webhooks import Webhooks
 from roost.config import Config
 from roost.functions.catalog import FunctionCatalog
+from roost.functions.outbound import Outbound
 from roost.functions.packages import PackageStore
 from roost.functions.tasks.backlog import BacklogLimits
 from roost.functions.tasks.ports import Publisher
@@ -41,44 +40,51 @@ from roost.gateway.server import Gateway
 from roost.instances.adoption import Adoption
 from roost.instances.assembly import Assembly, Places
 from roost.instances.background import Background
+from roost.instances.chains import Chains
 from roost.instances.clock import SteadyClock
 from roost.instances.egress import RoomEgress
 from roost.instances.fleet import InstanceFleet
-from roost.instances.instance import Surroundings
+from roost.instances.labels import LabelBook
 from roost.instances.pauses import Pauses
 from roost.instances.roster import FleetLimits, Roster
 from roost.instances.service import InstanceHistory, SessionService
+from roost.instances.session_snapshots import SessionSnapshots
 from roost.instances.sessions import SessionBook
-from roost.instances.volumes import Volumes
-from roost.isolation.bundle import build_bundle
+from roost.instances.surroundings import Surroundings
+from roost.isolation.driver import Capability
 from roost.isolation.egress.cache import CacheLimits
 from roost.isolation.egress.index_proxy import IndexLimits
+from roost.isolation.egress.resolver import Resolver
 from roost.isolation.egress.rules import Reach, parse_networks, parse_rules
-from roost.isolation.egress.upstreams import Upstreams, read_upstreams
-from roost.isolation.namespaces.driver import NamespacesDriver
+from roost.isolation.namespaces.doors import check_doors
 from roost.isolation.templates import Templates
+from roost.isolation.unprivileged.folders import NO_SNAPSHOTS
 from roost.model.audit import AuditEvent
-from roost.model.errors import InvalidArgument, RoostError
-from roost.model.function import ISOLATIONS, FunctionSpec, Limits
+from roost.model.errors import InvalidArgument
+from roost.model.function import FunctionSpec
 from roost.model.instance import ALIVE
 from roost.model.session import Session
 from roost.model.signature import Keys
+from roost.model.taint import holder_name
 from roost.model.usage import TransitionRecord
 from roost.objects.stores import open_store
 from roost.sandboxes.assembly import Places as SandboxPlaces
-from roost.sandboxes.assembly import SandboxAssembly
+from roost.sandboxes.assembly import SandboxAssembly, name_of
 from roost.sandboxes.book import SandboxBook
 from roost.sandboxes.build_cache import BuildCache
 from roost.sandboxes.build_queue import BuildQueue
 from roost.sandboxes.build_rooms import BuildRooms
 from roost.sandboxes.builder import Builder
 from roost.sandboxes.care import SandboxCare
+from roost.sandboxes.checkpoints import Checkpoints
+from roost.sandboxes.copies import Copies
 from roost.sandboxes.daemon import DaemonRunner
 from roost.sandboxes.fleet import SandboxFleet
 from roost.sandboxes.image_shelf import ImageShelf
 from roost.sandboxes.launcher import Launcher
 from roost.sandboxes.lives import Lives
 from roost.sandboxes.packages import ContextPackages
+from roost.sandboxes.pruning import Bounds
 from roost.sandboxes.registry import TemplateRegistry
 from roost.sandboxes.snapshots import Snapshots
 from roost.sandboxes.template_book import TemplateBook
@@ -86,6 +92,7 @@ from roost.sandboxes.templates import TemplateShelf
 from roost.sandboxes.traffic import SandboxTraffic
 from roost.sandboxes.volumes import VolumeShelf
 from roost.sandboxes.workshop import Workshop
+from roost.server.parts import drivers_of, package_indexes, sandbox_limits, sandbox_taint, tracing_of, volumes_of
 from roost.store.store import Store
 from roost.telemetry.audit.log import AuditLog
 from roost.telemetry.logs import FunctionLogs
@@ -104,12 +111,12 @@ from roost.triggers.publish import QueuePublisher
 from roost.triggers.sources import factories
 from roost.triggers.status import Statuses
 
-if TYPE_CHECKING:
-    from roost.telemetry.tracing import Tracing
-
 log = logging.getLogger("roost")
 
 CONTROL_SOCKET = "control.sock"
+
+#: Of names that the server itself connects to for accounts, at once.
+_OUTBOUND_LOOKUPS = 8
 
 
 class Wiring:
@@ -133,23 +140,14 @@ class Wiring:
             gauges=self._gauges, drops=self._drops, tasks=self._task_gauges, triggers=self._trigger_counts
         )
         self.output = Output(self.logs)
-        self.tracing = _tracing(config.otlp_endpoint)
+        self.tracing = tracing_of(config.otlp_endpoint)
         self.saver = UsageSaver(self.meter, lambda snapshot: self.store.settings.put("usage", snapshot))
         # What runs.
         self.clock = SteadyClock()
-        self.driver = NamespacesDriver(data, build_bundle(data))
+        self.driver, self.drivers = drivers_of(config)
         self.templates = Templates(data)
-        self.volumes = Volumes(data / "volumes")
-        self.egress = RoomEgress(
-            data / "index-cache",
-            upstreams=_package_indexes(),
-            limits=IndexLimits(cache=CacheLimits(total=config.package_cache_mb << 20)),
-            model=config.model,
-            on_bytes=self._egress,
-            audit=self.audit.record,
-            usual=parse_rules(config.sandbox_allow_out),
-            reach=Reach(private=parse_networks(config.egress_private)),
-        )
+        self.volumes = volumes_of(data, self.driver)
+        self.egress = self._room_egress()
         self.assembly = Assembly(
             places=Places(code=data / "code", sessions=data / "sessions", run=config.run_dir),
             templates=self.templates,
@@ -165,7 +163,7 @@ class Wiring:
         self.observer = self._observer()
         self.background = Background()
         around = Surroundings(
-            driver=self.driver,
+            driver=self.drivers,
             preparer=self.assembly,
             on_transition=self._transition,
             on_output=self.output.output,
@@ -173,30 +171,12 @@ class Wiring:
             start_timeout=config.start_timeout,
             stop_grace=config.stop_grace,
         )
-        self.roster = Roster(
-            specs=self.catalog,
-            around=around,
-            limits=FleetLimits(
-                max_instances=config.max_instances, max_waiting=config.max_waiting, stop_grace=config.stop_grace
-            ),
-            run_dir=config.run_dir,
-            admit=self.quotas.instance,
-        )
-        self.pauses = Pauses(
-            book=self.book, roster=self.roster, background=self.background, stop_grace=config.stop_grace
-        )
-        self.fleet = InstanceFleet(
-            roster=self.roster,
-            book=self.book,
-            pauses=self.pauses,
-            background=self.background,
-            folders=self.assembly,
-        )
+        self._instances(config, around)
         self.packages_of_contexts = ContextPackages(data)
         self.shelf = TemplateShelf(
             self.templates,
             self.packages_of_contexts,
-            _sandbox_limits(config),
+            sandbox_limits(config),
             TemplateBook(self.store.templates, self.store.template_tags, clock=self.clock),
         )
         self.volume_shelf = VolumeShelf(
@@ -205,6 +185,7 @@ class Wiring:
             images=self.driver.disks,
             size_mb=config.volume_disk_mb,
             clock=self.clock,
+            gone=lambda one: self.egress.forget_labels(holder_name(one.account, "sandbox-volume", one.id)),
         )
         images = ImageShelf(data / "snapshots", self.driver.disks, most_bytes=config.snapshots_disk_mb << 20)
         sandbox_assembly = SandboxAssembly(
@@ -217,6 +198,9 @@ class Wiring:
             region=config.region,
             time_zone=os.environ.get("TZ", "UTC"),
             isolation=config.sandbox_isolation,
+            way_out=config.sandbox_egress,
+            taint=sandbox_taint(config),
+            live=config.sandbox_live,
         )
         self.lives = Lives(
             book=SandboxBook(self.store.sandboxes, clock=self.clock),
@@ -228,7 +212,9 @@ class Wiring:
         )
         launcher = Launcher(self.lives)
         self.sandboxes = SandboxFleet(self.lives, launcher)
-        registry = TemplateRegistry(self.lives, self.shelf)
+        registry = TemplateRegistry(
+            self.lives, self.shelf, lambda account, template: self.metrics.forget(account, name_of(template))
+        )
         self.sandbox_care = SandboxCare(self.lives)
         self.adoption = Adoption(specs=self.catalog, book=self.book, roster=self.roster, sandboxes=self.sandbox_care)
         self.history = InstanceHistory(self.roster)
@@ -247,6 +233,8 @@ class Wiring:
             requests=self.book.in_use,
             output_bytes=config.task_output_kb << 10,
             admit=self.quotas.task,
+            outbound=self.outbound.address,
+            most_hops=config.max_hops,
             ended=lambda task: self.metrics.task_ended(task.account, task.function, task.state.value),
         )
         # What is reached.
@@ -266,6 +254,7 @@ class Wiring:
             sandboxes=SandboxTraffic(self.lives),
             sandbox_domain=config.sandbox_domain,
             audit=self.audit.record,
+            chains=self.chains,
         )
         self.triggers = self._triggers()
         console = Console(
@@ -277,13 +266,14 @@ class Wiring:
             exists=lambda account, name: _ignore(self.catalog.get(account, name)),
             functions=lambda account: len(self.catalog.list(account)),
             data_dir=str(data),
-            drivers=(self.driver.name,),
+            drivers=self.drivers.present,
             identity=self.identity,
         )
         fc = build_fc_api(
             catalog=self.catalog,
             identity=self.identity,
-            sessions=SessionService(self.book, self.pauses),
+            sessions=SessionService(self.book, self.pauses, self.roster, self.assembly),
+            snapshots=self.session_snapshots,
             instances=self.history,
             tasks=self.tasks.service,
             destinations=publishers,
@@ -296,16 +286,11 @@ class Wiring:
             max_timeout_s=config.sandbox_max_timeout,
             public=config.sandbox_public_traffic,
         )
+        self.sandbox_domain = config.sandbox_domain
         e2b = build_e2b_api(
             fleet=self.sandboxes,
-            snapshots=Snapshots(
-                lives=self.lives,
-                fleet=self.sandboxes,
-                launcher=launcher,
-                shelf=self.shelf,
-                registry=registry,
-                most=config.max_snapshots,
-            ),
+            snapshots=self._copies(launcher, registry),
+            checkpoints=self.checkpoints,
             shelf=self.shelf,
             registry=registry,
             workshop=self._workshop(around, sandbox_assembly, registry),
@@ -324,12 +309,13 @@ class Wiring:
             identify=Endpoints(self.identity).identify,
             terms=terms,
             audit=self.audit.record,
+            only=config.mcp_tools,
         )
-        self.sandbox_domain = config.sandbox_domain
         self.api = Starlette(
             routes=[
                 *console_routes(console),
                 *Tenants(self.key_book, self.quotas, self.identity).routes(),
+                *LabelsApi(self.labels, self.identity, self.audit.record).routes(),
                 *Objects(self.objects, self.identity, most_bytes=config.object_size_mb << 20).routes(),
                 *fc,
                 *Webhooks(self.catalog, self.triggers.delivery).routes(),
@@ -339,8 +325,43 @@ class Wiring:
         )
         self.control = Audited(self.api, self.audit.record)
 
+    def _instances(self, config: Config, around: Surroundings) -> None:
+        """Instances of functions, and what sessions are made of."""
+        self.roster = Roster(
+            specs=self.catalog,
+            around=around,
+            limits=FleetLimits(
+                max_instances=config.max_instances, max_waiting=config.max_waiting, stop_grace=config.stop_grace
+            ),
+            run_dir=config.run_dir,
+            admit=self.quotas.instance,
+        )
+        self.pauses = Pauses(
+            book=self.book, roster=self.roster, background=self.background, stop_grace=config.stop_grace
+        )
+        self.fleet = InstanceFleet(
+            roster=self.roster,
+            book=self.book,
+            pauses=self.pauses,
+            background=self.background,
+            folders=self.assembly,
+        )
+        self.session_snapshots = SessionSnapshots(
+            config.data_dir / "session-snapshots",
+            book=self.book,
+            pinned=self.roster.pinned.get,
+            leases=self.fleet,
+            rooms=self.assembly,
+            images=self.driver.disks,
+            background=self.background,
+            clock=self.clock,
+            most=config.max_snapshots,
+            most_bytes=config.snapshots_disk_mb << 20,
+        )
+
     def _who(self, config: Config) -> None:
         """Who may do what, and how much of it."""
+        self.chains = Chains(config.max_hops)
         self.key_book = KeyBook(self.keys, self.store.access_keys, self.store.sealer, clock=time.time)
         self.quotas = Quotas(
             Quota(**asdict(config.quota)),
@@ -364,13 +385,39 @@ class Wiring:
         """What an account has rooms for now: instances, their memory in MB, sandboxes among them."""
         mine = [i for i in self.roster.instances() if i.spec.account == account and i.state in ALIVE]
         boxes = [i for i in self.sandboxes.instances() if i.spec.account == account]
-        memory = sum(i.spec.limits.memory_mb for i in (*mine, *boxes))
+        memory = sum(i.spec.limits.memory_mb for i in (*mine, *boxes)) + (self.checkpoints.held_bytes(account) >> 20)
         return len(mine) + len(boxes), memory, len(boxes)
 
     def _egress(self, account: str, function: str, count: int) -> None:
         """Before so many bytes are sent to a room. Raises Throttled when its account has used up its day."""
         self.quotas.egress(account, count)
         self.metrics.egress(account, function, count)
+
+    def _model_call(self, account: str) -> None:
+        """Before a room's request goes to its model. Raises Throttled when its account has made enough today."""
+        self.quotas.model_call(account)
+
+    def _room_egress(self) -> RoomEgress:
+        """What rooms reach of the world, and the server for them."""
+        reach = Reach(private=parse_networks(self.config.egress_private))
+        self.labels = LabelBook(self.store.labels)
+        self.outbound = Outbound(self.config.account, reach, Resolver(_OUTBOUND_LOOKUPS).resolve)
+        return RoomEgress(
+            self.config.data_dir / "index-cache",
+            upstreams=package_indexes(),
+            limits=IndexLimits(cache=CacheLimits(total=self.config.package_cache_mb << 20)),
+            model=self.config.model,
+            labels=self.labels,
+            on_bytes=self._egress,
+            audit=self.audit.record,
+            usual=parse_rules(self.config.sandbox_allow_out),
+            reach=reach,
+            vault=self.store.secrets.find,
+            outbound=self.outbound.address,
+            on_model_call=self._model_call,
+            open_door=self.driver.open_door,
+            chains=self.chains,
+        )
 
     def _triggers(self) -> TriggerManager:
         """What serves triggers, and so starts functions by itself."""
@@ -389,6 +436,7 @@ class Wiring:
                 region=self.config.region,
             ),
             statuses=self.statuses,
+            admit=self.outbound.trigger,
         )
 
     def _observer(self) -> Observer:
@@ -405,6 +453,32 @@ class Wiring:
         self.webhooks = WebhookPublisher(secret=self.config.webhook_secret)
         self.queues = QueuePublisher()
         return {"http": self.webhooks, "https": self.webhooks, **dict.fromkeys(SCHEMES, self.queues)}
+
+    def _copies(self, launcher: Launcher, registry: TemplateRegistry) -> Snapshots:
+        """What is made of sandboxes as they are."""
+        config = self.config
+        copies = Copies(self.lives, self.sandboxes)
+        self.checkpoints = Checkpoints(
+            lives=self.lives,
+            fleet=self.sandboxes,
+            copies=copies,
+            bounds=Bounds(
+                most=config.max_checkpoints,
+                age_s=config.checkpoints_days * 24 * 3600,
+                memory_bytes=config.checkpoints_memory_mb << 20,
+            ),
+            over_quota=lambda account: self.quotas.memory_over(account) << 20,
+        )
+        return Snapshots(
+            lives=self.lives,
+            fleet=self.sandboxes,
+            launcher=launcher,
+            copies=copies,
+            checkpoints=self.checkpoints,
+            shelf=self.shelf,
+            registry=registry,
+            most=config.max_snapshots,
+        )
 
     def _workshop(self, around: Surroundings, assembly: SandboxAssembly, registry: TemplateRegistry) -> Workshop:
         """What builds templates."""
@@ -424,10 +498,11 @@ class Wiring:
             ),
             cache=self.build_cache,
             queue=self.builds,
-            limits=_sandbox_limits(self.config),
+            limits=sandbox_limits(self.config),
             most=self.config.max_snapshots,
             stand_ins=self.config.images,
             clock=self.clock,
+            lack="" if Capability.SNAPSHOT in self.driver.capabilities else f"Templates can't be built: {NO_SNAPSHOTS}",
         )
 
     # --- events ------------------------------------------------------------------------------------------------
@@ -448,6 +523,7 @@ class Wiring:
         # What is kept goes first: a function that is created again under this name must find nothing, and lose nothing.
         await asyncio.gather(self.assembly.forget_function(account, name), self.logs.delete(account, name))
         await self.book.forget_function(account, name)
+        await self.session_snapshots.forget_function(account, name)
         await self.roster.emptied(account, name)
         if (account, name) not in self.catalog.names():
             self.metrics.forget(account, name)
@@ -466,10 +542,13 @@ class Wiring:
 
     def _admit(self, spec: FunctionSpec) -> None:
         """Refuse, at deployment, what this machine can't run."""
-        if spec.isolation not in ISOLATIONS:
-            raise InvalidArgument(
-                f"This server has no isolation '{spec.isolation[:64]}', only {' and '.join(ISOLATIONS)}."
-            )
+        self.drivers.admit(spec.isolation)
+        if Capability.HARD_LIMITS not in self.drivers.capabilities and any(one.quota_mb for one in spec.mounts):
+            raise InvalidArgument("A volume can't have a quota here: that takes disk images, and so root.")
+        if spec.live and Capability.SNAPSHOT not in self.drivers.capabilities:
+            raise InvalidArgument(f"roost.live: instances can't be copied while they run here: {NO_SNAPSHOTS}")
+        if spec.egress.transparent:
+            check_doors(spec.isolation)
         self.templates.get(spec.template)
 
     def _gauges(self) -> Iterable[FunctionGauges]:
@@ -483,34 +562,6 @@ class Wiring:
 
     def _drops(self) -> Drops:
         return Drops(log_lines=self.logs.dropped, records=self.observer.dropped)
-
-
-def _tracing(endpoint: str) -> Tracing | None:
-    """Loaded where it is asked for alone: OpenTelemetry is slow to import. Raises TracingUnavailable."""
-    if not endpoint:
-        return None
-    tracing: Tracing = importlib.import_module("roost.telemetry.tracing").Tracing(endpoint)
-    return tracing
-
-
-def _package_indexes() -> Upstreams:
-    """The host's own indexes. A setting of pip's or npm's that Roost can't follow must not keep it from starting."""
-    try:
-        return read_upstreams(os.environ)
-    except RoostError as error:
-        log.warning("the host's package indexes can't be used, rooms get the public ones: %s", error.message)
-        return read_upstreams({}, root=Path("/nonexistent"), prefix=Path("/nonexistent"))
-
-
-def _sandbox_limits(config: Config) -> Limits:
-    """Of one sandbox. Many processes of many files: somebody works in it."""
-    return Limits(
-        memory_mb=config.sandbox_memory_mb,
-        cpu=config.sandbox_cpu,
-        disk_mb=config.sandbox_disk_mb,
-        pids=1024,
-        open_files=65536,
-    )
 
 
 def _ignore(_: object) -> None:

@@ -10,7 +10,7 @@ from roost.model.errors import Throttled
 from roost.model.role import ROLES, Role
 from roost.store.database import Connection, Database
 
-_COLUMNS = "id, account, name, role, sealed, created, used, revoked"
+_COLUMNS = "id, account, name, role, sealed, created, used, revoked, grants"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +25,7 @@ class KeyRecord:
     created: float
     used: float = 0.0
     revoked: float = 0.0
+    grants: tuple[str, ...] = ()
 
 
 class AccessKeys:
@@ -38,8 +39,9 @@ class AccessKeys:
             count = "SELECT count(*) FROM access_keys WHERE account=? AND revoked=0"
             if connection.execute(count, (key.account,)).fetchone()[0] >= most:
                 raise Throttled(f"An account has at most {most} keys; revoke some.")
-            row = (key.id, key.account, key.name, key.role.name.lower(), key.sealed, key.created, key.used, key.revoked)
-            connection.execute(f"INSERT INTO access_keys ({_COLUMNS}) VALUES (?,?,?,?,?,?,?,?)", row)  # noqa: S608
+            times = key.created, key.used, key.revoked
+            row = (key.id, key.account, key.name, key.role.name.lower(), key.sealed, *times, " ".join(key.grants))
+            connection.execute(f"INSERT INTO access_keys ({_COLUMNS}) VALUES (?,?,?,?,?,?,?,?,?)", row)  # noqa: S608
 
         await self._database.run(work)
 
@@ -83,4 +85,5 @@ def _record(row: Any) -> KeyRecord:
         created=row[5],
         used=row[6],
         revoked=row[7],
+        grants=tuple(row[8].split()),
     )

@@ -138,8 +138,8 @@ class Database:
         await asyncio.to_thread(thread.join)
         os.close(self._lock_fd)
 
-    async def run(self, work: Callable[[Connection], T], *, synced: bool = True) -> T:
-        """Run `work` on the writer thread inside a transaction; return when it is committed.
+    def run(self, work: Callable[[Connection], T], *, synced: bool = True) -> asyncio.Future[T]:
+        """Run `work` on the writer thread inside a transaction; what it returns, once it is committed.
 
         All of `work` takes effect or none of it. It may be run again from its beginning (when the transaction that
         it was part of came to nothing), so it keeps nothing outside. `synced` waits for the disk too, so that it
@@ -147,24 +147,25 @@ class Database:
 
         Raises StorageFull, Throttled (the queue is full), Unavailable, or what `work` raises.
         """
-        result: T = await self._submit(Work(run=work, synced=synced, done=_future()))
-        return result
+        return self._submit(Work(run=work, synced=synced, done=self._future()))
 
-    async def change(
+    def change(
         self, sql: str, values: Sequence[Any], then: Callable[[Connection, Cursor], T], *, synced: bool = True
-    ) -> T:
+    ) -> asyncio.Future[T]:
         """Run one statement that changes something; what `then` makes of it, once it is committed.
 
         The fast way: many changes of many callers cost one exchange with the database. `then` may read, and may be
         called again as `work` of `run` may. What it raises does not undo the statement: raise where that had no effect.
         """
-        result: T = await self._submit(Change(sql=sql, values=values, then=then, synced=synced, done=_future()))
-        return result
+        return self._submit(Change(sql=sql, values=values, then=then, synced=synced, done=self._future()))
+
+    def _future(self) -> asyncio.Future[Any]:
+        if self._thread is None:
+            raise Unavailable("The store is closed.")
+        return self._loop.create_future()
 
     def _submit(self, item: Item) -> asyncio.Future[Any]:
         """A caller that is cancelled leaves its future behind; the write, which others share a commit with, goes on."""
-        if self._thread is None:
-            raise Unavailable("The store is closed.")
         if self._waiting >= QUEUE_LIMIT:
             raise Throttled("Too many changes wait for the disk.", retry_after=1.0)
         self._waiting += 1
@@ -232,10 +233,6 @@ class Database:
                 done.set_result(result)
             else:
                 done.set_exception(fault)
-
-
-def _future() -> asyncio.Future[Any]:
-    return asyncio.get_running_loop().create_future()
 
 
 def _lock(path: Path) -> int:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from dataclasses import dataclass, fields
 from typing import Any
 
-from roost.model.sandbox import EndedSandbox, PauseMode, Sandbox, SandboxState, SandboxVolume
+from roost.model.sandbox import Checkpoint, EndedSandbox, PauseMode, Sandbox, SandboxState, SandboxVolume
 from roost.store.database import Connection, Database
 from roost.store.records import decode_foundation, decode_limits, encode_foundation, encode_limits
+from roost.store.sealing import Sealer
 from roost.store.sql import upsert
+
+_SEALED = "sealed"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,12 +32,25 @@ class Sandboxes:
     death of the process; a power cut takes the rooms anyway, and may take the last moments' sandboxes with them.
     """
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, sealer: Sealer) -> None:
         self._database = database
+        self._sealer = sealer
+
+    async def seal_all(self) -> None:
+        """Seal the networks that a former Roost left as they were given."""
+
+        def work(connection: Connection) -> None:
+            for id, data in connection.execute("SELECT id, data FROM sandboxes").fetchall():
+                network = json.loads(data).get("network")
+                if network and _SEALED not in network:
+                    sealed = self._encode(self._decode(data))
+                    connection.execute("UPDATE sandboxes SET data=? WHERE id=?", (sealed, id))
+
+        await self._database.run(work)
 
     async def create(self, sandbox: Sandbox, key: CreationKey | None) -> None:
         """Both, or neither."""
-        row = (sandbox.id, sandbox.account, _encode(sandbox))
+        row = (sandbox.id, sandbox.account, self._encode(sandbox))
 
         def work(connection: Connection) -> None:
             connection.execute("INSERT INTO sandboxes (id, account, data) VALUES (?,?,?)", row)
@@ -47,7 +64,7 @@ class Sandboxes:
 
     async def update(self, sandbox: Sandbox) -> None:
         """Does nothing for one that is gone."""
-        row = (_encode(sandbox), sandbox.id)
+        row = (self._encode(sandbox), sandbox.id)
 
         def work(connection: Connection) -> None:
             connection.execute("UPDATE sandboxes SET data=? WHERE id=?", row)
@@ -79,7 +96,7 @@ class Sandboxes:
         """Everything; what is remembered comes oldest first."""
 
         def work(connection: Connection) -> tuple[list[Sandbox], list[EndedSandbox], list[CreationKey]]:
-            living = [_decode(row[0]) for row in connection.execute("SELECT data FROM sandboxes ORDER BY id")]
+            living = [self._decode(row[0]) for row in connection.execute("SELECT data FROM sandboxes ORDER BY id")]
             ends = connection.execute("SELECT id, account, reason, at FROM sandbox_ends ORDER BY at")
             keys = connection.execute("SELECT account, key, digest, sandbox, at FROM sandbox_keys ORDER BY at")
             return (
@@ -90,24 +107,44 @@ class Sandboxes:
 
         return await self._database.run(work, synced=False)
 
+    def _encode(self, sandbox: Sandbox) -> str:
+        values: dict[str, Any] = {field.name: getattr(sandbox, field.name) for field in fields(Sandbox)}
+        values["limits"] = encode_limits(sandbox.limits)
+        values["foundation"] = encode_foundation(sandbox.foundation)
+        values["volumes"] = [[volume.name, volume.path] for volume in sandbox.volumes]
+        values["checkpoints"] = [
+            {**vars(one), "foundation": encode_foundation(one.foundation)} for one in sandbox.checkpoints
+        ]
+        for name in ("metadata", "environment", "network"):
+            values[name] = dict(values[name])
+        if sandbox.network:  # there may be keys in it
+            sealed = self._sealer.seal(json.dumps(values["network"]), _purpose(sandbox.account, sandbox.id))
+            values["network"] = {_SEALED: base64.b64encode(sealed).decode()}
+        return json.dumps(values)
 
-def _encode(sandbox: Sandbox) -> str:
-    values: dict[str, Any] = {field.name: getattr(sandbox, field.name) for field in fields(Sandbox)}
-    values["limits"] = encode_limits(sandbox.limits)
-    values["foundation"] = encode_foundation(sandbox.foundation)
-    values["volumes"] = [[volume.name, volume.path] for volume in sandbox.volumes]
-    for name in ("metadata", "environment", "network"):
-        values[name] = dict(values[name])
-    return json.dumps(values)
+    def _decode(self, text: str) -> Sandbox:
+        values = json.loads(text)
+        # A field that an older or newer Roost wrote and this one does not know is left out, not fatal.
+        known = {field.name: values[field.name] for field in fields(Sandbox) if field.name in values}
+        known["state"] = SandboxState(known["state"])
+        known["pause_mode"] = PauseMode(known["pause_mode"]) if known["pause_mode"] else None
+        known["limits"] = decode_limits(known["limits"])
+        known["foundation"] = decode_foundation(known.get("foundation", {}))
+        known["volumes"] = tuple(SandboxVolume(name=name, path=path) for name, path in known["volumes"])
+        known["checkpoints"] = tuple(_decode_checkpoint(one) for one in known.get("checkpoints", ()))
+        if _SEALED in known.get("network", {}):
+            sealed = base64.b64decode(known["network"][_SEALED])
+            known["network"] = json.loads(self._sealer.unseal(sealed, _purpose(known["account"], known["id"])))
+        return Sandbox(**known)
 
 
-def _decode(text: str) -> Sandbox:
-    values = json.loads(text)
-    # A field that an older or newer Roost wrote and this one does not know is left out, not fatal.
-    known = {field.name: values[field.name] for field in fields(Sandbox) if field.name in values}
-    known["state"] = SandboxState(known["state"])
-    known["pause_mode"] = PauseMode(known["pause_mode"]) if known["pause_mode"] else None
-    known["limits"] = decode_limits(known["limits"])
-    known["foundation"] = decode_foundation(known.get("foundation", {}))
-    known["volumes"] = tuple(SandboxVolume(name=name, path=path) for name, path in known["volumes"])
-    return Sandbox(**known)
+def _decode_checkpoint(values: dict[str, Any]) -> Checkpoint:
+    known = {field.name: values[field.name] for field in fields(Checkpoint) if field.name in values}
+    known["foundation"] = decode_foundation(known["foundation"])
+    for name in ("contexts", "left_behind", "lost"):
+        known[name] = tuple(known.get(name, ()))
+    return Checkpoint(**known)
+
+
+def _purpose(account: str, id: str) -> str:
+    return f"The network of sandbox {account}/{id}"

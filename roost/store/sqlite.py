@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,6 +18,9 @@ _SPARE_PAGES, _STEP_PAGES = 1000, 500
 #: A file from before space was given back is written anew at its next start, when that takes a second at most.
 _REWRITE_BYTES = 64 << 20
 _INCREMENTAL = 2
+#: Changes after which what is in the log is copied to where it belongs, beside the writer; the log's pages at which the
+#: writer does it himself, if it comes to that; the bytes that the log's file keeps once it has been emptied.
+_COPY_AFTER, _MOST_LOG_PAGES, _KEPT_LOG_BYTES = 2_000, 16_384, 4 << 20
 
 
 class SqliteBackend:
@@ -26,6 +30,7 @@ class SqliteBackend:
         self._path = path
         self._connection: sqlite3.Connection | None = None
         self._given_back = False
+        self._copier = Copier(path)
 
     @property
     def _open(self) -> sqlite3.Connection:
@@ -40,12 +45,16 @@ class SqliteBackend:
             self._open.execute("PRAGMA journal_mode=WAL")
             self._open.execute("PRAGMA foreign_keys=ON")
             self._open.execute("PRAGMA synchronous=FULL")
+            self._open.execute(f"PRAGMA wal_autocheckpoint={_MOST_LOG_PAGES}")
+            self._open.execute(f"PRAGMA journal_size_limit={_KEPT_LOG_BYTES}")
             migrate_sqlite(self._open)
             self._rewrite()
+            self._copier.start()
         except (sqlite3.Error, OSError) as error:
             raise _translate(error, self._path) from error
 
     def close(self) -> None:
+        self._copier.close()
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.close()
@@ -65,6 +74,7 @@ class SqliteBackend:
             with contextlib.suppress(sqlite3.Error):
                 connection.execute("ROLLBACK")
             raise _translate(error, self._path) from error
+        self._copier.changed(len(batch))
         return outcomes
 
     def tidy(self) -> bool:
@@ -114,6 +124,44 @@ class SqliteBackend:
         with contextlib.suppress(sqlite3.OperationalError):  # no room for a copy: the file stays as it is
             self._open.execute(f"PRAGMA auto_vacuum={_INCREMENTAL}")
             self._open.execute("VACUUM")
+
+
+class Copier:
+    """A thread that copies what is in the log to the file itself, so that no change waits for that: it takes two syncs
+    of the disk and, by SQLite's own habit, the time of whoever's change filled the log's first four megabytes."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._wanted = threading.Event()
+        self._changes = 0
+        self._closed = False
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        self._thread = threading.Thread(target=self._serve, name="roost-store-copier", daemon=True)
+        self._thread.start()
+
+    def changed(self, count: int) -> None:
+        """By the writer: so many changes were committed."""
+        self._changes += count
+        if self._changes >= _COPY_AFTER:
+            self._changes = 0
+            self._wanted.set()
+
+    def close(self) -> None:
+        """May be called in any state."""
+        self._closed = True
+        self._wanted.set()
+        thread, self._thread = self._thread, None
+        if thread is not None:
+            thread.join()
+
+    def _serve(self) -> None:
+        with contextlib.closing(sqlite3.connect(self._path, isolation_level=None)) as connection:
+            while self._wanted.wait() and not self._closed:
+                self._wanted.clear()
+                with contextlib.suppress(sqlite3.Error):  # a full disk, say: the next time, or the writer himself
+                    connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
 
 
 def _translate(error: Exception, path: Path) -> RoostError:

@@ -10,6 +10,7 @@ from roost.store.concurrency import Concurrency
 from roost.store.connect import database
 from roost.store.database import Connection
 from roost.store.functions import Functions
+from roost.store.labels import LabelRows
 from roost.store.layers import Layers
 from roost.store.provision import Provision
 from roost.store.quotas import Quotas
@@ -53,14 +54,15 @@ class Store:
         self.triggers = Triggers(self._database)
         self.trigger_objects = TriggerObjects(self._database)
         self.trigger_rows = TriggerRows(self._database)
-        self.sessions = Sessions(self._database)
-        self.sandboxes = Sandboxes(self._database)
+        self.sessions = Sessions(self._database, self.sealer)
+        self.sandboxes = Sandboxes(self._database, self.sealer)
         self.secrets = Secrets(self._database, self.sealer)
         self.volumes = Volumes(self._database)
         self.template_tags = TemplateTags(self._database)
         self.templates = Templates(self._database)
         self.access_keys = AccessKeys(self._database)
         self.quotas = Quotas(self._database)
+        self.labels = LabelRows(self._database)
         self.settings = Settings(self._database)
         self.tasks = Tasks(self._database)
         self.task_outputs = TaskOutputs(self._database)
@@ -73,6 +75,7 @@ class Store:
         try:
             self.sealer.open(may_make=not await self._database.run(_has_sealed, synced=False))
             await self.secrets.seal_all()
+            await self.sandboxes.seal_all()
         except BaseException:
             await self._database.close()
             raise
@@ -82,6 +85,11 @@ class Store:
 
 
 def _has_sealed(connection: Connection) -> bool:
-    queries = ("SELECT count(*) FROM access_keys WHERE revoked=0", "SELECT count(*) FROM secrets WHERE data LIKE ?")
-    keys = connection.execute(queries[0]).fetchone()[0]
-    return bool(keys or connection.execute(queries[1], ('%"sealed"%',)).fetchone()[0])
+    sealed = ('%"sealed"%',)
+    queries = (
+        ("SELECT count(*) FROM access_keys WHERE revoked=0", ()),
+        ("SELECT count(*) FROM secrets WHERE data LIKE ?", sealed),
+        ("SELECT count(*) FROM sessions WHERE data LIKE ?", sealed),
+        ("SELECT count(*) FROM sandboxes WHERE data LIKE ?", ('%"network": {"sealed": %',)),
+    )
+    return any(connection.execute(*query).fetchone()[0] for query in queries)

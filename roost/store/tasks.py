@@ -178,13 +178,17 @@ class Tasks:
         result: bytes | None = None,
         follow: tuple[Task, bytes] | None = None,
         letter: Letter | None = None,
+        lost: str = "",
     ) -> Task:
         """End it, or have it wait for another try, as was decided.
 
-        `follow` is the task of its destination, or `letter` the event for it, kept in the same transaction. Raises
+        `follow` is the task of its destination, or `letter` the event for it, kept in the same transaction; `lost` is
+        why its destination gets neither. Raises
         Fenced when it is not as `task` says any more, NotFound.
         """
         after = model.concluded(task, verdict, epoch=task.epoch, now=now)
+        if lost:
+            after = model.without_destination(after, lost, now=now)
 
         def values(ended: Task) -> tuple[Any, ...]:
             return (*to_changes(ended), result, *task.key, task.epoch, task.state.value)

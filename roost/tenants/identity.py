@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 
 from roost.model.audit import Audit, AuditEvent
 from roost.model.errors import AccessDenied, Throttled, Unauthenticated
-from roost.model.role import ANONYMOUS, Caller, Role
+from roost.model.role import ANONYMOUS, Caller, Role, covers
 from roost.model.signature import AccessKey, Keys, verify
 
 #: Wrong credentials that a source may show at once, and how many a second it gets back.
@@ -93,10 +93,12 @@ class Identity:
         body_sha256: str | None,
         source: str,
         least: Role,
+        thing: str = "",
     ) -> Caller:
-        """Of a signed request (see `signature.verify`). Raises Unauthenticated, AccessDenied, Throttled."""
+        """Of a signed request (see `signature.verify`) for `thing`, a grant, if keys may be for it alone. Raises
+        Unauthenticated, AccessDenied, Throttled."""
         if not self.keys:
-            return self._let_in(self.default(), least, source)
+            return self._let_in(self.default(), least, source, thing)
         try:
             key = verify(
                 method=method, path=path, query=query, headers=headers, body_sha256=body_sha256,
@@ -107,24 +109,30 @@ class Identity:
             if error.code != "MissingAuthorization":
                 self.failed(source, "signature")
             raise
-        return self._let_in(self._caller(key, source), least, source)
+        return self._let_in(self._caller(key, source), least, source, thing)
 
-    def shown(self, secret: str, *, source: str, least: Role) -> Caller:
-        """Of a key's secret. Raises Unauthenticated, AccessDenied, Throttled."""
+    def shown(self, secret: str, *, source: str, least: Role, thing: str = "") -> Caller:
+        """Of a key's secret, as `signed`. Raises Unauthenticated, AccessDenied, Throttled."""
         if not self.keys:
-            return self._let_in(self.default(), least, source)
+            return self._let_in(self.default(), least, source, thing)
         key = self.keys.of_secret(secret) if secret else None
         if key is None:
             self._failures.check(source)
             if secret:
                 self.failed(source, "secret")
             raise Unauthenticated("This key is not known here.")
-        return self._let_in(self._caller(key, source), least, source)
+        return self._let_in(self._caller(key, source), least, source, thing)
 
     def account_of(self, secret: str) -> str | None:
         """Whose secret this is, for answers that tell an owner more than others. Nothing is counted."""
         key = self.keys.of_secret(secret) if secret else None
         return None if key is None else key.account
+
+    def withheld(self, secret: str, source: str) -> None:
+        """Tell the audit that a right key was shown where it opens nothing."""
+        key = self.keys.of_secret(secret)
+        if key is not None:
+            self._tell(key.id, key.account, "grant" if key.grants else "role", "denied", source)
 
     @property
     def watching(self) -> bool:
@@ -156,12 +164,15 @@ class Identity:
         if self._used is not None:
             self._used(key.id)
         operator = key.account == self.keys.default_account
-        return Caller(account=key.account, key=key.id, role=key.role, operator=operator)
+        return Caller(account=key.account, key=key.id, role=key.role, operator=operator, grants=key.grants)
 
-    def _let_in(self, caller: Caller, least: Role, source: str) -> Caller:
+    def _let_in(self, caller: Caller, least: Role, source: str, thing: str) -> Caller:
         if caller.role < least:
             self._tell(caller.key, caller.account, "role", "denied", source)
             raise AccessDenied(f"This key's role is {caller.role.name.lower()}; {least.name.lower()} is needed.")
+        if not covers(caller.grants, thing):
+            self._tell(caller.key, caller.account, "grant", "denied", source)
+            raise AccessDenied(f"This key is for {', '.join(sorted(caller.grants))[:500]} alone.")
         if self._meter is not None:
             self._meter(caller.account)
         if self._audit is not None and (caller.key, source) not in self._seen:

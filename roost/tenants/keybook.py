@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import re
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from typing import Protocol
 
 from roost.model.errors import Conflict, InvalidArgument, NotFound, RoostError
-from roost.model.role import Role
+from roost.model.role import MOST_GRANTS, Role, is_grant
 from roost.model.signature import AccessKey, Keys
 from roost.store.access_keys import KeyRecord
 from roost.store.sealing import Sealer
@@ -52,9 +52,7 @@ class KeyBook:
             self._keys.asked = True  # also where all are revoked: a server that had keys does not open by itself
             if not record.revoked:
                 secret = self._sealer.unseal(record.sealed, record.id)
-                self._keys.add(
-                    AccessKey(id=record.id, secret=secret, account=record.account, role=record.role, strong=True)
-                )
+                self._keys.add(_key(record, secret))
 
     def of_account(self, account: str) -> list[KeyRecord]:
         """The account's, the oldest first."""
@@ -66,8 +64,8 @@ class KeyBook:
         """Those that have keys here."""
         return sorted({record.account for record in self._records.values()})
 
-    async def create(self, account: str, name: str, role: Role) -> tuple[KeyRecord, str]:
-        """A new key and its secret, which is told this once.
+    async def create(self, account: str, name: str, role: Role, grants: Collection[str] = ()) -> tuple[KeyRecord, str]:
+        """A new key and its secret, which is told this once. With `grants` it is for these alone.
 
         Raises InvalidArgument, Throttled when the account has too many, Conflict on a server that asks for none.
         """
@@ -81,14 +79,24 @@ class KeyBook:
             raise InvalidArgument("account: 1 to 64 letters, digits, '_' or '-' are expected.")
         if not 0 < len(name) <= 64 or not name.isprintable():
             raise InvalidArgument("name: 1 to 64 printable characters are expected.")
+        if len(grants) > MOST_GRANTS or not all(map(is_grant, grants)):
+            raise InvalidArgument(f"grants: tool:<name> and function:<name> are expected, {MOST_GRANTS} at most.")
         # An id tells nothing; a secret is in the form that clients of sandboxes look for.
         id, secret = f"RK{secrets.token_hex(10)}", f"e2b_{secrets.token_hex(32)}"
         sealed = self._sealer.seal(secret, id)
-        record = KeyRecord(id=id, account=account, name=name, role=role, sealed=sealed, created=self._clock())
+        record = KeyRecord(
+            id=id,
+            account=account,
+            name=name,
+            role=role,
+            sealed=sealed,
+            created=self._clock(),
+            grants=tuple(sorted(set(grants))),
+        )
         async with self._lock:
             await self._store.create(record, most=MOST_KEYS)
             self._records[id] = record
-            self._keys.add(AccessKey(id=id, secret=secret, account=account, role=role, strong=True))
+            self._keys.add(_key(record, secret))
         return record, secret
 
     async def revoke(self, account: str, id: str) -> None:
@@ -126,3 +134,14 @@ class KeyBook:
                 await self.note()
             except RoostError:
                 continue
+
+
+def _key(record: KeyRecord, secret: str) -> AccessKey:
+    return AccessKey(
+        id=record.id,
+        secret=secret,
+        account=record.account,
+        role=record.role,
+        strong=True,
+        grants=frozenset(record.grants),
+    )

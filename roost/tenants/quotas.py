@@ -24,6 +24,7 @@ class Quota:
     sandboxes: int = 0  # that run or are paused with their memory
     queued_tasks: int = 0
     egress_mb_per_day: int = 0  # between rooms and what the server fetches for them; a day is UTC's
+    model_calls_per_day: int = 0  # that rooms make; an agent that goes round in circles ends there
     requests_per_s: int = 0
     request_burst: int = 0  # at once; 0: those of one second
 
@@ -76,6 +77,7 @@ class Quotas:
         self._own: dict[str, Quota] = {}
         self._buckets: dict[str, _Bucket | None] = {}
         self._egress: dict[str, int] = {}
+        self._model_calls: dict[str, int] = {}
         self._day = 0
         #: Some account has a limit on requests.
         self.metered = bool(usual.requests_per_s)
@@ -154,6 +156,11 @@ class Quotas:
         if quota.memory_mb and memory + memory_mb > quota.memory_mb:
             raise OverQuota(f"The instances of this account may have {quota.memory_mb} MB.", retry_after=1)
 
+    def memory_over(self, account: str) -> int:
+        """By how many MB it is above its memory now."""
+        quota = self.of(account)
+        return max(0, self._holdings(account)[1] - quota.memory_mb) if quota.memory_mb else 0
+
     def task(self, account: str, waiting: int) -> None:
         """One more task beside those that wait."""
         quota = self.of(account)
@@ -168,6 +175,19 @@ class Quotas:
             raise OverQuota(f"This account may move {most} MB a day.", retry_after=left)
         self._egress[account] = used + count
 
+    def model_call(self, account: str) -> None:
+        """One more request of a room to its model."""
+        left = _DAY_S - self._today()
+        made, most = self._model_calls.get(account, 0), self.of(account).model_calls_per_day
+        if most and made >= most:
+            raise OverQuota(f"This account may call its models {most} times a day.", retry_after=left)
+        self._model_calls[account] = made + 1
+
+    def model_calls_of(self, account: str) -> int:
+        """Of today, as `egress_of`."""
+        self._today()
+        return self._model_calls.get(account, 0)
+
     def egress_of(self, account: str) -> int:
         """Bytes of today. They are counted from zero when the server starts."""
         self._today()
@@ -179,6 +199,7 @@ class Quotas:
         if day != self._day:
             self._day = int(day)
             self._egress.clear()
+            self._model_calls.clear()
         return second
 
 

@@ -36,6 +36,8 @@ viewer GET /roost/objects
 viewer GET /roost/objects/{{bucket}}
 viewer GET /roost/objects/{{bucket}}/{{key:path}}
 developer PUT,DELETE /roost/objects/{{bucket}}/{{key:path}}
+viewer GET /roost/labels
+admin DELETE /roost/labels/{{holder:path}}
 admin GET,POST /roost/keys
 admin DELETE /roost/keys/{{id}}
 viewer GET /roost/quota
@@ -75,6 +77,10 @@ viewer GET {_FUNCTION}/sessions/{{session}}
 invoker PUT,DELETE {_FUNCTION}/sessions/{{session}}
 invoker PUT {_FUNCTION}/sessions/{{session}}/pause
 invoker PUT {_FUNCTION}/sessions/{{session}}/resume
+viewer GET {_FC}/snapshots
+invoker POST {_FUNCTION}/snapshots
+viewer GET {_FUNCTION}/snapshots/{{snapshot}}
+invoker DELETE {_FUNCTION}/snapshots/{{snapshot}}
 viewer GET {_FC}/concurrency-configs
 viewer GET {_FC}/provision-configs
 viewer GET {_FC}/scaling-configs
@@ -111,6 +117,10 @@ viewer GET /sandboxes/{{id}}/logs
 viewer GET /v2/sandboxes/{{id}}/logs
 developer POST /sandboxes/{{id}}/snapshots
 developer POST /sandboxes/{{id}}/fork
+viewer GET /sandboxes/{{id}}/checkpoints
+developer POST /sandboxes/{{id}}/checkpoints
+developer DELETE /sandboxes/{{id}}/checkpoints/{{checkpoint}}
+developer POST /sandboxes/{{id}}/rollback
 viewer GET /snapshots
 viewer GET /secrets
 developer POST /secrets

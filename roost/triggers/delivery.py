@@ -81,6 +81,7 @@ class FunctionDelivery:
                 session_id="",
                 payload=event.body,
                 headers=headers,
+                hops=event.hops,
             )
         except Conflict:
             # The same occurrence in other words: the trigger was changed after it had been accepted.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 
 from roost.functions.catalog import FunctionCatalog
@@ -33,8 +33,13 @@ class _Place:
     turn: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
+async def _as_it_is(record: TriggerRecord) -> TriggerRecord:
+    return record
+
+
 class TriggerManager:
-    """`start` when functions can be invoked, `close` before that ends."""
+    """`start` when functions can be invoked, `close` before that ends. `admit` gives a trigger with addresses that
+    may be connected to."""
 
     def __init__(
         self,
@@ -44,6 +49,7 @@ class TriggerManager:
         invoker: Invoker,
         factories: Mapping[str, Factory],
         statuses: Statuses,
+        admit: Callable[[TriggerRecord], Awaitable[TriggerRecord]] = _as_it_is,
         chance: Callable[[], float] = random.random,
     ) -> None:
         self._catalog = catalog
@@ -51,6 +57,7 @@ class TriggerManager:
         self._invoker = invoker
         self._factories = factories
         self._statuses = statuses
+        self._admit = admit
         self._chance = chance
         self._functions: dict[tuple[str, str], dict[str, _Place]] = {}  # then by the trigger's id
         self._ending: set[asyncio.Task[None]] = set()
@@ -135,7 +142,8 @@ class TriggerManager:
     async def _once(self, record: TriggerRecord, status: TriggerStatus) -> None:
         """Until its source ends, which it should not."""
         try:
-            await self._factories[record.type](record).run(self.delivery(record), status)
+            admitted = await self._admit(record)  # each time: what a name leads to changes
+            await self._factories[record.type](admitted).run(self.delivery(record), status)
             status.trouble("The source has ended.")
         except RoostError as error:
             status.trouble(error.message)

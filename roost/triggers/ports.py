@@ -19,6 +19,7 @@ class Event:
     id: str  # unique within its trigger; of a redelivery the same, where the source knows it
     body: bytes  # what the function gets (JSON), already in the shape that the docs promise
     task_id: str = ""  # for `enqueue`: deterministic, so that the same occurrence is never enqueued twice
+    hops: int = 0  # invocations that led to it
 
 
 class DeliveryError(Exception):

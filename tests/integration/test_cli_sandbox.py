@@ -450,6 +450,29 @@ def test_the_example_of_the_mcp_page(cli: Cli, tmp_path: Path) -> None:
     assert (done.returncode, done.stdout) == (0, "Linux x86_64\n"), done.stderr
 
 
+def test_secrets_are_kept_listed_and_forgotten(cli: Cli) -> None:
+    def secrets(*arguments: str, value: str = "") -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "roost.sdk.cli", "secrets", *arguments]
+        environment = {**cli.environment, "COLUMNS": "200"}
+        return subprocess.run(
+            command, env=environment, input=value, capture_output=True, text=True, timeout=60, check=False
+        )
+
+    assert "There are no secrets" in secrets("ls").stderr
+    made = secrets("put", "github", "--host", "api.github.com", "--host", "*.example.com:8443", value="s3cret-value\n")
+    assert made.stdout == "github is kept, version 1; it goes to api.github.com *.example.com:8443.\n"
+    assert secrets("put", "github", value="other-value").stdout.startswith("github is kept, version 2; it goes to api.")
+    listed = secrets("ls").stdout
+    assert "github" in listed
+    assert "api.github.com" in listed
+    assert "value" not in secrets("ls", "--json").stdout
+    assert "needs a value" in secrets("put", "empty").stderr
+    assert "is no host" in secrets("put", "bad", "--host", "10.0.0.0/8", value="x").stderr
+    assert secrets("rm", "github").stdout == "github is forgotten.\n"
+    gone = secrets("rm", "github")
+    assert (gone.returncode, "not found" in gone.stderr) == (1, True)
+
+
 def test_with_keys_the_secret_is_the_api_key(tmp_path: Path) -> None:
     config = 'sandbox_domain = "sandbox.test"\n[keys]\nid = "the-secret"\n'
     with running(tmp_path / "data", config=config) as server:

@@ -218,6 +218,29 @@ async def test_a_second_request_on_the_same_connection_reaches_nobody(world: Wor
     assert len(seen) == 1
 
 
+@pytest.mark.parametrize(("host", "wanted"), [("good.test", 413), ("bad.test", 403)], ids=["by a server", "here"])
+async def test_who_is_answered_while_it_still_sends_gets_to_read_it(world: World, host: str, wanted: int) -> None:
+    async def early(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 413 No\r\ncontent-length: 2\r\nconnection: close\r\n\r\nno")
+        writer.write_eof()
+        await reader.read()
+        writer.close()
+
+    port = await world.serve(early)
+    await world.open(f"good.test:{port}")
+    reader, writer = await world.talk()
+    head = f"POST http://{host}:{port}/ HTTP/1.1\r\nhost: {host}:{port}\r\ncontent-length: 200000\r\n\r\n"
+    writer.write(head.encode())
+    async with asyncio.timeout(10):
+        said = await reader.readuntil(b"\r\n\r\n")
+        for _ in range(20):
+            writer.write(bytes(10_000))
+            await writer.drain()
+            await asyncio.sleep(0)
+        assert status(said) == wanted and len(await reader.read()) < 200
+
+
 async def test_a_redirect_is_another_request(world: World) -> None:
     seen: list[bytes] = []
     port = await world.serve(
@@ -321,7 +344,7 @@ async def test_tls_has_to_name_whom_the_tunnel_is_for(
     world: World, monkeypatch: pytest.MonkeyPatch, name: str | None, arrives: bool
 ) -> None:
     port = await world.serve(echo, tls(world.folder))
-    monkeypatch.setattr("roost.isolation.egress.outward._HTTPS", port)
+    monkeypatch.setattr("roost.isolation.egress.messages.HTTPS", port)
     await world.open(f"good.test:{port}")
     reader, writer = await world.talk()
     writer.write(b"CONNECT good.test:%d HTTP/1.1\r\nhost: x\r\n\r\n" % port)
@@ -347,8 +370,8 @@ async def test_tls_has_to_name_whom_the_tunnel_is_for(
 async def test_port_443_is_for_tls_and_80_for_http(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[bytes] = []
     port, plain = await world.serve(echo), await world.serve(web(seen))
-    monkeypatch.setattr("roost.isolation.egress.outward._HTTPS", port)
-    monkeypatch.setattr("roost.isolation.egress.outward._HTTP", plain)
+    monkeypatch.setattr("roost.isolation.egress.messages.HTTPS", port)
+    monkeypatch.setattr("roost.isolation.egress.messages.HTTP", plain)
     await world.open(f"good.test:{port}", f"GET good.test:{plain}/ok")
     assert (await world.say(b"CONNECT good.test:%d HTTP/1.1\r\nhost: x\r\n\r\nSSH-2.0-x\r\n" % port)).endswith(
         b"\r\n\r\n"
@@ -364,6 +387,11 @@ async def test_port_443_is_for_tls_and_80_for_http(world: World, monkeypatch: py
         reply = await world.say(tunnel + inside)
         assert reply.startswith(b"HTTP/1.1 200 Connection established\r\n\r\nHTTP/1.1 " + wanted), reply
     assert len(seen) == 1
+    reader, writer = await world.talk()
+    writer.write(tunnel)
+    assert status(await reader.readuntil(b"\r\n\r\n")) == 200  # who waits for that is served as well
+    writer.write(b"GET /ok HTTP/1.1\r\nhost: good.test\r\n\r\n")
+    assert status(await reader.read()) == 200
 
 
 @pytest.mark.parametrize(
@@ -412,6 +440,37 @@ async def test_budgets_cut_a_tunnel(world: World) -> None:
             assert len(await reader.read(-1)) < 100_000
     reply = await world.say(b"CONNECT good.test:%d HTTP/1.1\r\nhost: x\r\n\r\nmore" % port)
     assert b"more" not in reply
+
+
+async def test_a_policy_has_budgets_of_its_own_that_change_while_a_room_runs(world: World) -> None:
+    port = await world.serve(echo)
+    proxy = await world.open(f"good.test:{port}")
+    connect = b"CONNECT good.test:%d HTTP/1.1\r\nhost: x\r\n\r\n" % port
+
+    def held(**budgets: int) -> Policy:
+        return Policy(allow=parse_rules([f"good.test:{port}"]), **budgets)
+
+    proxy.change(held(most_connections=1))
+    reader, writer = await world.talk()
+    writer.write(connect)
+    await reader.readuntil(b"\r\n\r\n")
+    second, _ = await world.talk()
+    with contextlib.suppress(ConnectionError):
+        assert await second.read() == b""  # one too many
+    proxy.change(held(most_bytes=50_000))
+    other, more = await world.talk()
+    more.write(connect)
+    await other.readuntil(b"\r\n\r\n")
+    writer.write(bytes(100_000))
+    async with asyncio.timeout(10):
+        with contextlib.suppress(ConnectionError):
+            assert len(await reader.read(-1)) < 50_000
+    assert b"more" not in await world.say(connect + b"more")
+    proxy.change(held())  # what every room may, again: it has spent little of that
+    reader, writer = await world.talk()
+    writer.write(connect + b"more")
+    await reader.readuntil(b"\r\n\r\n")
+    assert await reader.readexactly(4) == b"more"
 
 
 async def test_a_budget_that_ends_within_a_reply_cuts_it(world: World) -> None:
@@ -575,7 +634,7 @@ def forwarded(tmp_path: Path) -> Any:
 async def test_httpx_urllib_and_curl_go_through(world: World, forwarded: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     plain = await world.serve(web([]))
     secure = await world.serve(web([]), tls(world.folder))
-    monkeypatch.setattr("roost.isolation.egress.outward._HTTPS", secure)
+    monkeypatch.setattr("roost.isolation.egress.messages.HTTPS", secure)
     await world.open(f"good.test:{plain}", f"good.test:{secure}")
     proxy = f"http://127.0.0.1:{await forwarded()}"
     async with httpx.AsyncClient(proxy=proxy, trust_env=False, verify=False) as client:

@@ -177,7 +177,7 @@ class Queue:
 
     async def submit(
         self, spec: FunctionSpec, *, qualifier: str, request_id: str, session_id: str, payload: bytes,
-        headers: Mapping[str, str], http: Mapping[str, str] | None = None,
+        headers: Mapping[str, str], http: Mapping[str, str] | None = None, hops: int = 0,
     ) -> Taken:  # fmt: skip
         self.seen.append((spec.name, qualifier, payload, headers.get("x-fc-async-task-id", "")))
         return Taken(headers.get("x-fc-async-task-id", ""), request_id, session_id)

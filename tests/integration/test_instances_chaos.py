@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from roost.instances.clock import SteadyClock
-from roost.instances.instance import Surroundings
 from roost.instances.lease import Lease, SessionRef
 from roost.instances.roster import FleetLimits
+from roost.instances.surroundings import Surroundings
 from roost.model.errors import NotFound, RoostError
 from roost.model.function import Affinity, FunctionSpec, Idle, IsolationMode, Runtime, Scaling, SessionPolicy
 from roost.model.instance import TRANSITIONS, State

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
@@ -10,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from roost.instances.instance import Surroundings
+from roost.instances import tether
 from roost.instances.lease import Lease, SessionRef
 from roost.instances.roster import FleetLimits
+from roost.instances.surroundings import Surroundings
 from roost.model.errors import Conflict, InitializerFailed, InstanceExited, NotFound, Throttled, Unavailable
 from roost.model.function import Affinity, FunctionSpec, Idle, IsolationMode, Runtime, Scaling, SessionPolicy
 from roost.model.instance import State
@@ -145,6 +147,28 @@ async def test_idle_is_frozen_then_thawed_by_a_lease(bench: Bench) -> None:
     again = await bench.lease(SPEC)
     assert not bench.driver.rooms[0].frozen
     again.release()
+
+
+async def test_a_branch_that_costs_the_control_connection_costs_nothing_else(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tether, "LOST_GRACE", 0.0)
+    lease = await bench.lease(SPEC)
+    (instance,), (room,) = bench.roster.instances(), bench.driver.rooms
+    room.lets_go = True
+    for name in ("one", "two"):
+        assert (await instance.branch(tmp_path / name)).lost == ("there is no memory here",)
+        await until(lambda: len(room.writers) == 1)  # the new one
+        await asyncio.sleep(0)
+        assert instance.usable and instance.state is State.READY
+    lease.release()
+    with pytest.raises(FileExistsError):
+        await instance.branch(tmp_path / "two")
+    assert instance.usable
+    room.script = "silent"  # it does not answer any more
+    with contextlib.suppress(Unavailable):
+        await instance.branch(tmp_path / "three")
+    await until(lambda: bench.events.transitions[-1].reason == "lost")
 
 
 async def test_idle_is_stopped(bench: Bench) -> None:

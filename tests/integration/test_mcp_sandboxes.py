@@ -17,6 +17,7 @@ import pytest
 from mcp import Client
 from mcp.client.streamable_http import streamable_http_client
 
+from tests.integration.test_server_audit import shown
 from tests.support.interpreter import data_packages
 from tests.support.server import NOTHING, Remains, Server, running
 
@@ -335,3 +336,50 @@ async def test_with_keys(tmp_path: Path) -> None:
             transport = streamable_http_client(f"{server.url}{path}", http_client=authorized)
             async with Client(transport, read_timeout_seconds=60) as session:
                 assert await call(session, "run_command", command="echo hi") == "hi"
+
+
+async def test_what_a_tool_does_not_take_is_denied_and_recorded(tmp_path: Path) -> None:
+    only = 'mcp_tools = ["run_command", "read_file", "list_files"]\n'
+    with running(tmp_path / "data", config=only) as server, server.client() as http:
+        made = [http.post("/v2/sandboxes", json={"templateID": "base"}).json() for _ in range(2)]
+        mine, other = (one["sandboxID"] for one in made)
+
+        def ask(path: str, tool: Any, given: Any) -> dict[str, Any]:
+            body = rpc("tools/call", name=tool, arguments=given)
+            return dict(http.post(path, content=body, headers=JSON).json())
+
+        own, every = f"/sandboxes/{mine}/mcp", "/roost/mcp"
+        refused: list[tuple[str, str, Any, str]] = [
+            (
+                own,
+                "write_file",
+                {"path": "/tmp/x", "content": "x"},
+                "Unknown tool",
+            ),  # there is one, not for anybody here
+            (every, "create_sandbox", {}, "Unknown tool"),
+            (own, "delete_everything", {}, "Unknown tool"),
+            (own, "run_command", {"command": ["touch", "/tmp/x"]}, "command: "),
+            (own, "run_command", {"command": "touch /tmp/x", "sudo": True}, "sudo: "),
+            (own, "run_command", {"command": "touch /tmp/x", "sandbox": other}, "sandbox: "),
+            (own, "list_files", {"path": "/", "depth": 999}, "depth: "),
+            (own, "read_file", "/etc/passwd", "arguments: "),
+            (every, "run_command", {"command": "touch /tmp/x"}, "sandbox: "),
+            (every, "run_command", {"command": "touch /tmp/x", "sandbox": "i" + "0" * 19}, "was not found"),
+        ]
+        for path, tool, given, said in refused:
+            assert said in json.dumps(ask(path, tool, given)), tool
+        assert "No such file" in json.dumps(ask(own, "run_command", {"command": "ls /tmp/x"}))
+        # what it does take is done, and a path is one of its own sandbox
+        assert "hi" in json.dumps(ask(own, "run_command", {"command": "echo hi | tee /tmp/only-here"}))
+        there = ask(every, "read_file", {"sandbox": other, "path": "/tmp/only-here"})
+        assert "does not exist" in json.dumps(there)
+        assert "does not exist" in json.dumps(ask(own, "read_file", {"path": f"/../../{server.data_dir}/roost.db"}))
+        listed = http.post(own, content=rpc("tools/list"), headers=JSON).json()["result"]["tools"]
+        assert [tool["name"] for tool in listed] == ["run_command", "read_file", "list_files"]
+
+        def denied() -> list[str]:
+            return [one["detail"]["tool"] for one in shown(server.data_dir) if one["outcome"] == "denied"]
+
+        server.until(lambda: sorted(denied()) == sorted(tool for _, tool, _, _ in refused))
+    with pytest.raises(AssertionError, match="did not start"), running(tmp_path / "bad", config='mcp_tools = ["rm"]\n'):
+        pass

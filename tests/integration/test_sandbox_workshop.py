@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 from roost.model.errors import Conflict, InvalidArgument, NotFound, PayloadTooLarge, StorageFull, Throttled
 from roost.model.function import Limits
 from roost.model.sandbox import Foundation
+from roost.model.taint import NONE, parse_taint
 from roost.sandboxes import workshop as workshops
 from roost.sandboxes.build_cache import BuildCache
 from roost.sandboxes.build_log import BuildLog
@@ -111,6 +113,21 @@ async def test_a_build_is_a_template_when_it_is_done(world: World) -> None:
     )
     await world.copies.registry.remove("acme", "app")
     assert world.copies.images == frozenset()
+
+
+async def test_what_is_built_on_a_snapshot_has_its_labels_and_its_policy(world: World) -> None:
+    policy = {"mode": "block", "trusted": ["a.test"], "start": ["private"]}
+    sandbox = await world.copies.bench.fleet.create(replace(order("base"), network={"taint": policy}))
+    snapshot, _ = await world.copies.snapshots.take("acme", sandbox.id, "kept")
+    assert (await world.built("app", fromTemplate=snapshot.id)).status is BuildStatus.READY
+    for name in (snapshot.id, "app"):
+        foundation = world.copies.shelf.get(name, "acme").foundation
+        assert (foundation.labels, foundation.taint) == (("private",), parse_taint(policy))
+    made = await world.copies.bench.fleet.create(order("app"))
+    assembly = world.copies.bench.assembly
+    assert assembly.spec(made).egress.taint == parse_taint(policy)
+    assert assembly.holdings(made, first=True).brought == {"private"}
+    assert assembly.holdings(made).brought == NONE  # after that its labels are its own
 
 
 async def test_a_new_build_takes_the_place_of_the_old_one_and_sandboxes_keep_theirs(world: World) -> None:

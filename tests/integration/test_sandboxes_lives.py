@@ -5,18 +5,19 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import tempfile
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from roost.instances.instance import Surroundings
-from roost.isolation.driver import Template
+from roost.instances.surroundings import Surroundings
+from roost.isolation.driver import Room, Template
 from roost.model.errors import Conflict, NotFound, RoostError, StorageFull, Throttled, Unavailable
 from roost.model.function import FunctionSpec, Limits
 from roost.model.instance import State, StopReason
 from roost.model.sandbox import Foundation, PauseMode, Sandbox, SandboxState
+from roost.model.taint import NONE, Holder, Holdings, Labels
 from roost.sandboxes.assembly import Places, SandboxAssembly
 from roost.sandboxes.book import SandboxBook
 from roost.sandboxes.care import SandboxCare
@@ -71,14 +72,26 @@ class EmptyImages:
             raise StorageFull("full")
         target.write_bytes(layer.read_bytes())
 
+    def discard(self, path: Path) -> None:
+        path.unlink(missing_ok=True)
+
     def forget(self, path: Path) -> None: ...
 
 
 class NoDoors:
-    async def attach(self, spec: FunctionSpec, run_dir: Path) -> tuple[Path | None, Mapping[str, str]]:
+    async def furnish(self, spec: FunctionSpec, run_dir: Path, room: Room) -> None: ...
+
+    async def attach(
+        self, spec: FunctionSpec, run_dir: Path, holdings: Holdings
+    ) -> tuple[Path | None, Mapping[str, str]]:
         return None, {}
 
     def detach(self, run_dir: Path) -> None: ...
+
+    def labels_of(self, holders: Collection[Holder]) -> Labels:
+        return NONE
+
+    async def forget_labels(self, name: str) -> None: ...
 
 
 class Bench:

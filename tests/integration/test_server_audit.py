@@ -12,6 +12,7 @@ from typing import Any
 
 import httpx2
 import pytest
+from e2b.sandbox.filesystem.filesystem import WriteEntry
 from e2b_code_interpreter import Sandbox
 from mcp import Client
 from mcp.client.streamable_http import streamable_http_client
@@ -72,6 +73,7 @@ async def test_every_kind_of_act_is_recorded_and_the_log_is_whole(
     sandbox.commands.run("echo started")
     sandbox.run_code("1 + 1")
     sandbox.files.write("/home/user/note\n", "written")
+    sandbox.files.write_files([WriteEntry(path="/tmp/one", data="1"), WriteEntry(path="/tmp/two", data="2")])
     sandbox.files.read("/home/user/note\n")
     with server.client() as client:
         assert client.post("/sandboxes", json={}, headers={"X-API-KEY": "wrong"}).status_code == 401
@@ -115,6 +117,8 @@ async def test_every_kind_of_act_is_recorded_and_the_log_is_whole(
         ("policy.change", KEY_ID, "/secrets", "allowed"),
         ("api.change", KEY_ID, "/2023-03-30/functions", "allowed"),
     } <= found
+    written = [one["detail"].get("path") for one in records if one["action"] == "file.write" and one["target"] == box]
+    assert "/home/user/note\n" in written and {"/tmp/one", "/tmp/two"} <= set(written)
     calls = {one["detail"].get("call") for one in records if one["action"] == "process.start"}
     assert calls >= {"/process.Process/Start", "/execute"}
     egress = {(one["target"], one["outcome"]) for one in records if one["action"] == "egress.connect"}

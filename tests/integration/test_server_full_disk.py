@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from tests.integration.test_server_sessions import EXCLUSIVE, NOTES
+from tests.support.sandboxes import Box
 from tests.support.server import NOTHING, READY, Remains, Server, zip_base64
 from tests.support.tasks import submit
 
@@ -55,12 +56,12 @@ class SmallDisk:
 class SmallServer(Server):
     """A server in that namespace."""
 
-    def __init__(self, data_dir: Path, disk: SmallDisk) -> None:
-        super().__init__(data_dir)
+    def __init__(self, data_dir: Path, disk: SmallDisk, module: str = "roost.server") -> None:
+        super().__init__(data_dir, module=module)
         self._disk = disk
 
     def start(self) -> Server:
-        command = ["nsenter", "-t", str(self._disk.pid), "--mount", "--wd=/", sys.executable, "-m", "roost.server"]
+        command = ["nsenter", "-t", str(self._disk.pid), "--mount", "--wd=/", sys.executable, "-m", self._module]
         with (self.data_dir.parent / f"{self.data_dir.name}.log").open("a") as log:
             self._process = subprocess.Popen(
                 [*command, "--port", "0", "--data-dir", str(self.data_dir)],
@@ -200,3 +201,32 @@ def test_a_task_that_finds_no_room_is_refused_and_those_that_were_accepted_are_r
     server.until(lambda: set(tasks().values()) == {("Succeeded", 1)}, timeout=60)
     assert set(accepted) <= set(tasks())
     assert server.stop() == 0, server.log()[-3000:]
+
+
+def test_a_checkpoint_that_finds_no_room_leaves_nothing_and_a_rollback_leaves_what_was(
+    tmp_path: Path, disk: SmallDisk
+) -> None:
+    server = SmallServer(tmp_path / "data", disk, "tests.support.scripted_sandboxes").start()
+    with server.client() as client:
+        reply = client.post("/v2/sandboxes", json={"templateID": "base", "timeout": 600}).json()
+        box = Box(server, client, reply["sandboxID"], reply["envdAccessToken"], reply["trafficAccessToken"])
+        path = f"/sandboxes/{box.id}"
+        box.sh("echo first > /kept; sync")
+        first = client.post(f"{path}/checkpoints", json={}).json()["checkpointID"]
+        box.sh("echo second > /kept; head -c 20000000 /dev/urandom > /large; sync")
+        images = os.listdir(disk.path / "snapshots")
+        disk.fill()
+        refused = client.post(f"{path}/checkpoints", json={})
+        assert refused.status_code in CLEAR, refused.text
+        assert os.listdir(disk.path / "snapshots") == images
+        back = client.post(f"{path}/rollback", json={"checkpointID": first})
+        assert back.status_code in (200, *CLEAR), back.text
+        assert box.sh("cat /kept") == ("first\n" if back.status_code == 200 else "second\n")
+        disk.clear()
+        assert client.post(f"{path}/checkpoints", json={}).status_code == 201
+        assert client.post(f"{path}/rollback", json={"checkpointID": first}).status_code == 200
+        assert box.sh("cat /kept") == "first\n"
+        assert client.delete(path).status_code == 204
+        assert os.listdir(disk.path / "snapshots") == os.listdir(disk.path / "sandboxes") == []
+    assert "Traceback" not in server.log()
+    assert server.stop() == 0

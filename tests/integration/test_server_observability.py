@@ -114,7 +114,8 @@ def test_traces_reach_a_collector(tmp_path: Path) -> None:
 def test_the_console_describes_the_server(server: Server) -> None:
     with server.client() as client:
         info = client.get("/roost/info").json()
-        assert info["drivers"] == ["namespaces"]
+        assert info["drivers"][0] == "namespaces"
+        assert set(info["drivers"]) <= {"namespaces", "gvisor"}
         assert info["auth"] == "none"
         assert client.get("/healthz").json() == {"status": "ok"}
         assert client.get("/roost/nothing").status_code == 404

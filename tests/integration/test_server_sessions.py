@@ -163,9 +163,9 @@ def test_shared_sessions_share_an_instance_but_not_their_folder(server: Server) 
                   sessionAffinity="HEADER_FIELD",
                   sessionAffinityConfig=json.dumps({"affinityHeaderFieldName": "x-chat-id"}))  # fmt: skip
     with server.client() as client:
-        one = client.get("/shared/", headers={"x-chat-id": "one"}).json()
-        two = client.get("/shared/", headers={"x-chat-id": "two"}).json()
-        again = client.get("/shared/", headers={"x-chat-id": "one"}).json()
+        replies = [client.get("/shared/", headers={"x-chat-id": name}) for name in ("one", "two", "one")]
+    assert [reply.status_code for reply in replies] == [200] * 3, [reply.text for reply in replies]
+    one, two, again = (reply.json() for reply in replies)
     assert one[0] == two[0] == again[0]
     assert one[1] != two[1]
     assert (one[2], two[2], again[2]) == ("m", "m", "mm")

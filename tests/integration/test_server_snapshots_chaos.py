@@ -1,4 +1,5 @@
-"""Snapshots and forks of a server that is killed again and again: what was answered is there, and no image is left."""
+"""Snapshots, forks, checkpoints and rollbacks of a server that is killed again and again: what was answered is there,
+and no image is left."""
 
 from __future__ import annotations
 
@@ -35,7 +36,11 @@ def test_killed_again_and_again_nothing_is_lost_and_no_image_is_left(tmp_path: P
     def turn(server: Server, client: httpx.Client, choose: random.Random) -> None:
         with lock:
             ids, kept = sorted(boxes), sorted(snapshots)
-        verb = choose.choice(["fork", "snapshot", "from", "kill", "delete"]) if ids and kept else "create"
+        verb = (
+            choose.choice(["fork", "snapshot", "from", "kill", "delete", "checkpoint", "rollback"])
+            if ids and kept
+            else "create"
+        )
         if verb in ("create", "from"):
             template = choose.choice(kept) if verb == "from" else "base"
             reply = client.post("/v2/sandboxes", json={"templateID": template, "timeout": 3600})
@@ -49,6 +54,16 @@ def test_killed_again_and_again_nothing_is_lost_and_no_image_is_left(tmp_path: P
                 add(server, client, [made["sandbox"] for made in reply.json() if "sandbox" in made])
         elif verb == "snapshot":
             snapshot(client, choose.choice(ids))
+        elif verb == "checkpoint":
+            client.post(f"/sandboxes/{choose.choice(ids)}/checkpoints", json={})
+        elif verb == "rollback":
+            id = choose.choice(ids)
+            if (nodes := client.get(f"/sandboxes/{id}/checkpoints")).status_code == 200 and nodes.json():
+                body = {"checkpointID": choose.choice(nodes.json())["checkpointID"]}
+                if choose.random() < 0.5:
+                    client.post(f"/sandboxes/{id}/rollback", json=body)
+                else:
+                    client.delete(f"/sandboxes/{id}/checkpoints/{body['checkpointID']}")
         elif verb == "kill":
             id = choose.choice(ids)
             with lock:

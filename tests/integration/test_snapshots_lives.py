@@ -13,9 +13,12 @@ from roost.isolation.driver import Template
 from roost.model.errors import AccessDenied, Conflict, NotFound, StorageFull, Throttled, Unavailable
 from roost.model.function import Limits
 from roost.model.sandbox import Sandbox
+from roost.sandboxes.checkpoints import Checkpoints
+from roost.sandboxes.copies import Copies as SandboxCopies
 from roost.sandboxes.fleet import Gone, Order
 from roost.sandboxes.launcher import Launcher
 from roost.sandboxes.packages import ContextPackages
+from roost.sandboxes.pruning import Bounds
 from roost.sandboxes.registry import TemplateRegistry
 from roost.sandboxes.snapshots import Snapshots
 from roost.sandboxes.template_book import TemplateBook
@@ -54,10 +57,21 @@ class Copies:
         self.shelf = TemplateShelf(HostOnly(), ContextPackages(folder), Limits(), self.book)
         self.bench.lives.templates = self.shelf
         self.registry = TemplateRegistry(self.bench.lives, self.shelf)
+        copies = SandboxCopies(self.bench.lives, self.bench.fleet)
+        self.checkpoints = Checkpoints(
+            lives=self.bench.lives,
+            fleet=self.bench.fleet,
+            copies=copies,
+            bounds=Bounds(most=4, age_s=1000.0, memory_bytes=1000),
+            over_quota=lambda account: self.over_quota,
+        )
+        self.over_quota = 0
         self.snapshots = Snapshots(
             lives=self.bench.lives,
             fleet=self.bench.fleet,
             launcher=Launcher(self.bench.lives),
+            copies=copies,
+            checkpoints=self.checkpoints,
             shelf=self.shelf,
             registry=self.registry,
             most=10,

@@ -221,7 +221,7 @@ async def test_many_writers_share_a_commit(tmp_path: Path) -> None:
 
 
 async def test_a_caller_that_gives_up_does_not_stop_the_write(database: Database) -> None:
-    task = asyncio.create_task(database.run(lambda c: c.execute(PUT, ("n",)) and None))
+    task = asyncio.ensure_future(database.run(lambda c: c.execute(PUT, ("n",)) and None))
     await asyncio.sleep(0)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -326,6 +326,31 @@ async def test_the_file_gives_back_what_is_no_longer_used_and_writes_go_on_meanw
     with contextlib.closing(sqlite3.connect(path)) as connection:
         assert connection.execute("SELECT * FROM settings").fetchall() == [("last", "4")]
         assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+
+
+async def test_what_is_in_the_log_gets_into_the_file_while_writes_go_on(tmp_path: Path) -> None:
+    path = tmp_path / "roost.db"
+    store = Store(path)
+    await store.open()
+    try:
+        rounds = 0
+        while _in_the_file(path) < 3000:
+            assert rounds < 100
+            rounds += 1
+            await asyncio.gather(*(store.settings.put(f"{rounds}-{n}", "x" * 100) for n in range(500)))
+        assert _in_the_file(path) <= rounds * 500
+    finally:
+        await store.close()
+    assert _in_the_file(path) >= rounds * 500
+
+
+def _in_the_file(path: Path) -> int:
+    """Rows that are there without the log."""
+    try:
+        with contextlib.closing(sqlite3.connect(f"file:{path}?immutable=1", uri=True)) as file:
+            return int(file.execute("SELECT count(*) FROM settings").fetchone()[0])
+    except sqlite3.DatabaseError:  # read while it is being written
+        return 0
 
 
 async def test_a_file_from_before_that_learns_it_once(tmp_path: Path) -> None:

@@ -148,7 +148,7 @@ def delivered(data_dir: Path) -> set[str]:
 
 
 def test_killed_at_random(data_dir: Path, start: Start, hook: Hook) -> None:
-    killed_at_random(data_dir, start, hook, 6, seed=5)
+    killed_at_random(data_dir, start, hook, 4, seed=5)
 
 
 @pytest.mark.soak

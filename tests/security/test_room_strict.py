@@ -46,8 +46,8 @@ async def rooms(made: World) -> Rooms:
     return {
         "one": await made.room("one"),
         "two": await made.room("two"),
-        "strict-one": await made.room("strict-one", strict=True),
-        "strict-two": await made.room("strict-two", strict=True),
+        "strict-one": await made.room("strict-one", isolation="strict"),
+        "strict-two": await made.room("strict-two", isolation="strict"),
     }
 
 
@@ -88,9 +88,9 @@ def test_a_strict_function_works_as_any(server: Server) -> None:
     levels = {one["function"]: one["isolation"] for one in server.instances()}
     assert levels == {"strict": "strict", "plain": "namespaces"}
     with server.client() as client:
-        refused = client.put("/2023-03-30/functions/plain", json={"roost": {"isolation": "gvisor"}})
+        refused = client.put("/2023-03-30/functions/plain", json={"roost": {"isolation": "magic"}})
         assert refused.status_code == 400
-        assert "only namespaces and strict" in refused.text
+        assert "only namespaces, strict and gvisor" in refused.text
 
 
 def test_a_strict_sandbox_works_as_any(server: Server) -> None:

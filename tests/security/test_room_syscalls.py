@@ -78,6 +78,7 @@ CALLS: list[tuple[str, str, tuple[int | str, ...]]] = [
     ("name_to_handle_at", "name_to_handle_at", (-1, NOWHERE, 0, 0, 0)),
     ("fanotify_init", "fanotify_init", (0x7FFFFFFF, 0)),
     ("acct", "acct", (NOWHERE,)),
+    ("quotactl", "quotactl", (99, NOWHERE, 0, 0)),
     ("swapon", "swapon", (NOWHERE, 0)),
     ("swapoff", "swapoff", (NOWHERE,)),
     ("reboot", "reboot", (0, 0, 0, 0)),
@@ -138,6 +139,16 @@ async def test_call_is_refused(pair: Pair, rooted: Pair, name: str, arguments: t
     assert strong == with_capabilities
     assert strong in expected
     assert weak not in ("EPERM", "ENOSYS", "EACCES")
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [("init_module", (0, 0, "")), ("finit_module", (-1, "", 99)), ("kexec_load", (0, 99, 0, 0))],
+)
+async def test_no_module_and_no_other_kernel_is_loaded(pair: Pair, name: str, arguments: tuple[int | str, ...]) -> None:
+    """Without a control: kernels are built without these, too."""
+    strong, _ = await _errors(pair, name, arguments)
+    assert strong in ("EPERM", "ENOSYS")
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -20,11 +21,11 @@ from tests.support.server import NOTHING, Remains, Server, running
 #: In a room: through the proxy, whatever NO_PROXY says; then without it.
 FETCH = """
 import json, os, socket, sys, urllib.error, urllib.request
-def through(url):
+def through(url, data=None):
     os.environ["no_proxy"] = os.environ["NO_PROXY"] = ""
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({"http": "http://127.0.0.1:3129"}))
     try:
-        return opener.open(url, timeout=20).read().decode()
+        return opener.open(url, data, timeout=20).read().decode()
     except urllib.error.HTTPError as error:
         return error.code
     except OSError as error:
@@ -43,6 +44,10 @@ class Canary(BaseHTTPRequestHandler):
         self.send_response(200)
         self.end_headers()
         self.wfile.write(b"reached")
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["content-length"]))
+        self.do_GET()
 
     def log_message(self, format: str, *arguments: Any) -> None: ...
 
@@ -103,6 +108,23 @@ def test_rules_change_while_a_sandbox_runs(server: Server, canary: int) -> None:
             client.put(path, json={"allowOut": ["127.0.0.0/8"], "denyOut": [f"localhost:{canary}"]}).status_code == 204
         )
         assert run(box, f"through({url!r})") == "reached"  # what is allowed wins
+
+
+def test_a_budget_is_of_the_rules_and_stays_when_they_change(server: Server, canary: int) -> None:
+    url = f"http://localhost:{canary}/"
+    often = f"[through({url!r}, data=bytes(300_000)) for _ in range(5)][-1]"
+    with sandbox(server, network={"allow_out": [f"localhost:{canary}"]}) as box, server.client() as client:
+        path = f"/sandboxes/{box.sandbox_id}/network"
+        rules = {"allowOut": [f"localhost:{canary}"]}
+        assert run(box, often) == "reached"  # the control: without a budget
+        assert client.put(path, json={**rules, "egressMB": 1}).status_code == 204
+        assert run(box, often) != "reached"
+        assert client.put(path, json=rules).status_code == 204  # as the official clients have it, who know no budgets
+        assert run(box, f"through({url!r})") != "reached"
+        assert client.put(path, json={**rules, "egressMB": 100}).status_code == 204
+        assert run(box, f"through({url!r})") == "reached"
+        for wrong in ({"egressMB": 0}, {"egressMB": "1"}, {"egressConnections": 129}):
+            assert client.put(path, json={**rules, **wrong}).status_code == 400
 
 
 def test_rules_outlive_the_server(server: Server, canary: int) -> None:
@@ -186,3 +208,41 @@ def test_settings_that_make_no_sense_are_named(tmp_path: Path, config: str, said
     with pytest.raises(AssertionError, match="did not start"):
         server.start()
     assert said in server.log()
+
+
+def test_while_its_server_is_dead_a_room_reaches_nothing(server: Server) -> None:
+    """Without the proxy there is no way: it fails closed."""
+    reached = threading.Event()
+
+    class Watched(Canary):
+        def do_GET(self) -> None:
+            reached.set()
+            super().do_GET()
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Watched) as canary:
+        threading.Thread(target=canary.serve_forever, daemon=True).start()
+        url = f"http://localhost:{canary.server_port}/"
+        # With pauses: a connection that was closed keeps its port for a minute, and there are 28,000.
+        tries = f"""{FETCH}
+import time
+while not os.path.exists("/tmp/enough"):
+    with open("/tmp/said", "a") as said:
+        print(through({url!r}), direct("127.0.0.1", {canary.server_port}), file=said)
+    time.sleep(0.01)
+"""
+        with sandbox(server, network={"allow_out": [f"localhost:{canary.server_port}"]}) as box:
+            box.files.write("/tmp/tries.py", tries)
+            box.commands.run("python3 /tmp/tries.py", background=True)
+            server.until(reached.is_set)  # the control
+            port = server.url.rpartition(":")[2]
+            server.kill()
+            time.sleep(0.2)  # what had got there before may still be served
+            reached.clear()
+            assert not reached.wait(1.0)
+            server.start(port=port)
+            server.until(reached.is_set)
+            box.files.write("/tmp/enough", "")
+            said = box.files.read("/tmp/said").split("\n")
+            assert "reached ConnectionRefusedError" in said
+            assert any(line and not line.startswith("reached") for line in said)
+        canary.shutdown()

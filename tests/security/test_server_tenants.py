@@ -79,15 +79,21 @@ def _furnish(who: Who) -> dict[str, str]:
     assert who.send("POST", f"{one}/invocations", b"{}", **later).status_code == 202
     layer = {"code": code, "compatibleRuntime": ["python3.12"]}
     arn = who.ask("POST", f"{FC}/layers/hidden-layer/versions", layer)["layerVersionArn"]
-    box = who.ask("POST", "/sandboxes", {"templateID": "base", "metadata": {"hidden-meta": "x"}})
+    taint = {"mode": "block", "start": ["private"]}
+    box = who.ask(
+        "POST", "/sandboxes", {"templateID": "base", "metadata": {"hidden-meta": "x"}, "network": {"taint": taint}}
+    )
     snapshot = who.ask("POST", f"/sandboxes/{box['sandboxID']}/snapshots", {})
     volume = who.ask("POST", "/volumes", {"name": "hidden-volume"})
     secret = who.ask("POST", "/secrets", {"name": "hidden-secret", "value": "x"})
     return {
         "name": "hidden-fn", "function": "hidden-fn", "version": "1", "alias": "hidden-alias",
         "trigger": "hidden-trigger",
-        "task": "hidden-task", "session": "hidden-session", "layer": "hidden-layer", "arn": arn,
-        "sandbox": box["sandboxID"], "template": snapshot["snapshotID"].partition(":")[0], "volume": volume["volumeID"],
+        "task": "hidden-task", "session": "hidden-session",
+        "snapshot": "hidden-snapshot", "checkpoint": "hidden-checkpoint",
+        "layer": "hidden-layer", "arn": arn,
+        "sandbox": box["sandboxID"], "holder": f"sandbox/{box['sandboxID']}",
+        "template": snapshot["snapshotID"].partition(":")[0], "volume": volume["volumeID"],
         "secret": secret.get("secretID") or secret.get("id") or "hidden-secret", "key": who.id, "team": "theirs",
         "account": "theirs", "build": "4bd8b1a6-8ec8-4b1f-9a54-7f2d4b1f6e01", "tag": "default", "hash": "0" * 64,
         "digest": "0" * 64, "bucket": "hidden", "rest": "no/such/thing", "key:path": "x",
@@ -102,6 +108,7 @@ def _missing(ids: dict[str, str]) -> dict[str, str]:
     for name in ("sandbox", "template", "volume", "secret", "key"):
         id = ids[name]
         changed[name] = id[:4] + id[4:].translate(turn) if "hidden" not in id else changed[name]
+    changed["holder"] = f"sandbox/{changed['sandbox']}"
     return {**changed, "account": "nobody", "team": "nobody", "arn": changed["arn"].replace("theirs", "nobody")}
 
 
@@ -144,7 +151,17 @@ def test_no_route_with_the_others_ids_tells_that_they_exist(world: World) -> Non
 
 def test_they_themselves_are_told(world: World) -> None:
     """The control: what is asked for above is there, and is there still."""
-    unknown = ("{session}", "{build}", "{hash}", "{bucket}", "{arn", "{alias}/", "/metrics")
+    unknown = (
+        "{session}",
+        "{snapshot}",
+        "{checkpoint}",
+        "{build}",
+        "{hash}",
+        "{bucket}",
+        "{arn",
+        "{alias}/",
+        "/metrics",
+    )
     for method, pattern in _addressed():
         if method == "GET" and pattern not in DATA_PLANE and not any(part in pattern for part in unknown):
             reply = world.theirs.send(method, world.path(pattern, world.ids))

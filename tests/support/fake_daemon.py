@@ -18,6 +18,8 @@ from dataclasses import dataclass, field
 
 from roost.guest.async_server import AsyncServer
 from roost.guest.config import StartConfig
+from roost.guest.main import entry_of_contexts
+from roost.guest.sandbox.interpreter.lifeline import Lifeline
 from roost.guest.sandbox.interpreter.server import Interpreter
 
 
@@ -53,20 +55,24 @@ def warm() -> None:
         importlib.import_module("roost.guest.sandbox.interpreter.python.context")
 
 
-def serve(listener: socket.socket, identities: FakeIdentities, env: Mapping[str, str]) -> None:
-    interpreter = Interpreter(StartConfig(env=env), identities)
+def serve(
+    listener: socket.socket, identities: FakeIdentities, env: Mapping[str, str], live: Lifeline | None = None
+) -> None:
+    interpreter = Interpreter(StartConfig(env=env), identities, live=live)
 
     async def run() -> None:
         server = AsyncServer(listener, interpreter, concurrency=1000, grace_s=0)
         await server.serve()
+        interpreter.serve_host()
         await asyncio.get_running_loop().create_future()
 
     asyncio.run(run())
 
 
-def run(guest_fd: int, app_fd: int) -> None:
+def run(guest_fd: int, app_fd: int, *, live_fd: int = -1) -> None:
     """Be a room's init; what nobody waits for goes by itself."""
-    serve(socket.socket(fileno=app_fd), FakeIdentities(default="user"), {})
+    live = Lifeline(socket.socket(fileno=live_fd)) if live_fd >= 0 else None
+    serve(socket.socket(fileno=app_fd), FakeIdentities(default="user"), {}, live)
 
 
 def main() -> None:
@@ -81,6 +87,8 @@ def main() -> None:
     warm()
     serve(socket.socket(fileno=options.fd), identities, {"PATH": os.environ["PATH"], **env})
 
+
+__all__ = ["entry_of_contexts", "run", "serve", "warm"]
 
 if __name__ == "__main__":
     main()

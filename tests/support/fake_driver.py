@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from roost.instances.instance import Prepared
-from roost.isolation.driver import Capability, RoomSpec, Template, Usage
+from roost.instances.surroundings import Prepared
+from roost.isolation.driver import Branch, Capability, RoomSpec, Template, Usage
 from roost.model.errors import StorageFull, Unavailable
 from roost.model.function import FunctionSpec, Limits
 from roost.model.session import Session
@@ -32,6 +32,8 @@ LIES = (
 class FakeRoom:
     """A room's host side. `script` tells how its guest behaves, see `_started`."""
 
+    lets_go = False  # a branch costs the connections of the host
+
     def __init__(self, spec: RoomSpec, script: str) -> None:
         self.id = spec.id
         self.pid = 0
@@ -42,6 +44,9 @@ class FakeRoom:
         self.oom_kills = 0
         self.stuck = 0  # so many times, `destroy` fails
         self.rigid = False  # it does not freeze
+        self.busy = False  # a cell runs, and does not end
+        self.anonymous_bytes = 0
+        self.branches: list[Branch] = []  # what `branch` gives next
         self.restarts = 0
         self.ended = asyncio.Event()
         self.writers: set[asyncio.StreamWriter] = set()
@@ -119,10 +124,30 @@ class FakeRoom:
     async def thaw(self) -> None:
         self.frozen = False
 
-    async def snapshot(self, target: Path) -> None:
+    async def snapshot(self, target: Path, beside: Mapping[Path, Path] | None = None) -> None:
         if self.ended.is_set():
             raise Unavailable(f"The room {self.id} ended while a snapshot of it was taken.")
         target.touch(exist_ok=False)
+
+    async def branch(
+        self,
+        target: Path,
+        beside: Mapping[Path, Path] | None = None,
+        *,
+        keep: bool = False,
+        now: bool = False,
+    ) -> Branch:
+        await self.snapshot(target)
+        if self.lets_go:
+            for writer in list(self.writers):
+                writer.close()
+        return self.branches.pop() if self.branches else Branch(lost=("there is no memory here",))
+
+    async def rest(self) -> bool:
+        return not self.busy
+
+    def anonymous(self) -> int:
+        return self.anonymous_bytes
 
     def usage(self) -> Usage:
         return Usage(cpu_us=0, memory_bytes=1, memory_peak_bytes=1, pids=1, oom_kills=self.oom_kills)
@@ -158,6 +183,9 @@ class FakeDriver:
         self.full = False  # the disk
         self.gate: asyncio.Event | None = None
         self.swept: frozenset[str] | None = None
+
+    def lack(self) -> str:
+        return ""
 
     async def start(self) -> None: ...
 

@@ -8,10 +8,10 @@ from pathlib import Path
 from roost.instances.adoption import Adoption
 from roost.instances.background import Background
 from roost.instances.fleet import InstanceFleet
-from roost.instances.instance import Surroundings
 from roost.instances.pauses import Pauses
 from roost.instances.roster import FleetLimits, Roster, Specs
 from roost.instances.sessions import SessionBook, SessionStore
+from roost.instances.surroundings import Surroundings
 from roost.model.function import FunctionSpec
 from roost.model.session import Session
 

@@ -167,7 +167,15 @@ class OpenAccess:
         return error
 
     def check_signed(
-        self, method: str, path: str, query: str, headers: Mapping[str, str], body_sha256: str, *, source: bytes
+        self,
+        method: str,
+        path: str,
+        query: str,
+        headers: Mapping[str, str],
+        body_sha256: str,
+        *,
+        source: bytes,
+        function: str,
     ) -> str:
         if headers.get("authorization") == "Bearer wrong":
             raise AccessDenied("no")

@@ -10,7 +10,10 @@ import traceback
 
 
 def run(guest_fd: int, app_fd: int) -> None:
-    listener = socket.socket(fileno=app_fd)
+    serve(socket.socket(fileno=guest_fd), socket.socket(fileno=app_fd))
+
+
+def serve(guest: socket.socket, listener: socket.socket) -> None:
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     while True:
         connection, _ = listener.accept()

@@ -7,10 +7,11 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
 import textwrap
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,13 @@ import pytest
 
 from roost.isolation.bundle import Bundle, build_bundle
 from roost.isolation.driver import RoomSpec, Template
+from roost.isolation.drivers import Drivers
+from roost.isolation.gvisor.driver import GvisorDriver
 from roost.isolation.namespaces.driver import NamespacesDriver
 from roost.isolation.namespaces.policy import RoomPolicy
 from roost.isolation.namespaces.room import NamespacesRoom
-from roost.model.function import Limits
+from roost.model.function import GVISOR, NAMESPACES, Limits
+from tests.support.gvisor import need_runsc
 
 PROBE = "room_probe"
 
@@ -48,7 +52,16 @@ WEAK = RoomPolicy(
 
 def probe_bundle(factory: pytest.TempPathFactory) -> Bundle:
     """A bundle whose rooms can run `room_probe`; made once for the test processes of a run, for it takes seconds."""
-    bundle = build_bundle(factory.getbasetemp().parent / "roost-probe-bundle")
+    return _with_probe(factory.getbasetemp().parent / "roost-probe-bundle")
+
+
+def open_probe_bundle() -> Bundle:
+    """The same where every user can read it; pytest's directories are root's alone. It stays, for the next run."""
+    return _with_probe(Path(tempfile.gettempdir()) / "roost-test-probe-bundle")
+
+
+def _with_probe(directory: Path) -> Bundle:
+    bundle = build_bundle(directory)
     for package in bundle.root.glob("**/roost/__init__.py"):
         site = package.parents[1]  # a distribution may call it dist-packages
         copying = site / f"{PROBE}.{os.getpid()}"
@@ -91,8 +104,12 @@ async def ask(run_dir: Path, source: str, timeout_s: float = 60.0) -> Any:
 class World:
     """A started driver with one template."""
 
-    def __init__(self, driver: NamespacesDriver, template: Template, directory: Path) -> None:
+    def __init__(
+        self, driver: NamespacesDriver, template: Template, directory: Path, isolation: str = NAMESPACES
+    ) -> None:
         self.driver = driver
+        self.drivers = Drivers(driver, {GVISOR: GvisorDriver(driver)})
+        self.isolation = isolation  # of rooms that are made without one
         self.template = template
         self.directory = directory
         self.rooms: list[NamespacesRoom] = []
@@ -101,10 +118,12 @@ class World:
         run_dir = self.directory / "run" / name
         run_dir.mkdir(parents=True, exist_ok=True)
         limits = limits or Limits(disk_mb=64)
+        more.setdefault("isolation", self.isolation)
         return RoomSpec(id=name, template=self.template, limits=limits, run_dir=run_dir, **more)
 
     async def room(self, name: str, **more: Any) -> NamespacesRoom:
-        room = await self.driver.create(self.spec(name, **more))
+        room = await self.drivers.create(self.spec(name, **more))
+        assert isinstance(room, NamespacesRoom)
         self.rooms.append(room)
         return room
 
@@ -114,18 +133,25 @@ class World:
 
 @asynccontextmanager
 async def world(
-    bundle: Bundle, directory: Path, policy: RoomPolicy | None = None, *, alone: bool = True
+    bundle: Bundle,
+    directory: Path,
+    policy: RoomPolicy | None = None,
+    *,
+    alone: bool = True,
+    isolation: str = NAMESPACES,
 ) -> AsyncIterator[World]:
     """A driver that is closed at the end, with every room; what then is left on the machine fails the test.
 
     `alone`: there is no other driver in this process, so that its descriptors can be counted too.
     """
+    if isolation == GVISOR:
+        need_runsc()
     data_dir = directory / "data"
     data_dir.mkdir(parents=True, exist_ok=True)
     before = Remains.of(data_dir, descriptors=alone)
     driver = NamespacesDriver(data_dir, bundle, guest=PROBE, policy=policy)
     await driver.start()
-    made = World(driver, host_template(directory / "template"), directory)
+    made = World(driver, host_template(directory / "template"), directory, isolation)
     try:
         yield made
     finally:
@@ -133,6 +159,9 @@ async def world(
             await room.destroy()
         await driver.close()
     await settled(data_dir, before)
+
+
+_AHEAD = ("roost-vacant", "roost-zygote", "")
 
 
 @dataclass(frozen=True)
@@ -150,7 +179,8 @@ class Remains:
         tag = f"roost-{hashlib.sha256(os.fsencode(data_dir.resolve())).hexdigest()[:8]}"
         parents = [path for tree in ("", "*/") for path in Path("/sys/fs/cgroup").glob(f"{tree}{tag}")]
         cgroups = [path for parent in parents for path in (parent, *_directories(parent))]
-        processes = {int(pid) for path in cgroups for pid in _read(path / "cgroup.procs").split()}
+        groups = [path / name for path in cgroups for name in (".", "in")]
+        processes = {int(pid) for path in groups for pid in _read(path / "cgroup.procs").split()}
         loops = [
             str(file.parents[1])
             for file in Path("/sys/block").glob("loop*/loop/backing_file")
@@ -166,13 +196,23 @@ class Remains:
         )
 
 
+def occupied(left: Remains) -> list[int]:
+    """Processes of rooms that are somebody's; one that is made ahead is still the zygote's, or waits."""
+    return [pid for pid in left.processes if _read(Path(f"/proc/{pid}/comm")).strip() not in _AHEAD]
+
+
 async def settled(data_dir: Path, wanted: Remains, timeout_s: float = 10.0) -> None:
-    """Wait until exactly `wanted` remains: the kernel unmounts and detaches a moment after the last process."""
+    """Wait until exactly `wanted` remains: the kernel unmounts and detaches a moment after the last process. Of
+    descriptors there may be fewer, where another test's had not been collected yet."""
     loop = asyncio.get_running_loop()
     deadline = loop.time() + timeout_s
-    while (found := Remains.of(data_dir, descriptors=wanted.descriptors > 0)) != wanted and loop.time() < deadline:
+    while True:
+        found = Remains.of(data_dir, descriptors=wanted.descriptors > 0)
+        gone = replace(found, descriptors=max(found.descriptors, wanted.descriptors)) == wanted
+        if gone or loop.time() > deadline:
+            break
         await asyncio.sleep(0.02)
-    assert found == wanted, f"{found} is left, {wanted} was there before"
+    assert gone, f"{found} is left, {wanted} was there before"
 
 
 def _directories(parent: Path) -> list[Path]:

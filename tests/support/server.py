@@ -22,12 +22,21 @@ from typing import Any
 import httpx
 
 from roost.isolation.bundle import build_bundle
+from tests.support import users
 
 READY = re.compile(r"https?://([0-9.]+):(\d+)")
 
 
+#: Whom servers run as that don't say; unset: root. So any test of servers can be tried without root, with a --basetemp
+#: that this user can get to.
+USER = int(os.environ["ROOST_TEST_USER"]) if os.environ.get("ROOST_TEST_USER") else None
+
+
 class Server:
-    """`python -m roost.server` on a free port, or another `module` that does the same. `url` is where it answers."""
+    """`python -m roost.server` on a free port, or another `module` that does the same. `url` is where it answers.
+
+    `user`: the id of a user without root that it runs as; the data directory becomes that user's.
+    """
 
     def __init__(
         self,
@@ -36,8 +45,10 @@ class Server:
         config: str = "",
         env: Mapping[str, str] | None = None,
         module: str = "roost.server",
+        user: int | None = USER,
     ) -> None:
         self.data_dir = data_dir
+        self.user = user
         self._module = module
         self.url = ""
         self.ready_line = ""
@@ -48,14 +59,22 @@ class Server:
 
     def start(self, *, port: str = "0") -> Server:
         self.data_dir.mkdir(parents=True, exist_ok=True)
-        share_bundle(self.data_dir)
-        command = [sys.executable, "-m", self._module, "--port", port, "--data-dir", str(self.data_dir)]
+        if self.user is None:
+            share_bundle(self.data_dir)
+        else:
+            share_user_bundle(self.data_dir, self.user)
+        arguments = ["--port", port, "--data-dir", str(self.data_dir)]
         if self._config:
             file = self.data_dir.parent / f"{self.data_dir.name}.toml"
             file.write_text(self._config)
-            command += ["--config", str(file)]
+            arguments += ["--config", str(file)]
         log = (self.data_dir.parent / f"{self.data_dir.name}.log").open("a")
-        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, env=self._env)
+        if self.user is None:
+            command = [sys.executable, "-m", self._module, *arguments]
+            self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, env=self._env)
+        else:
+            place, options = self.data_dir.parent, {"stdout": subprocess.PIPE, "stderr": log, "env": self._env}
+            self._process = users.start(self._module, arguments, place, user=self.user, **options)
         log.close()
         assert self._process.stdout is not None
         for line in self._process.stdout:
@@ -124,6 +143,21 @@ class Server:
         while not condition():
             assert time.monotonic() < deadline, f"timed out; instances: {self.instances()}"
             time.sleep(0.02)
+
+
+def share_user_bundle(data_dir: Path, user: int) -> None:
+    """The same for a user, whose bundle it has to be; the data directory becomes the user's too."""
+    shared = Path(tempfile.gettempdir()) / f"roost-test-bundle-{user}" / "guest"
+    shared.mkdir(parents=True, exist_ok=True)
+    os.chown(shared, user, user)
+    guest = data_dir / "guest"
+    if not guest.exists():
+        guest.symlink_to(shared)
+        users.give(data_dir, user)
+    for parent in data_dir.resolve().parents:  # pytest closes its own
+        if parent.stat().st_mode & 0o001:
+            break
+        parent.chmod(parent.stat().st_mode | 0o011)
 
 
 def share_bundle(data_dir: Path) -> None:

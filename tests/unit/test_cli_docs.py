@@ -19,7 +19,14 @@ COMMANDS = {name: command for name, command in TOP.items() if not hasattr(comman
 }
 
 #: Groups of commands, and the headings of their sections.
-GROUPS = {"sandbox": "Sandboxes", "triggers": "Triggers", "objects": "Objects", "keys": "Keys"}
+GROUPS = {
+    "sandbox": "Sandboxes",
+    "triggers": "Triggers",
+    "objects": "Objects",
+    "keys": "Keys",
+    "secrets": "Secrets",
+    "labels": "Labels",
+}
 
 
 @pytest.mark.parametrize("name", sorted(COMMANDS))

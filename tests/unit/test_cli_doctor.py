@@ -36,10 +36,17 @@ def test_what_is_missing_comes_with_what_mends_it() -> None:
     assert text.endswith("can't run here yet.")
 
 
+def test_programs_of_root_are_found_without_root_s_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    [nft] = [one for one in doctor.look({}).options if one.program == "nft"]
+    assert nft.path.endswith("sbin/nft")
+
+
 @pytest.mark.parametrize("usable", [True, False])
 def test_exit_code_and_json(usable: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     found = Preflight(usable=usable, level="rooms", problems=() if usable else BROKEN.problems)
-    monkeypatch.setattr(doctor, "namespaces_preflight", lambda: found)
+    for name in ("namespaces", "unprivileged", "gvisor"):
+        monkeypatch.setattr(doctor, f"{name}_preflight", lambda: found)
     with pytest.raises(SystemExit) as ended:
         doctor.main(["--json"])
     assert ended.value.code == (0 if usable else 1)

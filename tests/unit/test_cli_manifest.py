@@ -31,11 +31,18 @@ def test_an_agent_with_all_that_there_is() -> None:
         packages = ["pypi"]
         pids = 64
         open_files = 128
+        model_calls = 100
+        egress_mb = 7
+        egress_connections = 3
         volume_quota = 10
         [env]
         KEY = "${KEY}"
         EMPTY = "${NONE:-}"
         PRICE = "$$5"
+        [taint]
+        mode = "block"
+        trusted = ["*.wikipedia.org"]
+        volumes = ["notes"]
         [session]
         affinity = "header"
         header = "X-Chat"
@@ -82,6 +89,10 @@ def test_an_agent_with_all_that_there_is() -> None:
         "packages": ["pypi"],
         "pids": 64,
         "openFiles": 128,
+        "modelCalls": 100,
+        "egressMB": 7,
+        "egressConnections": 3,
+        "taint": {"mode": "block", "trusted": ["*.wikipedia.org"], "volumes": ["notes"]},
         "volumeQuotaMB": 10,
         "freezeAfter": 0.5,
         "idleTimeout": 60.0,
@@ -117,6 +128,9 @@ def test_sessions_by_header_have_a_default_header() -> None:
         ("[session]\nheader = 'x-a'", "session.header"),
         ("[session]\nexclusive = true", "session.exclusive"),
         ("[env]\nA = 1", "env.A"),
+        ("[secrets]\nA = 1", "secrets.A"),
+        ("[secrets]\nA = 'No Name'", "the name of a secret"),
+        ("[env]\nA = 'b'\n[secrets]\nA = 'b'", "in both"),
         ("name = '9lives'", "9lives"),
         ("[initializer]\ntimeout = 1", "initializer"),
         ("[initializer]\nhandler = 'a.b'\ncommand = ['c']", "initializer"),
@@ -146,6 +160,7 @@ def test_a_file_that_is_not_there_or_not_toml(tmp_path: Path) -> None:
         ("roost.packages[0]: Input should be 'pypi'.", "`packages`: Input should be 'pypi'."),
         ("ossMountConfig.mountPoints[0].mountDir: /etc is no place.", "`volumes`: /etc is no place."),
         ("instanceLifecycleConfig.preStop.timeout: too long.", "`pre_stop.timeout`: too long."),
+        ("roost.taint.trusted: 'x y' is no rule.", "`taint.trusted`: 'x y' is no rule."),
         ("There is no template 'x'.", "There is no template 'x'."),
         ("tags: what roost.toml has no key for.", "tags: what roost.toml has no key for."),
     ],
@@ -241,3 +256,8 @@ def test_what_is_wrong_with_triggers_is_named(text: str, named: str) -> None:
         manifest.validate(parsed)
         manifest.to_triggers(parsed, {})
     assert named in str(caught.value)
+
+
+def test_secrets_become_placeholders() -> None:
+    function = function_of("[env]\nA = 'b'\n[secrets]\nKEY = 'github'")
+    assert function["environmentVariables"] == {"A": "b", "KEY": "${e2b.secrets.github}"}

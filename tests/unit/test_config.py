@@ -23,6 +23,15 @@ def test_the_command_line_goes_before_the_file_and_the_file_before_the_environme
 @pytest.mark.parametrize(
     ("toml", "words"),
     [
+        ('sandbox_taint.mode = "on"', "'sandbox_taint.mode' is one of off, audit, block"),
+        (
+            'sandbox_public_traffic = true\nsandbox_taint.mode = "block"',
+            "can't be block where 'sandbox_public_traffic'",
+        ),
+        ('sandbox_taint.start = ["secret"]', "'sandbox_taint.start' lists labels: private, untrusted"),
+        ("sandbox_taint.trusted = [3]", "'sandbox_taint.trusted' in .* must be a list of strings"),
+        ("sandbox_taint.trust = []", "Unknown setting 'sandbox_taint.trust'"),
+        ("sandbox_model_calls = -1", "'sandbox_model_calls' is a number from 0"),
         ('port = "x"', "'port' in .*roost.toml must be a whole number, not 'x'"),
         ("port = 1.5", "must be a whole number, not 1.5"),
         ("port = true", "must be a whole number, not True"),

@@ -19,6 +19,7 @@ from roost.functions.mapping import revision, to_spec
 from roost.functions.parse import parse
 from roost.model.errors import InvalidArgument
 from roost.model.function import Affinity, FunctionSpec, Idle, IsolationMode, Limits, Runtime, Scaling, SessionPolicy
+from roost.model.taint import TaintRules
 
 
 def spec(**given: Any) -> FunctionSpec:
@@ -70,14 +71,19 @@ def test_a_container_runs_in_the_template_its_image_names() -> None:
 def test_the_extension() -> None:
     made = spec(
         roost={
-            "template": "t", "packages": ["pypi", "npm"], "isolation": "process", "freezeAfter": 0.25,
-            "idleTimeout": 7, "pids": 64, "openFiles": 128, "volumeQuotaMB": 5,
+            "template": "t", "packages": ["pypi", "npm"], "isolation": "process", "egress": "transparent",
+            "freezeAfter": 0.25, "idleTimeout": 7, "pids": 64, "openFiles": 128, "volumeQuotaMB": 5,
+            "modelCalls": 9, "egressMB": 7, "egressConnections": 3,
+            "taint": {"mode": "audit", "trusted": ["a.test"], "start": ["private"]},
         },
         nasConfig={"mountPoints": [{"serverAddr": "v:", "mountDir": "/mnt/v/"}]},
     )  # fmt: skip
     assert (made.template, made.packages, made.isolation) == ("t", ("npm", "pypi"), "process")
+    assert made.egress.transparent
     assert made.idle == Idle(freeze_after_s=0.25, stop_after_s=7.0)
-    assert (made.limits.pids, made.limits.open_files) == (64, 128)
+    assert (made.limits.pids, made.limits.open_files, made.limits.model_calls) == (64, 128, 9)
+    assert (made.egress.megabytes, made.egress.connections) == (7, 3)
+    assert made.egress.taint == TaintRules(mode="audit", trusted=("a.test",), start=("private",))
     assert [(m.volume, m.path, m.target, m.quota_mb) for m in made.mounts] == [("v", "/", "/mnt/v", 5)]
 
 

@@ -1,8 +1,9 @@
+import os
 from pathlib import Path
 
 import pytest
 
-from roost.isolation.cgroups import Cgroups, Hierarchies, parse_flat, parse_mounts, settings
+from roost.isolation.cgroups import Cgroups, Hierarchies, disk_settings, parse_flat, parse_mounts, settings
 from roost.model.errors import Unavailable
 from roost.model.function import Limits
 
@@ -53,6 +54,20 @@ def test_without_a_v2_tree_the_command_is_told() -> None:
 )
 def test_limits_become_settings(mounts: str, values: dict[str, str]) -> None:
     assert {setting.file: setting.value for setting in settings(LIMITS, parse_mounts(mounts))} == values
+
+
+@pytest.mark.parametrize(
+    ("mounts", "values"),
+    [
+        (HYBRID, {"blkio.throttle.read_bps_device": "7:3 2097152", "blkio.throttle.write_bps_device": "7:3 2097152"}),
+        (PURE, {"io.max": "7:3 rbps=2097152 wbps=2097152"}),
+    ],
+)
+def test_a_limit_of_a_disk_becomes_settings(mounts: str, values: dict[str, str]) -> None:
+    found = parse_mounts(mounts + "cgroup /sys/fs/cgroup/blkio cgroup rw,blkio 0 0\n" * (mounts == HYBRID), disks=True)
+    chosen = disk_settings(os.makedev(7, 3), 2, found)
+    assert {setting.file: setting.value for setting in chosen} == values
+    assert ("io" in found.v2_controllers) == (mounts == PURE)
 
 
 def test_a_tiny_quota_is_what_the_kernel_takes_at_least() -> None:

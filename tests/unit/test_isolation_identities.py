@@ -80,4 +80,4 @@ def test_each_problem_says_what_mends_it(change: dict[str, object], words: str) 
 
 def test_without_root_only_that_is_told_of_what_root_can_do() -> None:
     found = Found(**{**vars(GOOD), "root": False, "privileged": False, "closed": "/sys/fs/cgroup"})
-    assert problems(found) == ("Rooms take root: sudo roost serve.",)
+    assert problems(found) == ("These rooms take root: sudo roost serve.",)

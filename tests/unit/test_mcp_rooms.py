@@ -146,6 +146,7 @@ class FakeLease:
     def __init__(self) -> None:
         self.app_socket = "/nonexistent/app.sock"
         self.held = True
+        self.why = ""
         self.on_revoked: Callable[[], None] | None = None
         self.over = False
         self.sandbox = self

@@ -8,8 +8,9 @@ from collections.abc import AsyncIterator
 import httpx
 import pytest
 
+from roost.isolation.egress.budget import FAILURES, Budget
 from roost.isolation.egress.model_proxy import MAX_REQUEST, ModelEndpoint, ModelProxy, room_environment
-from roost.model.errors import InvalidArgument
+from roost.model.errors import InvalidArgument, Throttled
 
 KEY = "sk-of-the-host"
 
@@ -96,6 +97,33 @@ async def test_an_endpoint_that_fails_is_said_without_its_address() -> None:
     assert "models.example" not in reply.text
 
 
+async def test_calls_and_bytes_are_counted_and_end_at_the_limit(upstream: Upstream) -> None:
+    calls, count = 0, 0
+
+    def call() -> None:
+        nonlocal calls
+        if calls == 2:
+            raise Throttled("enough for today", retry_after=60)
+        calls += 1
+
+    def add(size: int) -> None:
+        nonlocal count
+        count += size
+
+    async with httpx.AsyncClient(transport=httpx.MockTransport(upstream)) as client:
+        proxy = ModelProxy(ModelEndpoint(base_url="https://m.example/v1"), client, on_call=call, on_bytes=add)
+        async with httpx.AsyncClient(
+            transport=httpx.ASGITransport(app=proxy),  # type: ignore[arg-type]
+            base_url=room_environment()["OPENAI_BASE_URL"],
+        ) as room:
+            sent = [await room.post("/chat/completions", content=b"{}") for _ in range(3)]
+    assert [reply.status_code for reply in sent] == [200, 200, 429]
+    assert sent[2].json()["error"]["message"] == "enough for today"
+    assert sent[2].headers["retry-after"] == "60"
+    assert len(upstream.requests) == 2
+    assert count == 3 * 2 - 2 + 2 * len(sent[0].content)
+
+
 @pytest.mark.parametrize("url", ["ftp://x/v1", "x", "", "http://user:pass@x/v1", "file:///etc/passwd"])
 def test_an_endpoint_that_is_not_one(url: str) -> None:
     with pytest.raises(InvalidArgument):
@@ -104,3 +132,54 @@ def test_an_endpoint_that_is_not_one(url: str) -> None:
 
 def test_the_key_is_not_shown() -> None:
     assert KEY not in repr(ModelEndpoint(base_url="https://models.example/v1", api_key=KEY))
+
+
+async def test_a_budget_ends_calls_and_names_itself(upstream: Upstream) -> None:
+    budget = Budget(lambda: 0.0, most=2)
+    async with httpx.AsyncClient(transport=httpx.MockTransport(upstream)) as client:
+        for _ in range(2):  # a room that is made anew goes on with the same one
+            proxy = ModelProxy(ModelEndpoint(base_url="https://m.example/v1"), client, budget=budget)
+            transport = httpx.ASGITransport(app=proxy)  # type: ignore[arg-type]
+            async with httpx.AsyncClient(transport=transport, base_url="http://room/openai/v1") as room:
+                assert (await room.post("/chat/completions", json={})).status_code == 200
+        async with httpx.AsyncClient(transport=transport, base_url="http://room/openai/v1") as room:
+            reply = await room.post("/chat/completions", json={})
+    assert reply.status_code == 429
+    assert "2 times, and may no more (model_calls)" in reply.json()["error"]["message"]
+    assert "retry-after" not in reply.headers
+    assert len(upstream.requests) == 2
+
+
+@pytest.mark.parametrize("failure", [500, 429, None])
+async def test_a_model_that_fails_is_left_alone_for_longer_and_longer(failure: int | None) -> None:
+    now, calls, works = 0.0, 0, False
+
+    async def answer(request: httpx.Request) -> httpx.Response:
+        nonlocal calls
+        calls += 1
+        if works:
+            return httpx.Response(200, json={})
+        if failure is None:
+            raise httpx.ConnectError("nobody is there")
+        return httpx.Response(failure, json={})
+
+    budget = Budget(lambda: now)
+    async with httpx.AsyncClient(transport=httpx.MockTransport(answer)) as client:
+        proxy = ModelProxy(ModelEndpoint(base_url="https://m.example/v1"), client, budget=budget)
+        transport = httpx.ASGITransport(app=proxy)  # type: ignore[arg-type]
+        async with httpx.AsyncClient(transport=transport, base_url="http://room/openai/v1") as room:
+            for _ in range(30):
+                reply = await room.post("/chat/completions", json={})
+            assert calls == FAILURES
+            assert reply.status_code == 429
+            assert "failed 10 times in a row" in reply.json()["error"]["message"]
+            waits = []
+            for _ in range(9):
+                reply = await room.post("/chat/completions", json={})
+                waits.append(int(reply.headers["retry-after"]))
+                now += waits[-1]
+                await room.post("/chat/completions", json={})
+            assert waits == [1, 2, 4, 8, 16, 32, 60, 60, 60]
+            now, works = now + 60, True
+            for _ in range(20):
+                assert (await room.post("/chat/completions", json={})).status_code == 200

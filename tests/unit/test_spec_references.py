@@ -39,3 +39,12 @@ def test_every_attack_names_the_test_that_tries_it() -> None:
     rows = [row for row in tried.splitlines() if row.startswith("| ") and not row.endswith("Test |")]
     assert [row for row in rows if not re.search(r"`tests/", row)] == []
     assert len(rows) > 30
+
+
+def test_every_attack_of_the_list_is_tried_or_can_not_be() -> None:
+    listed = SECURITY[SECURITY.index("## All of it, by number") :]
+    rows = [row.split(" | ") for row in listed.splitlines() if re.match(r"\| \d", row)]
+    assert [int(row[0].removeprefix("| ")) for row in rows] == list(range(1, 94))
+    assert [
+        row for row in rows if not re.search(r"`tests/[\w/]+\.py::\w+`", row[2]) and "Does not apply: " not in row[2]
+    ] == []

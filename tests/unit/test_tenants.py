@@ -164,6 +164,19 @@ def test_egress_is_counted_by_the_day() -> None:
     found.egress("acme", 1)
 
 
+def test_calls_of_models_are_counted_by_the_day() -> None:
+    clock = Clock()
+    found = quotas(Quota(model_calls_per_day=2), clock)
+    found.model_call("acme")
+    found.model_call("acme")
+    with pytest.raises(OverQuota, match="2 times a day"):
+        found.model_call("acme")
+    assert found.model_calls_of("acme") == 2
+    found.model_call("other")
+    clock.now += DAY
+    found.model_call("acme")
+
+
 @pytest.mark.parametrize("limits", [{"rooms": 1}, {"instances": -1}, {"instances": True}, {"instances": "1"}])
 async def test_bad_quotas_are_refused(limits: dict[str, object]) -> None:
     with pytest.raises(InvalidArgument):

@@ -8,6 +8,7 @@ from starlette.routing import Route
 
 from roost.api.e2b.builds import Builds
 from roost.api.e2b.call import Answer, Call, Endpoints
+from roost.api.e2b.checkpoints import CheckpointRoutes
 from roost.api.e2b.sandboxes import Sandboxes
 from roost.api.e2b.secrets import Secrets
 from roost.api.e2b.snapshots import SnapshotRoutes
@@ -18,6 +19,7 @@ from roost.api.e2b.terms import Terms
 from roost.api.e2b.volumes import VolumeContent, Volumes
 from roost.model.errors import NotFound
 from roost.sandboxes.census import Census
+from roost.sandboxes.checkpoints import Checkpoints
 from roost.sandboxes.fleet import SandboxFleet
 from roost.sandboxes.registry import TemplateRegistry
 from roost.sandboxes.snapshots import Snapshots
@@ -39,6 +41,7 @@ def build_e2b_api(
     *,
     fleet: SandboxFleet,
     snapshots: Snapshots,
+    checkpoints: Checkpoints,
     shelf: TemplateShelf,
     registry: TemplateRegistry,
     workshop: Workshop,
@@ -59,6 +62,7 @@ def build_e2b_api(
     resources = (
         Sandboxes(fleet, terms, domain),
         SnapshotRoutes(snapshots, terms, domain),
+        CheckpointRoutes(checkpoints, domain),
         Builds(workshop, link_secret, clock),
         Tags(shelf, registry),
         Templates(shelf, registry),

@@ -137,9 +137,10 @@ class Endpoints:
 
         return Route(path, endpoint, methods=[method])
 
-    def identify(self, request: Request, least: Role) -> str:
-        """The account of the request's API key. Raises Unauthenticated, AccessDenied, Throttled."""
-        return key_holder(self._identity, request, least).account
+    def identify(self, request: Request, least: Role, thing: str = "") -> str:
+        """The account of the request's API key; `thing` as in `Identity.signed`. Raises Unauthenticated, AccessDenied,
+        Throttled."""
+        return key_holder(self._identity, request, least, thing).account
 
 
 async def guarded(request: Request, answered: Callable[[], Awaitable[Response]]) -> Response:

@@ -25,6 +25,8 @@ MOST_LISTED = 100
 #: `GET /sandboxes` has no pages.
 MOST_RUNNING = 5000
 MOST_METRICS = 100
+#: Of a sandbox's network, when its rules are replaced.
+_STAYS = ("allowPublicTraffic", "maskRequestHost", "egress", "egressMB", "egressConnections", "taint")
 _KEY_LETTERS = frozenset("abcdefghijklmnopqrstuvwxyz0123456789-")
 
 
@@ -107,7 +109,9 @@ class Sandboxes:
         return JSONResponse(created(sandbox, self._domain()), status_code=201)
 
     async def get(self, call: Call) -> Answer:
-        return detail(self._fleet.get(call.account, call.path["id"]), self._domain())
+        sandbox = self._fleet.get(call.account, call.path["id"])
+        mode, labels = self._fleet.taint(call.account, sandbox.id)
+        return {**detail(sandbox, self._domain()), "taint": {"mode": mode, "labels": sorted(labels)}}
 
     async def kill(self, call: Call) -> Answer:
         await self._fleet.kill(call.account, call.path["id"])
@@ -132,7 +136,7 @@ class Sandboxes:
         asked = call.parse(shapes.NetworkUpdate)
         asked.check()
         kept = self._fleet.get(call.account, call.path["id"]).network
-        stays = {name: kept[name] for name in ("allowPublicTraffic", "maskRequestHost") if name in kept}
+        stays = {name: kept[name] for name in _STAYS if name in kept}
         await self._fleet.set_network(
             call.account, call.path["id"], {**stays, **asked.stored()}, asked.allow_internet_access
         )

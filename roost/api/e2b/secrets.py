@@ -1,4 +1,8 @@
-"""`/secrets`: create, list, read, update, destroy. Values go in and never out."""
+"""`/secrets`: create, list, read, update, destroy.
+
+Values go in and never out, but to hosts: those of the entry `hosts` of their metadata, and those that rules of a
+sandbox name them for.
+"""
 
 from __future__ import annotations
 
@@ -12,16 +16,15 @@ from pydantic import Field
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
-from roost.api.e2b.call import NEXT_TOKEN, WITHOUT_EFFECT, Answer, Call, Endpoints, Shape
+from roost.api.e2b.call import NEXT_TOKEN, Answer, Call, Endpoints, Shape
 from roost.api.e2b.render import moment
+from roost.isolation.egress.injection import bound_places
 from roost.model.errors import InvalidArgument, NotFound, Throttled
 from roost.model.secret import Secret
 from roost.store.secrets import Secrets as Store
 
 #: Of one account.
 MOST_SECRETS = 1000
-#: No sandbox gets a value yet.
-_NOTICE = {WITHOUT_EFFECT: "value"}
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,127}")
 _PREFIX = "sec_"
 _METADATA_BYTES = 8192
@@ -81,7 +84,7 @@ class Secrets:
             updated=now,
         )
         await self._store.create(secret)
-        return JSONResponse(_shown(secret), status_code=201, headers=_NOTICE)
+        return JSONResponse(_shown(secret), status_code=201)
 
     async def list(self, call: Call) -> Answer:
         limit = call.number("limit", 100, least=1, most=100)
@@ -101,7 +104,7 @@ class Secrets:
             secret, value=asked.value, version=secret.version + 1, metadata=metadata, updated=self._clock()
         )
         await self._store.replace(secret)
-        return JSONResponse(_shown(secret), headers=_NOTICE)
+        return _shown(secret)
 
     async def destroy(self, call: Call) -> Answer:
         secret = await self._find(call)
@@ -119,6 +122,7 @@ class Secrets:
 def _check_metadata(metadata: Any) -> None:
     if sum(len(key.encode()) + len(value.encode()) for key, value in metadata.items()) > _METADATA_BYTES:
         raise InvalidArgument(f"metadata: at most {_METADATA_BYTES} bytes in all.")
+    bound_places(metadata)
 
 
 def _shown(secret: Secret) -> dict[str, Any]:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 
 from roost.api.e2b.call import Shape
+from roost.isolation.egress.injection import parse_headers
 from roost.isolation.egress.rules import parse_rules
+from roost.isolation.egress.taint import taint_policy
+from roost.model.taint import parse_taint
 
 _VARIABLE = re.compile(r"[^=\0]{1,256}")
 _TARGET = re.compile(r"(/(?!\.{1,2}(/|$))[^/\0]+)+")
@@ -46,6 +49,14 @@ class VolumeMount(Shape):
     path: Annotated[str, Field(max_length=1024), AfterValidator(_check_target)]
 
 
+class Transform(Shape):
+    headers: dict[str, str] = {}
+
+
+class NetworkRule(Shape):
+    transform: Transform | None = None
+
+
 class NetworkRules(Shape):
     """What a sandbox may reach, and how."""
 
@@ -53,22 +64,42 @@ class NetworkRules(Shape):
     deny_out: Hosts | None = None
     dns_servers: Hosts | None = None
     egress_proxy: dict[str, Any] | None = None
-    rules: dict[str, Any] | None = None
+    rules: dict[Text, Annotated[list[NetworkRule], Field(max_length=20)]] | None = None
+    egress_mb: Annotated[int | None, Field(alias="egressMB", ge=1, le=1 << 24)] = None  # these two are none of E2B's
+    egress_connections: Annotated[int, Field(ge=1, le=128)] | None = None
 
     def without_effect(self) -> list[str]:
         """Names of what is asked for and kept, and changes nothing."""
         given = (("dnsServers", self.dns_servers), ("egressProxy", self.egress_proxy))
-        return [f"network.{name}" for name, value in (*given, ("rules", self.rules)) if value]
+        return [f"network.{name}" for name, value in given if value]
 
     def check(self) -> None:
         """Raises InvalidArgument."""
         parse_rules([*(self.allow_out or ()), *(self.deny_out or ())])
+        parse_headers({host: [rule.model_dump() for rule in listed] for host, listed in (self.rules or {}).items()})
+
+
+class Taint(Shape, extra="forbid"):
+    """What is asked of a sandbox by what it has read; none of E2B's, so a field that is not known is a mistake."""
+
+    mode: Literal["off", "audit", "block"] = "off"
+    trusted: Hosts = []
+    private: Hosts = []
+    volumes: Annotated[list[Name], Field(max_length=100)] = []
+    start: list[Literal["private", "untrusted"]] = []
 
 
 class Network(NetworkRules):
     allow_public_traffic: bool | None = None
     mask_request_host: Text | None = None
     https_ports: Annotated[list[Port], Field(max_length=100)] | None = None
+    egress: Literal["proxy", "transparent"] | None = None  # how it is reached; none of E2B's
+    taint: Taint | None = None
+
+    def check(self) -> None:
+        super().check()
+        if self.taint is not None:
+            taint_policy(parse_taint(self.taint.model_dump()))
 
     def stored(self) -> dict[str, Any]:
         """What was given, with the names of the API."""

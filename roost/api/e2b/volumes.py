@@ -16,7 +16,6 @@ from starlette.routing import Route
 from roost.api.e2b.call import Answer, Call, Endpoints, Shape, guarded
 from roost.api.e2b.render import moment
 from roost.api.fc.body import Body
-from roost.instances.volumes import remove_tree
 from roost.model.errors import InvalidArgument
 from roost.model.sandbox import Volume
 from roost.sandboxes.fleet import SandboxFleet
@@ -139,7 +138,7 @@ class VolumeContent:
         async with self._shelf.root(volume) as root:
             aside = await asyncio.to_thread(VolumeFiles(root).set_aside, parts)
             if aside:
-                await remove_tree(f"/proc/self/fd/{root}/{aside}", keep_open=root)
+                await self._shelf.remove_tree(f"/proc/self/fd/{root}/{aside}", keep_open=root)
         return Response(status_code=204)
 
     async def read(self, request: Request, volume: Volume) -> Response:

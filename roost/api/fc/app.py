@@ -14,8 +14,10 @@ from roost.api.fc.instances import Instances
 from roost.api.fc.layers import Layers
 from roost.api.fc.ports import Instances as Fleet
 from roost.api.fc.ports import Sessions as SessionManager
+from roost.api.fc.ports import Snapshots as SnapshotManager
 from roost.api.fc.sessions import Sessions
 from roost.api.fc.settings import AsyncInvoke, Concurrency, Provision, Scaling
+from roost.api.fc.snapshots import Snapshots
 from roost.api.fc.tags import Tags
 from roost.api.fc.tasks import AsyncTasks
 from roost.api.fc.triggers import Triggers
@@ -33,6 +35,7 @@ def build_fc_api(
     *,
     catalog: FunctionCatalog,
     sessions: SessionManager,
+    snapshots: SnapshotManager,
     instances: Fleet,
     tasks: TaskService,
     statuses: Statuses,
@@ -61,7 +64,8 @@ def build_fc_api(
         AsyncTasks(catalog, tasks, clock=clock),
         Triggers(catalog, statuses),
         Tags(catalog),
-        Sessions(catalog, sessions, tasks),
+        Sessions(catalog, sessions, snapshots, tasks),
+        Snapshots(catalog, sessions, snapshots),
         Instances(catalog, instances),
         downloads,
     )

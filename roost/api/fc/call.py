@@ -46,6 +46,7 @@ class Call:
     request_id: str
     account: str
     operator: bool  # the account is the server's own
+    role: Role
     body: bytes = field(repr=False)
 
     @property
@@ -164,7 +165,14 @@ class Endpoints:
         body = await incoming.read(limit)
         if claimed and not hmac.compare_digest(claimed, await _sha256(body)):
             raise Unauthenticated("x-acs-content-sha256 is not the digest of the body that arrived.")
-        return Call(request=request, request_id=request_id, account=caller.account, operator=caller.operator, body=body)
+        return Call(
+            request=request,
+            request_id=request_id,
+            account=caller.account,
+            operator=caller.operator,
+            role=caller.role,
+            body=body,
+        )
 
 
 def parse_object(body: bytes) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from roost.model.function import FunctionSpec
 from roost.model.session import Session, SessionState
+from roost.model.taint import Labels
 
 
 class Sessions(Protocol):
@@ -35,6 +36,10 @@ class Sessions(Protocol):
 
     async def get(self, account: str, function: str, session_id: str) -> Session: ...
 
+    def labels(self, session: Session) -> Labels:
+        """What is known of where its data came from."""
+        ...
+
     async def list(
         self,
         account: str,
@@ -60,8 +65,10 @@ class Sessions(Protocol):
         disable_id_reuse: bool | None,
         auto_pause: bool | None,
         auto_resume: bool | None,
+        network: Mapping[str, Any],
     ) -> Session:
-        """Change what is not None. Raises Conflict unless it is Active."""
+        """Change what is not None, and fields of its configuration that are about its network. Raises Conflict unless
+        it is Active."""
         ...
 
     async def delete(self, account: str, function: str, session_id: str) -> None: ...
@@ -72,6 +79,63 @@ class Sessions(Protocol):
 
     async def resume(self, account: str, function: str, session_id: str) -> tuple[Session, bool]:
         """The session, and whether its memory is there. Raises Conflict unless it is Paused."""
+        ...
+
+
+class Snapshot(Protocol):
+    """A snapshot of a session. Times: Unix seconds; `lost`: what did not come along of the memory, or why none did."""
+
+    @property
+    def id(self) -> str: ...
+
+    @property
+    def source(self) -> Session: ...
+
+    @property
+    def spec(self) -> FunctionSpec: ...
+
+    @property
+    def description(self) -> str: ...
+
+    @property
+    def created(self) -> float: ...
+
+    @property
+    def expires(self) -> float: ...
+
+    @property
+    def disk_bytes(self) -> int: ...
+
+    @property
+    def memory_bytes(self) -> int: ...
+
+    @property
+    def has_memory(self) -> bool: ...
+
+    @property
+    def lost(self) -> tuple[str, ...]: ...
+
+    def begun(self, config: Mapping[str, Any]) -> Mapping[str, Any]:
+        """What a session that begins with it is configured as: as its source was, but for what is said otherwise."""
+        ...
+
+
+class Snapshots(Protocol):
+    """Snapshots of sessions. `get` and `delete` raise NotFound (SnapshotNotFound)."""
+
+    async def create(self, spec: FunctionSpec, session: Session, description: str) -> Snapshot:
+        """Raises Conflict, Throttled, StorageFull, Unavailable."""
+        ...
+
+    def get(self, account: str, function: str, id: str) -> Snapshot: ...
+
+    def list(self, account: str) -> Sequence[Snapshot]: ...
+
+    async def delete(self, account: str, function: str, id: str) -> None: ...
+
+    async def restore(self, id: str, spec: FunctionSpec, session: Session) -> tuple[Session, bool, tuple[str, ...]]:
+        """Have a session, just created, begin with a snapshot: the session, whether with memory, and what did not come
+        along. Raises RoostError; the session is gone then."""
         ...
 
 

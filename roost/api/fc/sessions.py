@@ -14,14 +14,17 @@ from starlette.routing import Route
 from roost.api.fc.call import Answer, Call, Endpoints
 from roost.api.fc.paging import limit_of, with_token
 from roost.api.fc.ports import Sessions as SessionManager
+from roost.api.fc.ports import Snapshots as SnapshotManager
 from roost.api.fc.render import iso
 from roost.functions.affinity import IdleTimeout, Ttl
 from roost.functions.catalog import FunctionCatalog
 from roost.functions.definition import NasConfig, OssMountConfig, Shape
+from roost.functions.session_network import Network, NetworkUpdate, network_config, shown_network
 from roost.functions.tasks.service import TaskService
 from roost.functions.volumes import check_apart, volume_mounts
-from roost.model.errors import InvalidArgument
+from roost.model.errors import AccessDenied, InvalidArgument
 from roost.model.function import LATEST, Affinity, FunctionSpec
+from roost.model.role import Role
 from roost.model.session import Session, SessionState, check_session_id
 
 _USER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
@@ -29,9 +32,6 @@ _ECHOED = ("nasConfig", "ossMountConfig")
 _UNSUPPORTED = {
     "polar_fs_config": "polarFsConfig: Roost does not mount PolarFS; use nasConfig with a volume.",
     "juice_fs_config": "juiceFsConfig: Roost does not mount JuiceFS; use nasConfig with a volume.",
-    "snapshot_id": "snapshotId: this release has no snapshots.",
-    "network": "network: rooms have no network of their own to set rules for.",
-    "allow_internet_access": "allowInternetAccess: rooms reach only the package indexes their function allows.",
 }
 
 
@@ -48,7 +48,7 @@ class _UpdateSession(Shape):
     enable_auto_pause: bool | None = None
     enable_auto_resume: bool | None = None
     allow_internet_access: bool | None = None
-    network: dict[str, Any] | None = None
+    network: NetworkUpdate | None = None
     polar_fs_config: dict[str, Any] | None = None
     juice_fs_config: dict[str, Any] | None = None
     nas_config: NasConfig | None = None
@@ -58,13 +58,17 @@ class _UpdateSession(Shape):
 class _CreateSession(_UpdateSession):
     session_id: str | None = None
     snapshot_id: str | None = None
+    network: Network | None = None
     roost: _RoostSession | None = None
 
 
 class Sessions:
-    def __init__(self, catalog: FunctionCatalog, sessions: SessionManager, tasks: TaskService) -> None:
+    def __init__(
+        self, catalog: FunctionCatalog, sessions: SessionManager, snapshots: SnapshotManager, tasks: TaskService
+    ) -> None:
         self._catalog = catalog
         self._sessions = sessions
+        self._snapshots = snapshots
         self._tasks = tasks
 
     def routes(self, endpoints: Endpoints) -> list[Route]:
@@ -86,11 +90,19 @@ class Sessions:
         session_id = _session_id(given.session_id, spec)
         ttl, idle = _lifetime(given, spec)
         policy = spec.sessions
+        user, config = _user(given), {**_config(call, given, spec), **_network(call, given, spec, {})}
+        if given.snapshot_id:
+            if not spec.exclusive:
+                raise InvalidArgument("snapshotId: only with instanceIsolationMode SESSION_EXCLUSIVE.")
+            snapshot = self._snapshots.get(call.account, spec.name, given.snapshot_id)
+            if given.roost and given.roost.user and given.roost.user != snapshot.source.user:
+                raise InvalidArgument(f"roost.user: the snapshot's files are those of {snapshot.source.user}.")
+            user, config = snapshot.source.user, dict(snapshot.begun(config))
         session = await self._sessions.create(
             spec,
             qualifier=call.qualifier or LATEST,
             session_id=session_id,
-            user=_user(given),
+            user=user,
             ttl_s=ttl,
             idle_timeout_s=idle,
             disable_id_reuse=policy.disable_id_reuse
@@ -98,9 +110,14 @@ class Sessions:
             else given.disable_session_id_reuse,
             auto_pause=bool(given.enable_auto_pause),
             auto_resume=bool(given.enable_auto_resume),
-            config=_config(given, spec),
+            config=config,
         )
-        return session_json(session)
+        if not given.snapshot_id:
+            return session_json(session)
+        session, memory, lost = await self._snapshots.restore(given.snapshot_id, spec, session)
+        body = session_json(session)
+        about = {**body.get("roost", {}), "memory": memory, "lost": list(lost)}
+        return JSONResponse({**body, "roost": about}, headers={"x-roost-restored": "memory" if memory else "files"})
 
     async def _get(self, call: Call) -> Answer:
         session = await self._sessions.get(*self._key(call))
@@ -126,7 +143,9 @@ class Sessions:
         bodies = []
         for session, work in zip(sessions, works, strict=True):
             body = session_json(session)
-            about = {"busy": work.busy, "tasks": work.tasks, "requests": work.requests}
+            about: dict[str, Any] = {"busy": work.busy, "tasks": work.tasks, "requests": work.requests}
+            if labels := self._sessions.labels(session):
+                about["labels"] = sorted(labels)
             bodies.append({**body, "roost": {**body.get("roost", {}), **about}})
         return bodies
 
@@ -139,6 +158,7 @@ class Sessions:
         ttl = present.ttl_s if given.ttl is None else given.ttl
         idle = present.idle_timeout_s if given.idle_timeout is None else given.idle_timeout
         _check_lifetime(ttl, idle)
+        spec = self._catalog.resolve(call.account, call.params["name"], present.qualifier)
         session = await self._sessions.update(
             *self._key(call),
             ttl_s=given.ttl,
@@ -146,6 +166,7 @@ class Sessions:
             disable_id_reuse=given.disable_session_id_reuse,
             auto_pause=given.enable_auto_pause,
             auto_resume=given.enable_auto_resume,
+            network=_network(call, given, spec, present.config),
         )
         return session_json(session)
 
@@ -188,6 +209,7 @@ def session_json(session: Session) -> dict[str, Any]:
         "createdTime": iso(session.created),
         "lastModifiedTime": iso(session.modified),
         **{key: session.config[key] for key in _ECHOED if key in session.config},
+        **shown_network(session.config),
         **({} if session.user == "default" else {"roost": {"user": session.user}}),
     }
 
@@ -229,8 +251,11 @@ def _user(given: _CreateSession) -> str:
     return user
 
 
-def _config(given: _CreateSession, spec: FunctionSpec) -> Mapping[str, Any]:
+def _config(call: Call, given: _CreateSession, spec: FunctionSpec) -> Mapping[str, Any]:
+    """Raises InvalidArgument, AccessDenied: a volume is that of other functions too."""
     mounts = volume_mounts(given.nas_config, given.oss_mount_config)
+    if mounts and call.role < Role.DEVELOPER:
+        raise AccessDenied("nasConfig, ossMountConfig: the role developer is needed to say what a session mounts.")
     check_apart([*spec.mounts, *mounts])
     config: dict[str, Any] = {}
     if given.nas_config is not None:
@@ -240,6 +265,13 @@ def _config(given: _CreateSession, spec: FunctionSpec) -> Mapping[str, Any]:
     if mounts:
         config["mounts"] = [asdict(mount) for mount in mounts]
     return config
+
+
+def _network(call: Call, given: _UpdateSession, spec: FunctionSpec, before: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Raises InvalidArgument, AccessDenied: what code may reach is for those to say who may change it."""
+    if (given.network is not None or given.allow_internet_access is not None) and call.role < Role.DEVELOPER:
+        raise AccessDenied("network, allowInternetAccess: the role developer is needed to say what a session reaches.")
+    return network_config(given.network, given.allow_internet_access, spec, before)
 
 
 def _state(text: str) -> SessionState | None:

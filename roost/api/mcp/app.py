@@ -7,20 +7,22 @@
 from __future__ import annotations
 
 import hmac
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from starlette.requests import Request
 from starlette.routing import Route
 
 from roost.api.e2b.terms import Terms
 from roost.api.identity import CALLER
+from roost.api.mcp.arguments import TOOLS
 from roost.api.mcp.endpoint import Caller, Endpoint
 from roost.api.mcp.rooms import Rooms
 from roost.api.mcp.sandbox_tools import SandboxTools
 from roost.api.mcp.server_tools import ServerTools
 from roost.api.mcp.toolbox import Toolbox
 from roost.model.audit import Audit
-from roost.model.role import Role
+from roost.model.errors import InvalidArgument
+from roost.model.role import TOOL, Role
 from roost.model.sandbox import Sandbox
 from roost.sandboxes.fleet import SandboxFleet
 from roost.sandboxes.traffic import SandboxTraffic
@@ -42,34 +44,46 @@ def build_mcp_api(
     *,
     fleet: SandboxFleet,
     traffic: SandboxTraffic,
-    identify: Callable[[Request, Role], str],
+    identify: Callable[[Request, Role, str], str],
     terms: Terms,
-    audit: Audit | None = None,
+    audit: Audit,
+    only: Collection[str] = (),
 ) -> list[Route]:
-    """`identify` tells whose API key a request has."""
+    """`identify` tells whose API key a request has, if that may be for tools. `only`: the names of the tools that are
+    offered, where not all are. Raises InvalidArgument for one that there is not."""
     of_sandbox = SandboxTools(Rooms(traffic), fleet).tools()
     of_server = ServerTools(fleet, terms).tools()
 
+    if unknown := sorted(set(only) - set(TOOLS)):
+        raise InvalidArgument(f"mcp_tools: there is no tool {unknown[0][:100]!r}; there are {', '.join(TOOLS)}.")
     of_one, of_all = needed("POST", ONE), needed("POST", ALL)
 
     def admit_to_one(request: Request) -> Caller:
         id = request.path_params["id"]
         owner = _owner(request, traffic.find(id))
-        account = identify(request, of_one) if owner is None else owner
-        return Caller(account=account, sandbox=fleet.get(account, id).id, actor=_actor(request))
+        account = identify(request, of_one, TOOL) if owner is None else owner
+        return Caller(
+            account=account, sandbox=fleet.get(account, id).id, actor=_actor(request), grants=_grants(request)
+        )
 
     def admit_to_all(request: Request) -> Caller:
-        account = identify(request, of_all)
-        return Caller(account=account, sandbox="", actor=_actor(request))
+        account = identify(request, of_all, TOOL)
+        return Caller(account=account, sandbox="", actor=_actor(request), grants=_grants(request))
 
-    one = Endpoint(ONE, Toolbox(of_sandbox, whole=False, audit=audit), admit_to_one, _OF_ONE)
-    every = Endpoint(ALL, Toolbox([*of_server, *of_sandbox], whole=True, audit=audit), admit_to_all, _OF_ALL)
+    one = Endpoint(ONE, Toolbox(of_sandbox, whole=False, audit=audit, only=only), admit_to_one, _OF_ONE)
+    every = Endpoint(ALL, Toolbox([*of_server, *of_sandbox], whole=True, audit=audit, only=only), admit_to_all, _OF_ALL)
     return [one.route(), every.route()]
 
 
 def _actor(request: Request) -> str:
     """The key that was shown; who has a sandbox's token is not known by name."""
     return request.scope[CALLER].key if CALLER in request.scope else "token"
+
+
+def _grants(request: Request) -> frozenset[str]:
+    """What the key that was shown is for alone."""
+    found: frozenset[str] = request.scope[CALLER].grants if CALLER in request.scope else frozenset()
+    return found
 
 
 def _owner(request: Request, sandbox: Sandbox | None) -> str | None:

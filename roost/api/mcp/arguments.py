@@ -63,6 +63,12 @@ class KillSandbox(Arguments):
     pass
 
 
+#: All tools that there are.
+TOOLS = (
+    "run_code", "run_command", "read_file", "write_file", "list_files",
+    "create_sandbox", "list_sandboxes", "kill_sandbox",
+)  # fmt: skip
+
 A = TypeVar("A", bound=Arguments)
 
 

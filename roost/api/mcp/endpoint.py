@@ -20,6 +20,7 @@ from roost.api.mcp.protocol import Call, Refused
 from roost.api.mcp.replies import Flights, Reply, answer
 from roost.api.mcp.toolbox import Toolbox
 from roost.model.errors import RoostError, Unauthenticated
+from roost.model.role import TOOL, covers
 
 _log = logging.getLogger(__name__)
 
@@ -32,11 +33,16 @@ _METHODS = ("GET", "POST", "DELETE", "PUT", "PATCH", "OPTIONS")
 
 @dataclass(frozen=True, kw_only=True)
 class Caller:
-    """Who asks, and which sandbox is meant: "" at the server's own address. `actor` is whom the audit names."""
+    """Who asks, and which sandbox is meant: "" at the server's own address. `actor` is whom the audit names; `grants`
+    are those of its key."""
 
     account: str
     sandbox: str
     actor: str
+    grants: frozenset[str] = frozenset()
+
+    def may(self, tool: str) -> bool:
+        return covers(self.grants, TOOL + tool)
 
 
 class Endpoint:
@@ -105,10 +111,13 @@ class Endpoint:
             case "server/discover" if call.stateless:
                 return protocol.discovered(self._instructions)
             case "tools/list":
-                return protocol.cached({"tools": self._tools.listing})
+                return protocol.cached(
+                    {"tools": [tool for tool in self._tools.listing if caller.may(str(tool["name"]))]}
+                )
             case "tools/call":
                 name = call.params.get("name")
-                if not isinstance(name, str) or not self._tools.knows(name):
+                if not isinstance(name, str) or not self._tools.knows(name) or not caller.may(name):
+                    self._tools.refuse(caller.account, caller.sandbox, name, actor=caller.actor)
                     raise Refused(protocol.INVALID_PARAMS, f"Unknown tool: {str(name)[:100]}")
                 given = call.params.get("arguments")
                 reply = await self._tools.call(caller.account, caller.sandbox, name, given, actor=caller.actor)

@@ -17,6 +17,7 @@ import httpx
 
 from roost.api.mcp.streams import CODE, check, ending, envelope, lines, messages, output_of, paced, parsed, whole
 from roost.model.errors import RoostError, Throttled, Unavailable
+from roost.model.sandbox import explain
 from roost.sandboxes.entry import SandboxLease
 from roost.sandboxes.fleet import Gone
 
@@ -86,6 +87,8 @@ class Rooms:
         except asyncio.CancelledError:
             if lease.held:  # it is our caller that has gone
                 raise
+            if lease.why:
+                raise Unavailable(f"The request was broken off: {explain(lease.why)}.") from None
             raise self._traffic.why_gone(lease.sandbox.id) from None
         except httpx.HTTPError as error:
             if await lease.ended(wait=True):

@@ -14,7 +14,7 @@ from roost.functions.triggers.endpoints import SCHEMES
 from roost.functions.triggers.queues import queue_destination
 from roost.model.errors import InvalidArgument
 from roost.model.function import LATEST
-from roost.model.task import MAX_HOPS, Task, TaskEvent, TaskState, Verdict
+from roost.model.task import Task, TaskEvent, TaskState, Verdict
 from roost.store.task_outbox import Letter
 
 _ARN = re.compile(
@@ -110,6 +110,7 @@ class End:
                     "taskId": task.id,
                     "condition": self.verdict.error_type if failed else "",
                     "approximateInvokeCount": task.attempts,
+                    "hops": task.hops,
                 },
                 "requestPayload": self.payload.decode("utf-8", "replace"),
                 "responseContext": {"statusCode": 200, "functionError": self.verdict.error_type if failed else ""},
@@ -118,10 +119,10 @@ class End:
         )
 
 
-def follow_up(end: End, *, to: str) -> tuple[Task, bytes] | None:
-    """The task for a destination and its event; None after too many in a row."""
+def follow_up(end: End, *, to: str, most_hops: int) -> tuple[Task, bytes] | None:
+    """The task for a destination and its event; None where too many invocations led to this end."""
     task = end.task
-    if task.hops >= MAX_HOPS:
+    if task.hops >= most_hops:
         return None
     function, qualifier = function_of("destination", to)
     made = Task(

@@ -19,11 +19,13 @@ log = logging.getLogger(__name__)
 
 #: Between two tries to write while the store can't take it (a full disk): the outcome is not lost as long as we live.
 _PAUSE_S = 1.0
+_TOO_MANY = "{} invocations led to this one, each started by the one before: {} is not started"
 
 
 class Endings:
     """`arn` names a task's function. `ended` is told of every task that is over, `changed` of each whose record is
-    another now; `posted` is called when there is something in the outbox."""
+    another now; `posted` is called when there is something in the outbox. No task follows from one that `most_hops`
+    invocations led to."""
 
     def __init__(
         self,
@@ -35,7 +37,9 @@ class Endings:
         ended: Callable[[Task], None],
         changed: Callable[[Task], None],
         posted: Callable[[], None],
+        most_hops: int,
     ) -> None:
+        self._most_hops = most_hops
         self._store = store
         self._backlog = backlog
         self._clock = clock
@@ -75,6 +79,7 @@ class Endings:
         now = self._clock()
         follow: tuple[Task, bytes] | None = None
         letter: Letter | None = None
+        lost = ""
         to = settings.destination(verdict.state)
         if to:
             _, payload, _ = await self._store.get(task.key)
@@ -82,8 +87,11 @@ class Endings:
             if scheme_of(to):
                 letter = letter_of(end, to=to)
             else:
-                follow = follow_up(end, to=to)
-        after = await self._store.conclude(task, verdict, now=now, result=run.result, follow=follow, letter=letter)
+                follow = follow_up(end, to=to, most_hops=self._most_hops)
+                lost = "" if follow is not None else _TOO_MANY.format(task.hops, to)
+        after = await self._store.conclude(
+            task, verdict, now=now, result=run.result, follow=follow, letter=letter, lost=lost
+        )
         taken = follow is not None and after.destination == "Succeeded"
         return after, follow[0] if follow is not None and taken else None
 

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import logging
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 
 from roost.functions.tasks.destinations import masked, scheme_of
 from roost.functions.tasks.ports import Publisher
@@ -28,6 +28,14 @@ _LONGEST_S = 900.0
 _LOOK_S = 60.0
 _ERROR_CHARS = 500
 
+#: Gives, of an account's destination, what may be connected to. Raises InvalidArgument, Unavailable.
+Admit = Callable[[str, str], Awaitable[str]]
+
+
+async def anywhere(account: str, destination: str) -> str:
+    """Nothing is refused."""
+    return destination
+
 
 def pause_after(tries: int, chance: float) -> float:
     """Seconds until the next try after that many."""
@@ -44,10 +52,12 @@ class Outbox:
         publishers: Mapping[str, Publisher],
         *,
         clock: Callable[[], float],
+        admit: Admit = anywhere,
         chance: Callable[[], float] = random.random,
     ) -> None:
         self._store = store
         self._publishers = publishers
+        self._admit = admit
         self._clock = clock
         self._chance = chance
         self._background = Background()
@@ -106,7 +116,8 @@ class Outbox:
         if publisher is None:
             return InvalidArgument(f"This server sends nothing to {scheme_of(letter.destination)}:// addresses.")
         try:
-            await publisher.publish(letter.destination, letter.id, letter.body)
+            destination = await self._admit(letter.account, letter.destination)
+            await publisher.publish(destination, letter.id, letter.body)
         except RoostError as error:
             return error
         except Exception:

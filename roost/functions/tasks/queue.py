@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
 from roost.functions.tasks.backlog import Backlog
@@ -73,8 +73,9 @@ class TaskQueue:
         payload: bytes,
         headers: Mapping[str, str],
         http: Mapping[str, str] | None = None,
+        hops: int = 0,
     ) -> Accepted:
-        """Keep the event durably. An id that is known returns its task.
+        """Keep the event durably; `hops` invocations led to it. An id that is known returns its task.
 
         Raises InvalidArgument, Conflict (the id is another event's; the session is busy), Throttled, StorageFull,
         NotFound.
@@ -98,6 +99,7 @@ class TaskQueue:
             ready=now + delay,
             due=now + delay,
             digest=_digest(payload, qualifier, session_id, http or {}),
+            hops=hops,
             fields=fields,
             events=(TaskEvent(state=TaskState.ENQUEUED, at=now),),
         )
@@ -115,13 +117,13 @@ class TaskQueue:
             raise InvalidArgument("x-fc-async-delay: a task that interrupts its session's others can't be delayed.")
         return busy
 
-    async def _store_counted(self, task: Task, payload: bytes, busy: Busy) -> Task:
+    def _store_counted(self, task: Task, payload: bytes, busy: Busy) -> Awaitable[Task]:
         lane = (task.account, task.function, task.session)
         self._backlog.reserve(lane)
         if busy is not Busy.ENQUEUE:
             # Not broken off by a caller that goes: whoever is stopped has to hear of it.
-            return await asyncio.shield(self._background.spawn(self._keep(lane, task, payload, busy)))
-        return await self._keep(lane, task, payload, busy)
+            return asyncio.shield(self._background.spawn(self._keep(lane, task, payload, busy)))
+        return self._keep(lane, task, payload, busy)
 
     async def _keep(self, lane: Lane, task: Task, payload: bytes, busy: Busy) -> Task:
         try:

@@ -12,7 +12,7 @@ from roost.functions.names import function_arn
 from roost.functions.tasks.backlog import Backlog, BacklogLimits
 from roost.functions.tasks.endings import Endings
 from roost.functions.tasks.feed import TaskFeed
-from roost.functions.tasks.outbox import Outbox
+from roost.functions.tasks.outbox import Admit, Outbox, anywhere
 from roost.functions.tasks.policy import TaskSettings, settings_of
 from roost.functions.tasks.ports import Publisher, Runner
 from roost.functions.tasks.queue import TaskQueue
@@ -22,7 +22,7 @@ from roost.functions.tasks.tapes import Tapes
 from roost.functions.tasks.worker import TaskWorker
 from roost.instances.background import Background
 from roost.model.errors import NotFound
-from roost.model.task import MAX_DELAY_S, Task, TaskState
+from roost.model.task import MAX_DELAY_S, MAX_HOPS, Task, TaskState
 from roost.store.store import Store
 from roost.store.tasks import Lane
 
@@ -48,6 +48,8 @@ class AsyncTasks:
         requests: Callable[[Lane], int] = lambda lane: 0,
         output_bytes: int = 1 << 20,
         admit: Callable[[str, int], None] | None = None,
+        outbound: Admit = anywhere,
+        most_hops: int = MAX_HOPS,
     ) -> None:
         self._store = store.tasks
         self._catalog = catalog
@@ -57,7 +59,7 @@ class AsyncTasks:
         self._backlog = Backlog(limits, admit)
         self._feed = TaskFeed()
         self._tapes = Tapes(store.task_outputs, self._feed, limit=output_bytes, clock=clock)
-        self._outbox = Outbox(store.task_outbox, publishers, clock=clock)
+        self._outbox = Outbox(store.task_outbox, publishers, clock=clock, admit=outbound)
         self._held: list[Task] = []
         self._endings = Endings(
             store.tasks,
@@ -67,6 +69,7 @@ class AsyncTasks:
             ended=ended,
             changed=lambda task: self._feed.changed(task.key),
             posted=self._outbox.wake,
+            most_hops=most_hops,
         )
         self._worker = TaskWorker(
             store=store.tasks,

@@ -1,7 +1,6 @@
 """Posts events to webhooks: as CloudEvents in binary mode, signed as Standard Webhooks has it where there is a secret.
 
-An address is whoever configures the function's; where it leads, the server goes, also into its own network. Redirects
-are not followed.
+Where an address may lead, `functions.outbound` has said before. Redirects are not followed.
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ from datetime import UTC, datetime
 
 import httpx
 
+from roost.instances.chains import HOPS
 from roost.model.errors import InvalidArgument, NotFound, Unavailable
 
 TIMEOUT_S = 15.0
@@ -48,6 +48,7 @@ def headers_of(event_id: str, body: bytes, *, key: bytes, at: int) -> dict[str, 
         "ce-time": moment.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
         "webhook-id": event_id,
         "webhook-timestamp": str(at),
+        HOPS: str(about.get("hops", 0)),
     }
     return headers | ({"webhook-signature": signature(key, event_id, at, body)} if key else {})
 

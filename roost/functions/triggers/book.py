@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Iterable
 from dataclasses import replace
 
 from roost.functions.access import OPEN, HttpAccess, HttpAuth, hash_key
@@ -12,10 +13,12 @@ from roost.functions.triggers.http import HTTP, access_of
 from roost.functions.triggers.kinds import check_config, check_record, is_enabled
 from roost.model.errors import AccessDenied, Conflict, NotFound
 from roost.model.function import LATEST
-from roost.model.role import Role
-from roost.model.signature import Keys
+from roost.model.role import FUNCTION, Role
+from roost.model.signature import AccessKey, Keys
 from roost.store.triggers import TriggerRecord
 
+#: The access to functions that no key is for alone.
+_ANY = ""
 #: Of one function.
 MAX_TRIGGERS = 100
 
@@ -26,7 +29,7 @@ class Triggers:
     def __init__(self, state: CatalogState, keys: Keys) -> None:
         self._state = state
         self._keys = keys
-        self._defaults: dict[str, HttpAccess] = {}  # by account, until a key changes
+        self._defaults: dict[str, dict[str, HttpAccess]] = {}  # by account and function, until a key changes
         keys.subscribe(self._defaults.clear)
 
     async def create(
@@ -136,20 +139,30 @@ class Triggers:
         """
         triggers = self._state.entry(account, name).http
         if not triggers:
-            return self._default(account)
+            return self._default(account, name)
         wanted = qualifier or LATEST
         for trigger in triggers:
             if trigger.qualifier == wanted:
                 if not is_enabled(trigger):
                     raise AccessDenied(f"Trigger {trigger.name} of function {name} is paused.")
-                return access_of(trigger.config, self._default(account))
+                return access_of(trigger.config, self._default(account, name))
         raise AccessDenied(f"Function {name} has no http trigger for {wanted[:80]}.")
 
-    def _default(self, account: str) -> HttpAccess:
+    def _default(self, account: str, name: str) -> HttpAccess:
         if not self._keys.asked:
             return OPEN
         known = self._defaults.get(account)
         if known is None:
-            hashes = frozenset(hash_key(key.secret) for key in self._keys.of_account(account, Role.INVOKER))
-            known = self._defaults[account] = HttpAccess(auth=HttpAuth.BEARER, key_hashes=hashes)
-        return known
+            known = self._defaults[account] = _by_function(self._keys.of_account(account, Role.INVOKER))
+        return known.get(name) or known[_ANY]
+
+
+def _by_function(keys: Iterable[AccessKey]) -> dict[str, HttpAccess]:
+    """Who may call functions that say nothing of it; those of `_ANY`, where a function has no entry."""
+    hashes: dict[str, set[str]] = {_ANY: set()}
+    for key in keys:
+        named = [one.removeprefix(FUNCTION) for one in key.grants if one.startswith(FUNCTION)]
+        for name in named if key.grants else [_ANY]:
+            hashes.setdefault(name, set()).add(hash_key(key.secret))
+    every = hashes[_ANY]
+    return {name: HttpAccess(auth=HttpAuth.BEARER, key_hashes=frozenset(own | every)) for name, own in hashes.items()}

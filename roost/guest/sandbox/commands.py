@@ -81,10 +81,10 @@ async def _wait(child: spawn.Child, limit_s: float | None = None) -> int:
     """The exit code, -1 for a signal; a child that takes longer is killed."""
     try:
         async with asyncio.timeout(limit_s):
-            await readable(child.pidfd)
+            await readable(child.ended)
     except TimeoutError:
         spawn.signal_group(child.pid, signal.SIGKILL)
     finally:
-        os.close(child.pidfd)
+        os.close(child.ended)
     status = wait(child.pid)
     return os.waitstatus_to_exitcode(status) if os.WIFEXITED(status) else -1

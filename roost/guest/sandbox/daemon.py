@@ -17,6 +17,7 @@ from roost.guest.config import StartConfig
 from roost.guest.environment import BUNDLE_BIN
 from roost.guest.faults import StartFailed
 from roost.guest.loading import reseed_random
+from roost.guest.passed import PassedConnections
 from roost.guest.reactor import Reactor
 from roost.guest.sandbox.commands import Commands
 from roost.guest.sandbox.envd import Envd
@@ -27,6 +28,7 @@ from roost.guest.sandbox.metrics import Metrics
 from roost.guest.sandbox.process_service import ProcessService
 from roost.guest.sandbox.processes import ProcessTable
 from roost.guest.sandbox.replies import refuse, reply_json
+from roost.guest.sandbox.standstill import Around, Standstill
 from roost.guest.sandbox.sudo_broker import SudoBroker
 from roost.guest.sandbox.watches import Watches
 from roost.guest.worker import Reporter
@@ -43,22 +45,34 @@ class Handler(Protocol):
     async def __call__(self, exchange: Exchange) -> None: ...
 
 
+class InterpreterHandler(Handler, Protocol):
+    """The code interpreter. `serve_host`: its contexts are copied when the host asks for that.
+    `stand` and `go_on` are for a copy of the whole room."""
+
+    def serve_host(self) -> None: ...
+
+    async def stand(self, wait_s: float) -> list[str]: ...
+
+    def go_on(self, config: StartConfig | None) -> None: ...
+
+
 def run_sandbox(
     config: StartConfig,
     app: socket.socket,
     status: socket.socket,
-    interpreter: Callable[[StartConfig, Identities], Handler] | None = None,
+    interpreter: Callable[[StartConfig, Identities], InterpreterHandler] | None = None,
     *,
     beside: Reactor,
+    around: Around,
 ) -> None:
     """Returns when the sandbox could not start (the supervisor has been told) or `beside`, which goes on, is stopped.
 
-    `interpreter` makes the handler of port 49999, for a sandbox that is to have one.
+    `interpreter` makes the handler of port 49999, for a sandbox that is to have one. `around` serves guest.sock.
     """
     report = Reporter(status)
     try:
         with asyncio.Runner() as runner:
-            runner.run(_serve_beside(beside, _serve(config, app, report, interpreter)))
+            runner.run(_serve_beside(beside, _serve(config, app, report, interpreter, around)))
     except StartFailed as error:
         told = {"errorType": error.kind, "errorMessage": error.message, "stackTrace": error.stack}
         report.send({"event": "failed", "error": told})
@@ -104,7 +118,8 @@ async def _serve(
     config: StartConfig,
     app: socket.socket,
     report: Reporter,
-    make_interpreter: Callable[[StartConfig, Identities], Handler] | None,
+    make_interpreter: Callable[[StartConfig, Identities], InterpreterHandler] | None,
+    around: Around,
 ) -> None:
     started = time.monotonic()
     _set_up_process(config)
@@ -113,8 +128,9 @@ async def _serve(
         default=sandbox.user, env=config.env, workdir=sandbox.workdir, own_python=sandbox.interpreter
     )
     interpreter: Handler = _closed_port
+    made: InterpreterHandler | None = None
     if make_interpreter is not None and sandbox.interpreter:
-        interpreter = make_interpreter(config, identities)
+        interpreter = made = make_interpreter(config, identities)
     if config.time_zone:
         identities.env.setdefault("TZ", config.time_zone)
     sudo = SudoBroker(identities)
@@ -124,6 +140,10 @@ async def _serve(
     await server.serve()
     if sandbox.interpreter:
         await _serve_inside(interpreter)
+    if made is not None:
+        made.serve_host()
+    if isinstance(app, PassedConnections):
+        Standstill(app, server, identities, around, made).serve()
     commands = Commands(identities, report)
     await commands.run(sandbox.start_command, sandbox.ready_command)
     init_ms = round((time.monotonic() - started) * 1000, 3)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from roost.guest.environment import BUNDLE_BIN, PATH
@@ -60,6 +60,9 @@ class Identities:
 
     `env` is the sandbox's environment, `default` the user who acts when a request names none, `workdir` where relative
     work of theirs starts. With `own_python`, `python3` is first of all the guest's own, on which code contexts run.
+
+    A room that no root made may have one id alone: then every user of it is that one, its root, and has the groups that
+    all its processes have, since nobody there can change them. Names, homes and shells are the users' own.
     """
 
     def __init__(
@@ -70,6 +73,7 @@ class Identities:
         workdir: str = "",
         own_python: bool = False,
         database: Path = Path("/etc"),
+        id_map: Path = Path("/proc/self/uid_map"),
     ) -> None:
         self.default = default
         self._path = f"{BUNDLE_BIN}:{PATH}" if own_python else f"{PATH}:{BUNDLE_BIN}"
@@ -78,6 +82,7 @@ class Identities:
         self._passwd = database / "passwd"
         self._group = database / "group"
         self._known = _Database()
+        self._one_id = has_one_id(id_map)
 
     def lookup(self, name: str) -> User:
         """Raises UnknownUser."""
@@ -85,6 +90,8 @@ class Identities:
         user = known.users.get(name)
         if user is None:
             raise UnknownUser(f"user: unknown user {name}")
+        if self._one_id:
+            return replace(user, uid=0, gid=0, groups=tuple(os.getgroups()))
         return User(
             name=user.name,
             uid=user.uid,
@@ -129,9 +136,23 @@ class Identities:
 
 def become(user: User) -> None:
     """Turn this process (a fork) into one of `user`, for good. OSError if the room's root may not do that."""
-    os.setgroups(user.groups)
+    take_groups(user.groups)
     os.setresgid(user.gid, user.gid, user.gid)
     os.setresuid(user.uid, user.uid, user.uid)
+
+
+def take_groups(groups: Sequence[int]) -> None:
+    """Be in these alone. OSError if that is a change which the room's root may not make."""
+    if list(groups) != os.getgroups():
+        os.setgroups(groups)
+
+
+def has_one_id(id_map: Path) -> bool:
+    """Whether the user namespace of that table has no other id than 0."""
+    try:
+        return [line.split()[::2] for line in id_map.read_text().splitlines()] == [["0", "1"]]
+    except OSError:
+        return False
 
 
 def _stamp(path: Path) -> tuple[int, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import select
 from collections.abc import Callable
 
 
@@ -38,6 +39,15 @@ class Source:
         left = limit
         while self._open and left > 0 and (got := self._read()):
             left -= got
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether there is nothing to read now, and no end of it either."""
+        if not self._open:
+            return True
+        poll = select.poll()
+        poll.register(self._fd, select.POLLIN)
+        return not poll.poll(0)
 
     def close(self) -> None:
         if self._open:

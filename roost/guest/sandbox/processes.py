@@ -27,6 +27,8 @@ TERMINAL_CHUNK = 16 << 10
 #: How much of a killed program's output is still read: what its pipe can hold.
 LAST_OUTPUT = 64 << 10
 MAX_PROCESSES = 1000
+#: Between looks at whether a terminal whose program has exited has anything left to be read.
+HANG_UP_S = 0.1
 #: How long the end of a program is remembered for those who ask for it late, and of how many.
 RETAIN_S = 30.0
 MAX_RETAINED = 1000
@@ -73,7 +75,7 @@ class Process:
         for name, fd in outputs.items():
             head = f'{{"event":{{"data":{{"{name}":"'.encode()
             self._sources.append(Source(fd, chunk, partial(self._deliver, head), self._settle))
-        loop.add_reader(self._child.pidfd, self._settle)
+        loop.add_reader(self._child.ended, self._settle)
         if timeout is not None:
             self._deadline = Deadline(timeout, partial(self.signal, signal.SIGKILL), call_later=loop.call_later)
 
@@ -127,11 +129,13 @@ class Process:
         if self._ended:
             return
         if not self._killed and any(source.is_open for source in self._sources):
-            # An exit makes the pidfd readable for good. The end of the output will call again.
-            if spawn.exit_status(self._child.pidfd) is not None:
-                asyncio.get_running_loop().remove_reader(self._child.pidfd)
+            # An exit makes the descriptor readable for good. The end of the output will call again.
+            if spawn.exit_status(self.pid) is not None:
+                asyncio.get_running_loop().remove_reader(self._child.ended)
+                if self.has_terminal:
+                    asyncio.get_running_loop().call_later(HANG_UP_S, self._await_hang_up)
             return
-        status = spawn.exit_status(self._child.pidfd)
+        status = spawn.exit_status(self.pid)
         if status is None:
             return
         self._ended = True
@@ -144,6 +148,16 @@ class Process:
         self._audience.end()
         self._on_end(self, event)
 
+    def _await_hang_up(self) -> None:
+        """With its session's leader a terminal ends; a kernel that does not say so, as gVisor's, is not waited for."""
+        if self._ended:
+            return
+        if all(source.is_silent for source in self._sources):
+            self._killed = True
+            self._settle()
+        else:
+            asyncio.get_running_loop().call_later(HANG_UP_S, self._await_hang_up)
+
     def _release(self) -> None:
         if self._deadline is not None:
             self._deadline.cancel()
@@ -151,8 +165,8 @@ class Process:
         if self._terminal is not None:
             os.close(self._terminal)
             self._terminal = None
-        asyncio.get_running_loop().remove_reader(self._child.pidfd)
-        os.close(self._child.pidfd)
+        asyncio.get_running_loop().remove_reader(self._child.ended)
+        os.close(self._child.ended)
         wait(self.pid)
 
 

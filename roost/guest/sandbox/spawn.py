@@ -16,7 +16,7 @@ import signal
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from roost.guest.reaping import expect, wait
+from roost.guest.reaping import end_of, expect, wait
 from roost.guest.sandbox.identities import User
 
 #: Of everything that is started here. The daemon's own score stays below it, so that a room that runs out of memory
@@ -57,7 +57,7 @@ class Child:
     becomes readable at its end, and reaps it."""
 
     pid: int
-    pidfd: int
+    ended: int
 
 
 def start(program: Program, stdio: tuple[int, int, int], terminal: int | None = None) -> Child:
@@ -90,19 +90,19 @@ def start(program: Program, stdio: tuple[int, int, int], terminal: int | None = 
             raise StartError("exec", errno.EINVAL, program.argv[0]) from None
     expect(pid)
     try:
-        return Child(pid=pid, pidfd=os.pidfd_open(pid))
+        return Child(pid=pid, ended=end_of(pid))
     except OSError as error:
         signal_group(pid, signal.SIGKILL)
         wait(pid)
         raise StartError("exec", error.errno or 0, program.argv[0]) from None
 
 
-def exit_status(pidfd: int) -> tuple[int | None, int | None, bool] | None:
+def exit_status(pid: int) -> tuple[int | None, int | None, bool] | None:
     """(exit code, signal, core dumped) of a child that has ended, which stays a zombie; None while it runs.
 
     As long as it is one, its number and its process group's belong to nobody else.
     """
-    result = os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOWAIT | os.WNOHANG)
+    result = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT | os.WNOHANG)
     if result is None:
         return None
     if result.si_code == os.CLD_EXITED:

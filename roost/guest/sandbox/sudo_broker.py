@@ -115,7 +115,7 @@ class SudoBroker:
                 sock.shutdown(socket.SHUT_RDWR)
             return await _accompany(sock, child, detached="background" in options.flags)
         finally:
-            os.close(child.pidfd)
+            os.close(child.ended)
 
     def _answer(self, flags: set[str], caller: User) -> str | None:
         """What is said without running anything."""
@@ -211,7 +211,7 @@ async def _accompany(sock: socket.socket, child: spawn.Child, *, detached: bool)
 
     loop.add_reader(sock, on_readable)
     try:
-        await readable(child.pidfd)
+        await readable(child.ended)
     finally:
         loop.remove_reader(sock)
     status = wait(child.pid)

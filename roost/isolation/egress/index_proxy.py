@@ -26,7 +26,9 @@ from roost.isolation.egress import pages
 from roost.isolation.egress.cache import CacheLimits, ContentCache
 from roost.isolation.egress.documents import DocumentCache
 from roost.isolation.egress.fetch import Fetcher
+from roost.isolation.egress.guard import UNGUARDED, Guard
 from roost.isolation.egress.pages import IndexFile
+from roost.isolation.egress.refusal import Refused
 from roost.isolation.egress.routes import (
     Package,
     PackageFile,
@@ -82,10 +84,12 @@ class IndexProxy:
         packages: Iterable[str],
         on_bytes: Callable[[int], None] = lambda _: None,
         on_request: Callable[[str, bool], None] = lambda path, allowed: None,
+        guard: Guard = UNGUARDED,
     ) -> RoomIndex:
         """The ASGI application of one room that may use the named indexes. `on_bytes` is told what it is about to be
-        sent; it may raise Throttled. `on_request` is told each path that was asked for, and whether it may be."""
-        return RoomIndex(self, frozenset(packages), on_bytes, on_request)
+        sent; it may raise Throttled. `on_request` is told each path that was asked for, and whether it may be; `guard`
+        has the room's labels."""
+        return RoomIndex(self, frozenset(packages), on_bytes, on_request, guard)
 
     async def close(self) -> None:
         """End the connections to the indexes. Rooms must be detached before."""
@@ -158,7 +162,9 @@ class RoomIndex:
         packages: frozenset[str],
         on_bytes: Callable[[int], None],
         on_request: Callable[[str, bool], None],
+        guard: Guard,
     ) -> None:
+        self._guard = guard
         self._proxy = proxy
         self._packages = packages
         self._on_bytes = on_bytes
@@ -194,7 +200,10 @@ class RoomIndex:
             return
         try:
             async with self._slots:
+                await self._guard.packages()
                 await self._serve(route, _headers(scope), send, body=method == "GET")
+        except Refused as refused:
+            await _refuse(send, refused.status, refused.message)
         except RoostError as error:
             status = 502 if error.status == 503 else error.status
             if status >= 500:

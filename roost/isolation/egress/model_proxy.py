@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,7 +17,11 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from roost.model.errors import InvalidArgument
+from roost.isolation.egress.budget import Budget
+from roost.isolation.egress.injector import Vault, fill_for
+from roost.isolation.egress.placeholders import names
+from roost.isolation.egress.refusal import Refused
+from roost.model.errors import InvalidArgument, RoostError
 
 log = logging.getLogger(__name__)
 
@@ -78,11 +83,27 @@ class ModelProxy:
         endpoint: ModelEndpoint,
         client: httpx.AsyncClient,
         on_request: Callable[[str, bool], None] = lambda path, allowed: None,
+        *,
+        vault: Vault | None = None,
+        admit: Callable[[str], Awaitable[str]] | None = None,
+        on_call: Callable[[], None] = lambda: None,
+        on_bytes: Callable[[int], None] = lambda count: None,
+        budget: Budget | None = None,
+        said: Callable[[], Mapping[str, str]] = dict,
     ) -> None:
-        """`on_request` is told each path that was asked for, and whether it may be."""
+        """`on_request` is told each path that was asked for, and whether it may be. `vault` has the secret that the
+        endpoint's key may be a placeholder of; `admit` raises RoostError when the endpoint may not be connected to;
+        `on_call` and `on_bytes`, which are told of each request and of what goes either way, when that is too much;
+        `budget` is the room's own; `said` are fields that its requests get."""
+        self._budget = budget or Budget(time.monotonic)
         self._endpoint = endpoint
         self._client = client
         self._on_request = on_request
+        self._vault = vault
+        self._admit = admit
+        self._on_call = on_call
+        self._on_bytes = on_bytes
+        self._said = said
         self._slots = asyncio.Semaphore(MAX_REQUESTS)
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
@@ -122,25 +143,56 @@ class ModelProxy:
         self, method: str, operation: str, headers: dict[bytes, bytes], body: AsyncIterator[bytes] | None, send: Send
     ) -> None:
         passed = [(name, value) for name, value in headers.items() if name in _PASSED_REQUEST]
-        if self._endpoint.api_key:
-            passed.append((b"authorization", f"Bearer {self._endpoint.api_key}".encode()))
+        try:
+            self._budget.call()
+            self._on_call()
+            self._on_bytes(_announced(headers))
+            key = await self._key()
+            if self._admit is not None:
+                await self._admit(self._endpoint.base_url)
+        except Refused as refused:
+            await _refuse(send, refused.status, refused.message)
+            return
+        except RoostError as error:
+            await _refuse(send, error.status, error.message, retry_after=error.retry_after)
+            return
+        passed += [(name.encode(), value.encode()) for name, value in self._said().items()]
+        if key:
+            passed.append((b"authorization", f"Bearer {key}".encode()))
         url = f"{self._endpoint.base_url.rstrip('/')}/{operation}"
         started = False
         try:
             async with self._client.stream(method, url, content=body, headers=passed) as reply:
+                self._budget.ended(failed=reply.status_code == 429 or reply.status_code >= 500)
                 kept = [(k.encode(), v.encode()) for k, v in reply.headers.items() if k in _PASSED_RESPONSE]
                 await send({"type": "http.response.start", "status": reply.status_code, "headers": kept})
                 started = True
-                await _stream(reply.aiter_bytes(), send)
+                await _stream(self._counted(reply.aiter_bytes()), send)
         except _Left:
             return
         except _TooLarge:
             await _refuse_too_large(send)
         except httpx.HTTPError as error:
             log.info("the model's endpoint failed: %s", type(error).__name__)
+            self._budget.ended(failed=True)
             if started:
                 raise  # the server breaks the connection: a cut reply must not look complete
             await _refuse(send, 502, f"The model's endpoint can't be reached ({type(error).__name__}).")
+
+    async def _counted(self, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+        """Raises RoostError in the middle: the server breaks the connection then."""
+        async for chunk in chunks:
+            self._on_bytes(len(chunk))
+            yield chunk
+
+    async def _key(self) -> str:
+        """Raises Refused when it is a secret's, which is not for this endpoint."""
+        key = self._endpoint.api_key
+        if self._vault is None or not names([key]):
+            return key
+        parts = urlsplit(self._endpoint.base_url)
+        tls = parts.scheme == "https"
+        return await fill_for(key, self._vault, parts.hostname or "", parts.port or (443 if tls else 80), tls=tls)
 
 
 def _announced(headers: Mapping[bytes, bytes]) -> int:
@@ -184,9 +236,11 @@ async def _refuse_too_large(send: Send) -> None:
     await _refuse(send, 413, f"A request to the model has at most {MAX_REQUEST >> 20} MiB.")
 
 
-async def _refuse(send: Send, status: int, message: str) -> None:
+async def _refuse(send: Send, status: int, message: str, *, retry_after: float | None = None) -> None:
     """An error in OpenAI's shape."""
     body = json.dumps({"error": {"message": message, "type": "roost_proxy_error"}}).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    if retry_after is not None:
+        headers.append((b"retry-after", b"%d" % max(1, round(retry_after))))
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})

@@ -5,7 +5,7 @@
     *                              every name and address, at every port
     example.com:5432               at this port; but for 80 and 443, what is said there is not looked into
     192.0.2.0/24                   addresses, at every port
-    GET,HEAD example.com/v1/*      plain HTTP of this kind alone
+    GET,HEAD example.com/v1/*      requests of this kind alone
 
 An address of this machine's networks is never reached by these: who runs the server opens those (`Reach`).
 """
@@ -35,7 +35,7 @@ class Rule:
     name: str = ""
     network: Network | None = None
     ports: frozenset[int] = frozenset()
-    methods: frozenset[str] = frozenset()  # of plain HTTP, which nobody sees in a tunnel
+    methods: frozenset[str] = frozenset()  # of requests, which nobody sees in a tunnel that is not looked into
     path: str = ""  # the same; "*" stands for anything
 
     @property
@@ -47,9 +47,9 @@ class Rule:
             return False
         return self._fits_host(target) and (not self.of_http or self._fits_request(target))
 
-    def may_fit(self, name: str, port: int) -> bool:
-        """Whether it can be about a name that is not resolved yet."""
-        if self.ports and port not in self.ports:
+    def may_fit(self, name: str, port: int | None) -> bool:
+        """Whether it can be about a name that is not resolved yet; None is any port."""
+        if self.ports and port is not None and port not in self.ports:
             return False
         return self.network is not None or self._fits_name(name)
 
@@ -85,20 +85,33 @@ class Target:
 
 @dataclass(frozen=True, kw_only=True)
 class Policy:
-    """`allow` wins over `deny`, as E2B has it; `otherwise` is allowed where neither says anything."""
+    """`allow` wins over `deny`, as E2B has it; `otherwise` is allowed where neither says anything. `most_bytes` go
+    either way in a room's life, over `most_connections` at once; 0 leaves it at what every room may."""
 
     allow: tuple[Rule, ...] = ()
     deny: tuple[Rule, ...] = ()
     otherwise: tuple[Rule, ...] = ()
+    most_bytes: int = 0
+    most_connections: int = 0
 
     @property
     def opens(self) -> bool:
         """Whether anything may be reached at all."""
         return bool(self.allow or self.otherwise)
 
-    def may_resolve(self, name: str, port: int) -> bool:
-        """Whether the name is worth a look; no other is ever told to a resolver."""
+    @property
+    def has_requests(self) -> bool:
+        """Whether any rule is about methods or paths."""
+        return any(rule.of_http for rule in (*self.allow, *self.otherwise))
+
+    def may_resolve(self, name: str, port: int | None) -> bool:
+        """Whether the name is worth a look, at that port or (None) at any; no other is ever told to a resolver."""
         return any(rule.may_fit(name, port) for rule in (*self.allow, *self.otherwise))
+
+    def is_of_requests(self, name: str, port: int) -> bool:
+        """Whether it depends on methods and paths what may be reached there."""
+        about = [rule.of_http for rule in (*self.allow, *self.otherwise) if rule.may_fit(name, port)]
+        return bool(about) and all(about)
 
     def allows(self, target: Target) -> bool:
         """Of a target whose address is known."""

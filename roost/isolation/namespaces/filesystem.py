@@ -12,13 +12,14 @@ import stat
 
 from roost.isolation import linux
 from roost.isolation.namespaces import spare
+from roost.isolation.namespaces.borrowed import borrow_devices
 from roost.isolation.namespaces.overlays import LAYER, Overlays
 from roost.isolation.namespaces.policy import RoomPolicy
-from roost.isolation.namespaces.request import Request
+from roost.isolation.namespaces.request import Order, Request
 from roost.isolation.namespaces.targets import DIRECTORY, attach, open_directory
 
 _SAFE = linux.MOUNT_ATTR_NOSUID | linux.MOUNT_ATTR_NODEV
-_DEVICES = {"null": (1, 3), "zero": (1, 5), "full": (1, 7), "random": (1, 8), "urandom": (1, 9), "tty": (5, 0)}
+DEVICES = {"null": (1, 3), "zero": (1, 5), "full": (1, 7), "random": (1, 8), "urandom": (1, 9), "tty": (5, 0)}
 _DEVICE_LINKS = {
     "fd": "/proc/self/fd",
     "stdin": "/proc/self/fd/0",
@@ -29,13 +30,14 @@ _DEVICE_LINKS = {
 _OTHERS = 0o007  # permission bits for everyone else
 _TTY_GROUP = 5
 _PTYS = 64
-_RUN_MB = 16
+RUN_MB = 16
 _ANY = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
-def make_root(request: Request, policy: RoomPolicy) -> None:
-    """Put the room's file system together at /.room/root."""
-    userns = request.userns if policy.user_namespace else None
+def make_root(request: Request, policy: RoomPolicy, lower: tuple[int, ...] = ()) -> None:
+    """Put together at /.room/root what the room's file system has whoever it is for; it is the working directory
+    then. With a kernel of its own, that provides /proc, /dev and /run."""
+    userns = request.userns if policy.idmapped else None
     owner = request.base if policy.user_namespace else 0
     # Files made from here on belong to the room's root; capabilities stay, for the overlay works with this
     # process' credentials as they are when it is mounted.
@@ -43,24 +45,36 @@ def make_root(request: Request, policy: RoomPolicy) -> None:
     linux.set_fs_ids(owner, owner)
     os.umask(0o022)
     safe = linux.MOUNT_ATTR_NODEV | (linux.MOUNT_ATTR_NOSUID if policy.no_setuid else 0)
-    overlays = Overlays(request, userns, safe)
+    overlays = Overlays(request.layer, lower, userns, safe, by_user=policy.by_user)
     if request.kept:
         spare.release(LAYER)
     root = overlays.root()
     for number, target in enumerate(request.binds):
         overlays.bind(root, number, target)
-    _proc(root, policy, _devices(root, request, owner))
-    _tmpfs(root, "run", size=f"{_RUN_MB}m", mode="755", inodes=4096, owner=owner)
+    if request.kernel is None:
+        _proc(root, policy, _devices(root, request, owner, policy))
+        _tmpfs(root, "run", size=f"{RUN_MB}m", mode="755", inodes=4096, owner=owner)
+    else:
+        for name in ("proc", "sys", "dev", "run"):
+            os.close(open_directory(root, name))
     _sticky(root, "tmp")
     _bundle(root, userns)
-    for mount_fd, mount in zip(request.mount_fds, request.mounts, strict=True):
+    os.fchdir(root)
+
+
+def furnish(request: Request, order: Order, policy: RoomPolicy) -> int:
+    """Put in what is this room's own; the working directory is its root, which is returned, opened."""
+    userns = request.userns if policy.idmapped else None
+    root = os.open(".", DIRECTORY)
+    safe = linux.MOUNT_ATTR_NODEV | (linux.MOUNT_ATTR_NOSUID if policy.no_setuid else 0)
+    for mount_fd, mount in zip(order.mount_fds, order.mounts, strict=True):
         attributes = safe | (linux.MOUNT_ATTR_RDONLY if mount["read_only"] else 0)
         linux.set_mount_attributes(mount_fd, attributes, userns if mount["idmap"] else None)
         attach(mount_fd, open_directory(root, mount["target"]))
-    _network_files(root, request.hostname)
+    _network_files(root, order.hostname)
     if request.kept:
         spare.keep(LAYER)
-    os.fchdir(root)
+    return root
 
 
 def _tmpfs(root: int, target: str, *, size: str, mode: str, inodes: int, owner: int, devices: bool = False) -> int:
@@ -72,16 +86,20 @@ def _tmpfs(root: int, target: str, *, size: str, mode: str, inodes: int, owner: 
     return opened
 
 
-def _devices(root: int, request: Request, owner: int) -> int:
+def _devices(root: int, request: Request, owner: int, policy: RoomPolicy) -> int:
     """A /dev of the room's own; it returns /dev, opened."""
     dev = _tmpfs(root, "dev", size="64k", mode="755", inodes=64, owner=owner, devices=True)
-    os.umask(0)
-    for name, (major, minor) in _DEVICES.items():
-        os.mknod(name, stat.S_IFCHR | 0o666, os.makedev(major, minor), dir_fd=dev)
-    os.umask(0o022)
+    if policy.by_user:
+        borrow_devices(tuple(DEVICES), "/dev", dev)
+    else:
+        os.umask(0)
+        for name, (major, minor) in DEVICES.items():
+            os.mknod(name, stat.S_IFCHR | 0o666, os.makedev(major, minor), dir_fd=dev)
+        os.umask(0o022)
     for name, target in _DEVICE_LINKS.items():
         os.symlink(target, name, dir_fd=dev)
-    terminals = {"ptmxmode": "666", "mode": "620", "gid": str(owner + _TTY_GROUP), "max": str(_PTYS)}
+    group = owner if policy.by_user else owner + _TTY_GROUP  # who has few ids has no such group
+    terminals = {"ptmxmode": "666", "mode": "620", "gid": str(group), "max": str(_PTYS)}
     attach(linux.new_mount("devpts", {**terminals}, linux.MOUNT_ATTR_NOSUID), open_directory(dev, "pts"))
     _tmpfs(dev, "shm", size=f"{request.shm_mb}m", mode="1777", inodes=4096, owner=owner)
     return dev

@@ -6,29 +6,34 @@ import asyncio
 import contextlib
 import itertools
 import socket
-import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from roost.isolation.namespaces import wire
+from roost.isolation.namespaces.within import python, within
 from roost.model.errors import Unavailable
 
 _IN_FLIGHT = 8  # requests; their messages fit the socket's buffer
 _START_TIMEOUT_S = 60.0
 _REPLY_TIMEOUT_S = 10.0  # a fork takes milliseconds; what is silent for so long is given up
 _STOP_TIMEOUT_S = 5.0
+_LAST_WORDS_S = 1.0
 _STDERR_LIMIT = 16 << 10
 
 Reply = tuple[dict[str, Any], list[int]]
 
 
 class Helper:
-    """One process of `roost.isolation.namespaces.<module>`, run by this interpreter. Serves requests in order."""
+    """One process of `roost.isolation.namespaces.<module>`, run by this interpreter. Serves requests in order.
 
-    def __init__(self, module: str, setup: Sequence[dict[str, Any]] = ()) -> None:
+    `realm`: a user namespace that it is in, as its root; None: where the server is.
+    """
+
+    def __init__(self, module: str, setup: Sequence[dict[str, Any]] = (), *, realm: int | None = None) -> None:
         self._module = module
         self._setup = setup
+        self._realm = realm
         self._sock: socket.socket | None = None
         self._process: asyncio.subprocess.Process | None = None
         self._pending: dict[int, asyncio.Future[Reply]] = {}
@@ -49,13 +54,14 @@ class Helper:
             with theirs:
                 for message in self._setup:
                     wire.send(ours, message)
+                command = python(f"roost.isolation.namespaces.{self._module}", str(theirs.fileno()))
+                realm = [] if self._realm is None else [self._realm]
                 self._process = await asyncio.create_subprocess_exec(
-                    *(sys.executable, "-P", "-S", "-s", "-B", "-m"),
-                    *(f"roost.isolation.namespaces.{self._module}", str(theirs.fileno())),
+                    *within(self._realm, command),
                     stdin=asyncio.subprocess.DEVNULL,
                     stdout=asyncio.subprocess.DEVNULL,
                     stderr=asyncio.subprocess.PIPE,
-                    pass_fds=[theirs.fileno()],
+                    pass_fds=[theirs.fileno(), *realm],
                     env={"PYTHONPATH": str(Path(__file__).parents[3])},
                     cwd="/",
                     start_new_session=True,
@@ -162,5 +168,34 @@ class Helper:
             with contextlib.suppress(ProcessLookupError):
                 process.kill()
             await process.wait()
-        lines = (await process.stderr.read(_STDERR_LIMIT)).decode(errors="replace").strip().splitlines()
+        said = b""
+        with contextlib.suppress(TimeoutError):  # what it left behind may hold the other end
+            said = await asyncio.wait_for(process.stderr.read(_STDERR_LIMIT), _LAST_WORDS_S)
+        lines = said.decode(errors="replace").strip().splitlines()
         return lines[-1] if lines else ""
+
+
+class Standing:
+    """A helper that is there when it is asked for: started by the first who does, and anew when it has ended."""
+
+    def __init__(self, module: str, start: Callable[[str], Helper] = Helper) -> None:
+        self._module = module
+        self._new = start
+        self._helper: Helper | None = None
+        self._starting = asyncio.Lock()  # one for all who find it gone
+
+    async def get(self) -> Helper:
+        """Raises Unavailable with what it said."""
+        async with self._starting:
+            if self._helper is None or not self._helper.alive:
+                await self.close()
+                helper = self._new(self._module)
+                await helper.start()
+                self._helper = helper
+            return self._helper
+
+    async def close(self) -> None:
+        """End the process. What it made lives on."""
+        helper, self._helper = self._helper, None
+        if helper is not None:
+            await helper.close()

@@ -2,7 +2,7 @@
 
 The network namespace belongs to the host's user namespace, so a room's root has no power over it; `lo` is up in it and
 any port may be bound. Runs as root: python -m roost.isolation.namespaces.maker SOCKET_FD
-Each request is `{"id", "base"}`; the reply carries `{"id"}` and the two descriptors, or `{"id", "error"}`.
+Each request is `{"id", "base", "ids"}`; the reply carries `{"id"}` and the two descriptors, or `{"id", "error"}`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def serve(sock: socket.socket) -> None:
         message, fds = received
         wire.close_all(fds)
         try:
-            made = make_namespaces(message["base"])
+            made = make_namespaces(message["base"], message["ids"])
         except OSError as error:
             wire.send(sock, {"id": message["id"], "error": str(error.strerror)})
             continue
@@ -36,11 +36,11 @@ def serve(sock: socket.socket) -> None:
         wire.close_all(made)
 
 
-def make_namespaces(base: int) -> list[int]:
-    """Descriptors of a user namespace that maps 0..65535 to `base`.., and of a network namespace."""
+def make_namespaces(base: int, ids: int = IDS) -> list[int]:
+    """Descriptors of a user namespace that maps ids from 0 on to `base`.., and of a network namespace."""
     opened = [_network()]
     try:
-        opened.insert(0, _users(base))
+        opened.insert(0, _users(base, ids))
     except OSError:
         wire.close_all(opened)
         raise
@@ -56,11 +56,21 @@ def _network() -> int:
     return os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
 
 
-def _users(base: int) -> int:
-    pid = linux.start_sleeper(linux.CLONE_NEWUSER, _SLEEP_S)
+def _users(base: int, ids: int) -> int:
+    """A user namespace whose owner is the range's first id: what the kernel counts by user (inotify, message queues,
+    signals that wait, locked memory) it counts for a namespace's owner too, and rooms of one owner would use up each
+    other's and the host's root's. Outside, nobody is that user."""
+    os.setegid(base)
+    os.seteuid(base)
+    try:
+        pid = linux.start_sleeper(linux.CLONE_NEWUSER, _SLEEP_S)
+    finally:
+        os.seteuid(0)
+        os.setegid(0)
+        linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGKILL)  # a change of the user takes it back
     try:
         for table in ("uid_map", "gid_map"):
-            Path(f"/proc/{pid}/{table}").write_text(f"0 {base} {IDS}")
+            Path(f"/proc/{pid}/{table}").write_text(f"0 {base} {ids}")
         return os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
     finally:
         os.kill(pid, signal.SIGKILL)

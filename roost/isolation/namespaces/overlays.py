@@ -10,7 +10,6 @@ import contextlib
 import os
 
 from roost.isolation import linux
-from roost.isolation.namespaces.request import Request
 from roost.isolation.namespaces.targets import DIRECTORY, attach, open_directory
 
 LAYER = "/.room/layer"
@@ -18,17 +17,29 @@ _BELOW = "/.room/below"
 _TREES = "/.room/lower"
 
 
-class Overlays:
-    """`attributes` are those of every mount; `userns` maps ids of what is on the disks, if it is given."""
+def options(*, by_user: bool) -> dict[str, str | None]:
+    """How an overlay notes what it hides. A user who is not root can't write the attributes that are only root's; with
+    those of his own there are no redirects, so a directory of the template can't be renamed (EXDEV)."""
+    if by_user:
+        return {"userxattr": None}
+    return {"metacopy": "off", "redirect_dir": "on", "index": "off"}  # redirects: else renaming one fails
 
-    def __init__(self, request: Request, userns: int | None, attributes: int) -> None:
+
+class Overlays:
+    """`layer` and those below it, `lower`, newest first, are detached mounts. `attributes` are those of every mount;
+    `userns` maps ids of what is on the disks, if it is given. `by_user`: made by a user who is not root."""
+
+    def __init__(
+        self, layer: int, lower: tuple[int, ...], userns: int | None, attributes: int, *, by_user: bool = False
+    ) -> None:
         self._userns = userns
+        self._options = options(by_user=by_user)
         self._attributes = attributes
-        self._layers = len(request.lower)
-        linux.set_mount_attributes(request.layer, attributes, userns)
-        attach(request.layer, os.open(LAYER, DIRECTORY))
-        if request.lower:
-            self._attach_layers(request.lower)
+        self._layers = len(lower)
+        linux.set_mount_attributes(layer, attributes, userns)
+        attach(layer, os.open(LAYER, DIRECTORY))
+        if lower:
+            self._attach_layers(lower)
 
     def _attach_layers(self, mounts: tuple[int, ...]) -> None:
         """Whole layers at `/.room/below/<number>`, the newest first; what overlays need of them goes beside."""
@@ -56,15 +67,12 @@ class Overlays:
         for part in (f"{LAYER}/{name}", f"{LAYER}/{name}/upper", f"{LAYER}/{name}/work"):
             with contextlib.suppress(FileExistsError):
                 os.mkdir(part)  # noqa: PTH102 - pathlib's many functions would each cost the new process memory
-        options = {
+        layers = {
             "lowerdir": ":".join([*self._lower(name), f"{_TREES}/{tree}"]),
             "upperdir": f"{LAYER}/{name}/upper",
             "workdir": f"{LAYER}/{name}/work",
-            "metacopy": "off",
-            "redirect_dir": "on",  # else renaming a directory of the template fails
-            "index": "off",
         }
-        merged = linux.new_mount("overlay", {**options}, self._attributes)
+        merged = linux.new_mount("overlay", {**layers, **self._options}, self._attributes)
         opened = os.open(".", DIRECTORY, dir_fd=merged)
         attach(merged, target)
         return opened

@@ -50,8 +50,16 @@ class RoomPolicy:
     no_new_privileges: bool = True
     no_setuid: bool = True  # no file system of the room honours setuid bits
     user_namespace: bool = True  # False: root in the room is root of the host
+    #: Made by a user who is not root, in a user namespace of the server's: the room's ids are few and the same as other
+    #: rooms', so nothing is idmapped; devices are the host's nodes; the user's groups can't be given up.
+    by_user: bool = False
     landlock: bool = True  # where the kernel has it
     capabilities: frozenset[int] = frozenset()  # kept by every room, beside what it is asked for with
+
+    @property
+    def idmapped(self) -> bool:
+        """Whether what is on the disk with ids 0..65535 is shown with the room's."""
+        return self.user_namespace and not self.by_user
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -62,6 +70,7 @@ class RoomPolicy:
             "no_new_privileges": self.no_new_privileges,
             "no_setuid": self.no_setuid,
             "user_namespace": self.user_namespace,
+            "by_user": self.by_user,
             "landlock": self.landlock,
             "capabilities": sorted(self.capabilities),
         }
@@ -76,6 +85,7 @@ class RoomPolicy:
             no_new_privileges=data["no_new_privileges"],
             no_setuid=data["no_setuid"],
             user_namespace=data["user_namespace"],
+            by_user=data["by_user"],
             landlock=data["landlock"],
             capabilities=frozenset(data["capabilities"]),
         )

@@ -6,13 +6,15 @@ import asyncio
 import contextlib
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Hashable
 from functools import partial
 from typing import Generic, TypeVar
 
 from roost.model.errors import RoostError
 
+K = TypeVar("K", bound=Hashable)
 T = TypeVar("T")
+Release = Callable[[T], Awaitable[None] | None]
 #: Longer than a room takes from its making until its guest has answered.
 _SETTLE_S = 0.05
 
@@ -48,9 +50,7 @@ class Quiet:
 class Pool(Generic[T]):
     """Keeps `ahead` things ready. An empty pool makes one on demand."""
 
-    def __init__(
-        self, make: Callable[[], Awaitable[T]], release: Callable[[T], None], *, ahead: int, quiet: Quiet
-    ) -> None:
+    def __init__(self, make: Callable[[], Awaitable[T]], release: Release[T], *, ahead: int, quiet: Quiet) -> None:
         self._make = make
         self._release = release
         self._ahead = ahead
@@ -89,34 +89,38 @@ class Pool(Generic[T]):
             begun = (task for task in (self._refilling, self._making) if task is not None)
             await asyncio.gather(*begun, return_exceptions=True)
         while self._ready:
-            self._release(self._ready.popleft())
+            # What can't be released does not keep the rest.
+            with contextlib.suppress(RoostError):
+                released = self._release(self._ready.popleft())
+                if released is not None:
+                    await released
 
 
-class Sizes(Generic[T]):
-    """A pool for each of the sizes that were asked for last."""
+class Pools(Generic[K, T]):
+    """A pool for each of the kinds that were asked for last."""
 
     def __init__(
-        self, make: Callable[[int], Awaitable[T]], release: Callable[[T], None], *, ahead: int, most: int, quiet: Quiet
+        self, make: Callable[[K], Awaitable[T]], release: Release[T], *, ahead: int, most: int, quiet: Quiet
     ) -> None:
-        """`most` sizes have a pool."""
+        """`most` kinds have a pool."""
         self._make = make
         self._release = release
         self._ahead = ahead
         self._most = most
         self._quiet = quiet
-        self._pools: dict[int, Pool[T]] = {}
+        self._pools: dict[K, Pool[T]] = {}
 
-    async def take(self, size: int) -> T:
+    async def take(self, kind: K) -> T:
         """As `Pool.take`."""
-        pool = self._pools.get(size)
+        pool = self._pools.pop(kind, None)
         if pool is None:
             if len(self._pools) >= self._most:
                 await self._pools.pop(next(iter(self._pools))).close()
-            make = partial(self._make, size)
-            pool = self._pools[size] = Pool(make, self._release, ahead=self._ahead, quiet=self._quiet)
+            pool = Pool(partial(self._make, kind), self._release, ahead=self._ahead, quiet=self._quiet)
+        self._pools[kind] = pool  # the last one
         return await pool.take()
 
     async def close(self) -> None:
-        """Release what is ready, of all sizes."""
+        """Release what is ready, of all kinds."""
         while self._pools:
             await self._pools.popitem()[1].close()

@@ -1,4 +1,5 @@
-"""Whether this machine can make rooms of namespaces, and the command that mends what is missing. Changes nothing."""
+"""Whether this machine can make rooms of namespaces, and the command that mends what is missing. Where nothing is,
+one is made. Leaves nothing."""
 
 from __future__ import annotations
 
@@ -10,8 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from roost.isolation import landlock, seccomp
+from roost.isolation.boot import boot
 from roost.isolation.cgroups import parse_mounts
 from roost.isolation.driver import Preflight
+from roost.isolation.namespaces.driver import NamespacesDriver
 from roost.model.errors import Unavailable
 
 LEVEL = "Linux namespaces, a user namespace per room, no capabilities, a system call allow-list, cgroup limits"
@@ -37,8 +40,10 @@ class Found:
 
 
 def preflight() -> Preflight:
-    """Look at this machine."""
+    """Look at this machine, and try. Takes some seconds."""
     found = problems(_look())
+    if not found and (problem := boot(lambda data, _, bundle: NamespacesDriver(data, bundle))):
+        found = (problem,)
     wall = "Landlock" if landlock.abi() >= landlock.OLDEST else "no Landlock (Linux 5.19 with it switched on has it)"
     return Preflight(usable=not found, level=f"{LEVEL}, {wall}", problems=found)
 
@@ -46,7 +51,7 @@ def preflight() -> Preflight:
 def problems(found: Found) -> tuple[str, ...]:
     """What keeps rooms from being made, each with what mends it. Pure."""
     checks = (
-        (found.root, "Rooms take root: sudo roost serve."),
+        (found.root, "These rooms take root: sudo roost serve."),
         (
             found.privileged or not found.root,
             "Root has no CAP_SYS_ADMIN here: start the container with --privileged, or run on the host.",

@@ -4,20 +4,31 @@ from __future__ import annotations
 
 import asyncio
 import os
-import select
-from collections.abc import Callable, Mapping
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
+from roost.isolation import linux
 from roost.isolation.cgroups import Cgroup
 from roost.isolation.disks import Disks
 from roost.isolation.drafts import Draft
-from roost.isolation.driver import Usage
+from roost.isolation.driver import Branch, Usage, WholeCopy
+from roost.isolation.namespaces.live import Contexts, is_busy
 from roost.model.errors import InvalidArgument, Unavailable
 
 SOCKETS = ("guest.sock", "app.sock")
+COPIES = "copies.sock"  # where a kernel of the room's own is asked for copies
+NO_SHADOWS = "its contexts have no shadows, as after a restart of the server, or with sandbox_live = false"
 _KILL_TIMEOUT_S = 10.0
+
+
+class Whole(Protocol):
+    """Copies of all that is in a room but its files. See `gvisor.checkpoints`."""
+
+    lack: str  # why there can be none
+
+    def taken(self, pid: int, memory_bytes: int) -> AbstractAsyncContextManager[tuple[WholeCopy, tuple[str, ...]]]: ...
 
 
 class NamespacesRoom:
@@ -26,6 +37,7 @@ class NamespacesRoom:
     def __init__(
         self,
         *,
+        driver: str,
         id: str,
         pid: int,
         pidfd: int,
@@ -34,7 +46,9 @@ class NamespacesRoom:
         layer: Path | None,
         disks: Disks,
         on_gone: Callable[[], None],
+        contexts: Contexts | None = None,
     ) -> None:
+        self._driver = driver
         self.id = id
         self.pid = pid
         self._pidfd = pidfd
@@ -43,19 +57,23 @@ class NamespacesRoom:
         self._layer = layer
         self._disks = disks
         self._on_gone = on_gone
+        self.whole: Whole | None = None  # set by the driver whose kernel the room has
+        self._contexts = contexts
+        if contexts is not None:
+            contexts.still = self._still
         self._started = start_time(pid)
         self._last_usage: Usage | None = None
         self._ended = asyncio.Event()
         self._destroying = asyncio.Lock()
         self._stilling = asyncio.Lock()
-        self._copying: asyncio.Future[Draft] | None = None
+        self._copying: asyncio.Future[None] | None = None
         self._gone = False
         asyncio.get_running_loop().add_reader(pidfd, self._on_exit)
 
     @property
     def handle(self) -> Mapping[str, Any]:
         return {
-            "driver": "namespaces",
+            "driver": self._driver,
             "id": self.id,
             "pid": self.pid,
             "started": self._started,
@@ -87,36 +105,149 @@ class NamespacesRoom:
         async with self._stilling:
             await self._cgroup.thaw()
 
-    async def snapshot(self, target: Path) -> None:
-        """The room stands still while its disk is synchronised and copied, for a minute at most."""
-        if self._layer is None:
-            raise InvalidArgument(f"The room {self.id} has no layer of its own to take a snapshot of.")
+    async def snapshot(self, target: Path, beside: Mapping[Path, Path] | None = None) -> None:
+        """The room stands still while its disks are synchronised and copied, for a minute at most."""
+        await self._copy(target, beside)
+
+    async def rest(self) -> bool:
+        """Paused with its memory, it is at rest."""
+        if self._contexts is None or self._cgroup.is_frozen():
+            return True
+        async with self._contexts.standing_still() as (_, lost):
+            return not is_busy(lost)
+
+    def anonymous(self) -> int:
+        """Now."""
+        return self._cgroup.anonymous()
+
+    async def branch(
+        self,
+        target: Path,
+        beside: Mapping[Path, Path] | None = None,
+        *,
+        keep: bool = False,
+        now: bool = False,
+    ) -> Branch:
+        """Its memory while its disks are copied. If its files can't be, nothing is."""
+        if self.whole is not None:
+            return await self._branch_whole(self.whole, target, beside)
+        if self._contexts is None:
+            await self._copy(target, beside)
+            return Branch(lost=(NO_SHADOWS,))
+        if self._cgroup.is_frozen():
+            await self._copy(target, beside)
+            return Branch(lost=("its contexts stand still, and can't get ready to be copied",))
+        contexts, made = self._contexts, Branch()
+        async with contexts.standing_still(now=now) as (still, lost):
+
+            async def memory() -> None:
+                copies, others = await contexts.copied(still, keep=keep)
+                made.copies, made.lost, made.busy = tuple(copies), (*lost, *others), is_busy(lost)
+
+            try:
+                await self._copy(target, beside, memory)
+            except BaseException:
+                await made.close()
+                raise
+        return made
+
+    @property
+    def lets_go(self) -> bool:
+        return self.whole is not None and not self.whole.lack and not self._cgroup.is_frozen()
+
+    async def _branch_whole(self, whole: Whole, target: Path, beside: Mapping[Path, Path] | None) -> Branch:
+        if self._cgroup.is_frozen():
+            await self._copy(target, beside)
+            return Branch(lost=("it stands still, and can't get ready to be copied",))
+        made = Branch()
+        async with AsyncExitStack() as taken:
+            try:
+                made.whole, made.lost = await taken.enter_async_context(
+                    whole.taken(self.pid, self._cgroup.usage().memory_bytes)
+                )
+            except Unavailable as error:
+                made.lost, made.busy = (error.message,), is_busy([error.message])
+            await self._copy(target, beside)
+        return made
+
+    @asynccontextmanager
+    async def _still(self) -> AsyncIterator[None]:
+        """The room stands still; it is as it was afterwards."""
         async with self._stilling, AsyncExitStack() as still:
             if not self._cgroup.is_frozen():
                 still.push_async_callback(self._cgroup.thaw)
                 await self._cgroup.freeze()
-            self._copying = asyncio.ensure_future(self._disks.draft(self._layer, target))
-            ended = Unavailable(f"The room {self.id} ended while a snapshot of it was taken.")
-            try:
-                draft = await self._copying
-            except asyncio.CancelledError:
-                if not self._ended.is_set() or _is_cancelled():
-                    raise
-                raise ended from None
-            finally:
-                self._copying = None
-            if self._has_ended():
+            yield
+
+    async def _copy(
+        self,
+        target: Path,
+        beside: Mapping[Path, Path] | None = None,
+        memory: Callable[[], Awaitable[None]] | None = None,
+    ) -> None:
+        """All of it is of the moment at which the room stands still. `memory` copies that while its disks are copied,
+        of which either all come to be, or none."""
+        if self._layer is None:
+            raise InvalidArgument(f"The room {self.id} has no layer of its own to take a snapshot of.")
+        wanted = {self._layer: target, **(beside or {})}
+        ended = Unavailable(f"The room {self.id} ended while a snapshot of it was taken.")
+        drafts: list[Draft] = []
+        try:
+            async with self._still():
+                try:
+                    await self._draft(wanted, drafts, memory)
+                except asyncio.CancelledError:
+                    if not self._ended.is_set() or _is_cancelled():
+                        raise
+                    raise ended from None
+                finally:
+                    self._copying = None
+                if self._has_ended():
+                    raise ended
+            await _publish(zip(drafts, wanted.values(), strict=True))
+        finally:
+            for draft in drafts:
                 draft.discard()
-                raise ended
-        await draft.publish()
+
+    async def _draft(
+        self, wanted: Mapping[Path, Path], drafts: list[Draft], memory: Callable[[], Awaitable[None]] | None
+    ) -> None:
+        async def copy() -> None:
+            for source, target in wanted.items():
+                drafts.append(await self._disks.draft(source, target))
+
+        copying = self._copying = asyncio.ensure_future(copy())
+        try:
+            if memory is not None:
+                await memory()
+        except BaseException:
+            copying.cancel()
+            await asyncio.gather(copying, return_exceptions=True)
+            raise
+        await copying
 
     def _has_ended(self) -> bool:
         """Also when the event loop has not heard of it yet."""
-        if self._ended.is_set():
-            return True
-        poll = select.poll()
-        poll.register(self._pidfd, select.POLLIN)
-        return bool(poll.poll(0))
+        return self._ended.is_set() or linux.has_ended(self._pidfd)
+
+    @property
+    def pidfd(self) -> int:
+        """Of its init; the room's. Raises Unavailable if it has ended."""
+        if self._pidfd < 0:
+            raise Unavailable(f"The room {self.id} has ended.")
+        return self._pidfd
+
+    def network(self) -> int:
+        """A descriptor of its network namespace. Raises Unavailable if it has ended."""
+        ended = Unavailable(f"The room {self.id} has ended.")
+        try:
+            netns = os.open(f"/proc/{self.pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise ended from error
+        if self._has_ended():  # then the number may have been another's already
+            os.close(netns)
+            raise ended
+        return netns
 
     def usage(self) -> Usage:
         """Now; after `destroy`, what it was in the end."""
@@ -135,12 +266,27 @@ class NamespacesRoom:
                     raise Unavailable(f"The room {self.id} does not end.") from None
             self._last_usage = self._cgroup.usage()
             await self._cgroup.remove()
-            for name in SOCKETS:
+            for name in (*SOCKETS, COPIES):
                 (self._run_dir / name).unlink(missing_ok=True)
             if self._layer is not None and not await self._disks.released(self._layer):
                 raise Unavailable(f"The disk of the room {self.id} is still mounted.")
+            if self._contexts is not None:
+                await self._contexts.close()
             self._gone = True
             self._on_gone()
+
+
+async def _publish(drafts: Iterable[tuple[Draft, Path]]) -> None:
+    """Each at its path; all of them, or none. Raises FileExistsError, StorageFull, Unavailable."""
+    published: list[Path] = []
+    try:
+        for draft, target in drafts:
+            await draft.publish()
+            published.append(target)
+    except BaseException:
+        for target in published:
+            target.unlink(missing_ok=True)
+        raise
 
 
 def _is_cancelled() -> bool:

@@ -20,6 +20,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+INSIDE = "in"  # as `cgroups` names it, which would take long to import
+HELD = "held"
 _POLL_S = 0.2
 _END_S = 10.0
 
@@ -29,7 +31,7 @@ def rooms(groups: Sequence[Path]) -> list[Path]:
     found: list[Path] = []
     for group in groups:
         with contextlib.suppress(OSError):
-            found.extend(entry for entry in group.iterdir() if entry.is_dir())
+            found.extend(entry for entry in group.iterdir() if entry.is_dir() and entry.name != HELD)
     return found
 
 
@@ -54,12 +56,14 @@ def end(groups: Sequence[Path], run_dir: Path) -> None:
         for room in left:
             with contextlib.suppress(OSError):
                 (room / "cgroup.kill").write_text("1")  # of the v2 tree; frozen processes end too
-            with contextlib.suppress(OSError):
-                room.rmdir()
+            for directory in (room / INSIDE, room):
+                with contextlib.suppress(OSError):
+                    directory.rmdir()
         time.sleep(0.01)
     for group in groups:
-        with contextlib.suppress(OSError):
-            group.rmdir()
+        for directory in (group / HELD, group):  # what was held ended with the server
+            with contextlib.suppress(OSError):
+                directory.rmdir()
     shutil.rmtree(run_dir, ignore_errors=True)
 
 

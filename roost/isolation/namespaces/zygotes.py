@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from roost.model.errors import Unavailable
 _MOST = 16  # templates that are kept warm
 #: Rooms of one zygote have the same memory layout; a successor has another.
 _ROOMS_EACH = 1000
+AGE_S = 3600.0
 
 Setup = Callable[[Template], Sequence[dict[str, Any]]]
 
@@ -25,18 +27,30 @@ class _Warm:
 
     helper: Helper | None = None
     rooms: int = 0
+    born: float = 0.0
     starting: asyncio.Lock = field(default_factory=asyncio.Lock)
     in_use: int = 0
 
 
 class Zygotes:
-    """Starts them when they are needed, replaces those that ended or made many rooms, and ends those unused longest.
+    """Starts them when they are needed, replaces those that ended, made many rooms or are old, and ends those unused
+    longest.
 
     `setup` gives the messages that tell a new one what it is.
     """
 
-    def __init__(self, setup: Setup, *, most: int = _MOST, rooms_each: int = _ROOMS_EACH) -> None:
+    def __init__(
+        self,
+        setup: Setup,
+        *,
+        start: Callable[[str, Sequence[dict[str, Any]]], Helper] = Helper,
+        most: int = _MOST,
+        rooms_each: int = _ROOMS_EACH,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._clock = clock
         self._setup = setup
+        self._new = start
         self._most = most
         self._rooms_each = rooms_each
         self._warm: OrderedDict[Template, _Warm] = OrderedDict()
@@ -57,8 +71,9 @@ class Zygotes:
         finally:
             entry.in_use -= 1
         entry.rooms += 1
-        if entry.rooms >= self._rooms_each and entry.helper is helper:
-            entry.rooms = 0
+        old = entry.rooms >= self._rooms_each or self._clock() - entry.born >= AGE_S
+        if old and entry.helper is helper:
+            entry.rooms, entry.born = 0, self._clock()
             self._run(self._renew(entry, template, helper))
         return reply
 
@@ -74,11 +89,11 @@ class Zygotes:
                 entry.helper = None
             if entry.helper is None:
                 entry.helper = await self._start(template)
-                entry.rooms = 0
+                entry.rooms, entry.born = 0, self._clock()
             return entry.helper
 
     async def _start(self, template: Template) -> Helper:
-        helper = Helper("launcher", self._setup(template))
+        helper = self._new("launcher", self._setup(template))
         await helper.start()
         return helper
 
@@ -87,7 +102,7 @@ class Zygotes:
         try:
             fresh = await self._start(template)
         except Unavailable:
-            return  # the old one goes on, and is tried to be replaced after as many rooms again
+            return  # the old one goes on, and is tried to be replaced after as many rooms or as long again
         if self._warm.get(template) is not entry or entry.helper is not old:
             await fresh.close()
             return

@@ -43,9 +43,18 @@ _FOLDERS = (
     ("var/tmp", 0o1777),
 )
 _USER_ID = 1000
-_NAME_SERVICES = ("passwd", "group", "shadow", "hosts", "services", "protocols")
+#: Where a room has no resolver, to ask for one costs a refused packet.
+_NAME_SERVICES = {
+    "passwd": "files",
+    "group": "files",
+    "shadow": "files",
+    "hosts": "files dns",
+    "services": "files",
+    "protocols": "files",
+}
 #: Of the host's /etc, by pattern. Only what every user of the host may read is taken; `_SECRET` is never looked into.
 _FROM_ETC = (
+    "R",
     "alternatives",
     "bash.bashrc",
     "ca-certificates",
@@ -163,7 +172,8 @@ def write(entries: list[Entry], root: Path) -> None:
             path.write_bytes(entry.content)
         else:
             path.mkdir()
-        os.chown(path, entry.owner, entry.owner)
+        if os.geteuid() == 0:  # else everything is the one id's that there is
+            os.chown(path, entry.owner, entry.owner)
         path.chmod(entry.mode)
 
 
@@ -175,7 +185,7 @@ def _generated(host: Path) -> Iterator[Entry]:
         "nobody:x:65534:65534:nobody:/nonexistent:/usr/sbin/nologin\n",
         "group": f"root:x:0:\ntty:x:5:\nuser:x:{_USER_ID}:\nnogroup:x:65534:\n",
         "hosts": "127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n",
-        "nsswitch.conf": "".join(f"{database}: files\n" for database in _NAME_SERVICES),
+        "nsswitch.conf": "".join(f"{database}: {sources}\n" for database, sources in _NAME_SERVICES.items()),
         "resolv.conf": "",
         "profile": "umask 022\n",
     }

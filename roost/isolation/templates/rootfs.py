@@ -253,7 +253,8 @@ class RootWriter:
         if not (0 <= attributes.uid <= _MAX_ID and 0 <= attributes.gid <= _MAX_ID):
             owner = f"{attributes.uid}:{attributes.gid}"
             raise InvalidArgument(f"{_show(name)}: its owner {owner} is outside 0..{_MAX_ID}, the ids that a room has.")
-        os.chown(last, attributes.uid, attributes.gid, dir_fd=parent, follow_symlinks=False)
+        if os.geteuid() == 0:  # else everything is the one id's that there is in rooms of this user
+            os.chown(last, attributes.uid, attributes.gid, dir_fd=parent, follow_symlinks=False)
         status = os.lstat(last, dir_fd=parent)
         if not stat.S_ISLNK(status.st_mode):
             os.chmod(last, stat.S_IMODE(attributes.mode), dir_fd=parent)

@@ -68,12 +68,23 @@ def test_output_comes_while_it_is_made_and_a_limit_of_time_interrupts(sandbox: S
         ("javascript", "const a = [1, 2, 3]; console.log(a.map(x => x * 2).join())", "2,4,6"),
         ("typescript", "const n: number = 41; console.log(n + 1)", "42"),
         ("bash", "echo $((6 * 7))", "42"),
+        ("r", "cat(6 * 7)", "42"),
     ],
 )
 def test_other_languages(sandbox: Sandbox, language: str, code: str, printed: str) -> None:
     done = sandbox.run_code(code, language=language)
     assert done.error is None, done.error
     assert "".join(done.logs.stdout).strip() == printed
+
+
+def test_values_of_r_its_tables_and_plots(sandbox: Sandbox) -> None:
+    sandbox.run_code("x <- data.frame(a = 1:2)", language="r")
+    assert sandbox.run_code("median(x$a)", language="r").text == "[1] 1.5"  # all that R has from its start
+    done = sandbox.run_code("plot(x)\nx", language="r")
+    assert done.error is None, done.error
+    table = next(result for result in done.results if result.is_main_result)
+    assert (table.text, "html" in table.formats()) == ("  a\n1 1\n2 2", True)
+    assert [result for result in done.results if result.png]
 
 
 def test_contexts_do_not_share_their_variables(sandbox: Sandbox) -> None:

@@ -12,6 +12,7 @@ import pytest
 from e2b import Sandbox
 from e2b.exceptions import InvalidArgumentException, SandboxException, SandboxNotFoundException
 
+from tests.support.forks import forks_of
 from tests.support.server import NOTHING, Remains, Server, running
 
 SNAPSHOTS = "max_snapshots = 6\nsandbox_memory_mb = 256\nsandbox_disk_mb = 256\n"
@@ -30,13 +31,6 @@ def no_image_is_left(roost: Server, sandbox: Sandbox) -> Iterator[None]:
     """What a test took and made is removed by it; then no image is there but those that `sandbox` stands on."""
     yield
     assert list((roost.data_dir / "snapshots").iterdir()) == []
-
-
-def forks_of(sandbox: Sandbox, count: int = 1) -> list[Sandbox]:
-    made = sandbox.fork(count=count, timeout=60)
-    forks = [fork for fork in made if isinstance(fork, Sandbox)]
-    assert len(forks) == len(made) == count, made
-    return forks
 
 
 def test_a_fork_has_the_files_and_goes_its_own_way(sandbox: Sandbox) -> None:
@@ -145,7 +139,12 @@ def test_snapshots_make_sandboxes_when_the_original_is_gone(roost: Server) -> No
     assert first.commands.run("echo $KIND").stdout == "original\n"
     first.files.write("data.txt", "changed")
     assert second.files.read("data.txt") == "kept"
-    assert Sandbox.delete_snapshot(snapshot.snapshot_id) is True
+    name = f"sandbox:{snapshot.snapshot_id.partition(':')[0]}"
+    counted = f'roost_invocations_total{{account="default",function="{name}"'
+    with roost.client() as client:
+        assert counted in client.get("/metrics").text
+        assert Sandbox.delete_snapshot(snapshot.snapshot_id) is True
+        assert counted not in client.get("/metrics").text
     assert Sandbox.delete_snapshot(snapshot.snapshot_id) is False
     with pytest.raises(SandboxException, match="404"):
         Sandbox.create(snapshot.snapshot_id)

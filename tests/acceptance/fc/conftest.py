@@ -31,6 +31,7 @@ from roost.model.errors import Conflict, NotFound
 from roost.model.function import FunctionSpec
 from roost.model.session import Session, SessionState, check_session_transition
 from roost.model.signature import AccessKey, Keys
+from roost.model.taint import NONE, Labels
 from roost.store.store import Store
 from roost.tenants.identity import Identity
 from roost.triggers.status import Statuses
@@ -67,6 +68,9 @@ class FakeSessions:
             raise NotFound("No such session.", code="SessionNotFound")
         return self.sessions[account, function, session_id]
 
+    def labels(self, session: Session) -> Labels:
+        return NONE
+
     async def list(
         self,
         account: str,
@@ -91,6 +95,7 @@ class FakeSessions:
 
     async def update(self, account: str, function: str, session_id: str, **fields: Any) -> Session:
         session = await self.get(account, function, session_id)
+        fields["config"] = {**session.config, **fields.pop("network")}
         return self._keep(replace(session, **{key: value for key, value in fields.items() if value is not None}))
 
     async def delete(self, account: str, function: str, session_id: str) -> None:
@@ -109,6 +114,25 @@ class FakeSessions:
     def _keep(self, session: Session) -> Session:
         self.sessions[session.key] = session
         return session
+
+
+class FakeSnapshots:
+    """There are none."""
+
+    def get(self, account: str, function: str, id: str) -> Any:
+        raise NotFound("No such snapshot.", code="SnapshotNotFound")
+
+    async def create(self, spec: FunctionSpec, session: Session, description: str) -> Any:
+        raise Conflict("There are none.")
+
+    async def delete(self, account: str, function: str, id: str) -> None:
+        self.get(account, function, id)
+
+    async def restore(self, id: str, spec: FunctionSpec, session: Session) -> Any:
+        self.get(session.account, session.function, id)
+
+    def list(self, account: str) -> Sequence[Any]:
+        return []
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,7 +190,8 @@ def running(folder: Path, *, keys: Keys, limits: PackageLimits | None = None) ->
         store=store, catalog=catalog, limits=BacklogLimits(), retention=Retention(), clock=time.time, publishers={}
     )
     routes = build_fc_api(
-        catalog=catalog, sessions=sessions, instances=instances, tasks=tasks.service, statuses=Statuses(),
+        catalog=catalog, sessions=sessions, snapshots=FakeSnapshots(), instances=instances,
+        tasks=tasks.service, statuses=Statuses(),
         identity=Identity(keys, clock=time.time),
         link_secret=b"link-secret-of-the-test",
     )  # fmt: skip

@@ -5,16 +5,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 from roost.guest.async_server import Exchange
 from roost.guest.framing import Fields
+from roost.guest.reaping import expect
 from roost.guest.sandbox.interpreter.kernel import Kernel, KernelEnded
 from roost.guest.sandbox.interpreter.languages import LANGUAGES, Language
-from roost.guest.sandbox.interpreter.processes import Spawn
-from roost.guest.sandbox.interpreter.requests import Execute
+from roost.guest.sandbox.interpreter.lifeline import STILL_RUNS, Copy
+from roost.guest.sandbox.interpreter.processes import Child, Spawn
+from roost.guest.sandbox.interpreter.requests import PYTHON, Execute
 from roost.guest.sandbox.interpreter.sink import Sink
 
 MAX_CONTEXTS = 128
@@ -22,29 +24,45 @@ MAX_CONTEXTS = 128
 #: somebody waits for the context, its process is ended.
 _INSIST_S = (0.5, 1.0, 2.0, 3.0)
 _PATIENCE_S = 10.0
+_AGAIN_S = 0.25  # between interrupts for who can't wait
 
 
 class CannotStart(Exception):
     """There is no process for the context; the text says why."""
 
 
+class Busy(CannotStart):
+    """A cell that runs does not end."""
+
+
 class Context:
     """Variables that live from cell to cell. Cells run one after another, in the order in which they came."""
 
-    def __init__(self, spawn: Spawn, language: Language, cwd: str) -> None:
+    def __init__(
+        self,
+        spawn: Spawn,
+        language: Language,
+        cwd: str,
+        id: str = "",
+        prepare: Callable[[], Awaitable[None]] | None = None,
+    ) -> None:
+        """`prepare` is awaited before a process is asked for, where it is in the event loop."""
         raw = os.urandom(16).hex()
-        self.id = "-".join((raw[:8], raw[8:12], raw[12:16], raw[16:20], raw[20:]))
+        self.id = id or "-".join((raw[:8], raw[8:12], raw[12:16], raw[16:20], raw[20:]))
         self.language = language.name
         self.cwd = cwd
         self._start_s = language.start_s
         self._encode = language.encode
         self._ends_apart = language.ends_apart
         self._spawn = partial(spawn, {"language": language.name, "cwd": cwd})
+        self._prepare = prepare
         self._turn = asyncio.Lock()
         self._waiting: set[Sink] = set()
         self._kernel: Kernel | None = None
         self._running: Sink | None = None
         self._lost = ""  # why the variables of the cells before are gone, until that has been said
+        self._held: Kernel | None = None
+        self._standing = False
         self._closed = False
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -74,6 +92,109 @@ class Context:
         except asyncio.CancelledError:
             sink.abandon()
             raise
+
+    @property
+    def adopted(self) -> bool:
+        return self._kernel is not None
+
+    def take_over(self, kernel: Kernel) -> None:
+        """Its process is a copy."""
+        self._kernel = kernel
+
+    async def hold(self, wait_s: float, *, now: bool = False) -> int:
+        """Take its turn, and have it stand still between two cells until `release`; the number of its process. `now`:
+        cells before are interrupted.
+
+        Raises CannotStart if that can't be, with why.
+        """
+        await self._acquire(wait_s, now=now)
+        try:
+            kernel = await self._live()
+            if not kernel.live_pid:
+                raise CannotStart("its process was made by a fork of the daemon's")
+            await kernel.hold()
+        except KernelEnded as error:
+            self._turn.release()
+            raise CannotStart(str(error)) from None
+        except BaseException:
+            if self._kernel is not None:
+                self._kernel.release()  # it may have heard of it already
+            self._turn.release()
+            raise
+        self._held = kernel
+        return kernel.live_pid
+
+    def release(self) -> None:
+        """After `hold`."""
+        kernel, self._held = self._held, None
+        if kernel is not None:
+            kernel.release()
+            self._turn.release()
+
+    async def stand(self, wait_s: float) -> None:
+        """Take its turn, until `go_on`: the room is copied with all its processes, of which one in Python is told.
+        Raises CannotStart if that can't be, with why."""
+        await self._acquire(wait_s, now=False)
+        self._standing = True
+        if self.language != PYTHON or self._kernel is None:
+            return
+        kernel = None
+        try:
+            kernel = await self._live()
+            await kernel.hold(rests=False)
+        except KernelEnded as error:
+            self.go_on(None)
+            raise CannotStart(str(error)) from None
+        except CannotStart:
+            self.go_on(None)
+            raise
+        except BaseException:
+            self._held = kernel  # it may have heard of it already
+            self.go_on(None)
+            raise
+        self._held = kernel
+
+    def go_on(self, own: Mapping[str, str] | None) -> None:
+        """After `stand`; `own`: this is the copy, and these are variables of its own."""
+        kernel, self._held = self._held, None
+        if kernel is not None and own is None:
+            kernel.release()
+        elif kernel is not None and own is not None:
+            kernel.renew(own)
+        if self._standing:
+            self._standing = False
+            self._turn.release()
+
+    async def replace(self, make: Callable[[], Awaitable[Kernel]], wait_s: float, *, now: bool = False) -> None:
+        """In its turn, as `hold`: have another process, whatever the one before was. Raises CannotStart, and what
+        `make` does."""
+        await self._acquire(wait_s, now=now)
+        try:
+            kernel = await make()
+            self._drop()
+            self._lost = ""
+            self._kernel = kernel
+            await self._live()
+        finally:
+            self._turn.release()
+
+    async def _acquire(self, wait_s: float, *, now: bool) -> None:
+        """Its turn. Raises Busy."""
+        interrupting = self._run(self._interrupt()) if now and self._turn.locked() else None
+        try:
+            await asyncio.wait_for(self._turn.acquire(), wait_s)
+        except TimeoutError:
+            raise Busy(STILL_RUNS) from None
+        finally:
+            if interrupting is not None:
+                interrupting.cancel()
+
+    async def _interrupt(self) -> None:
+        """Each cell that runs, until this is cancelled."""
+        while True:
+            if self._running is not None and self._kernel is not None:
+                self._kernel.interrupt()
+            await asyncio.sleep(_AGAIN_S)
 
     async def restart(self) -> None:
         """Begin anew; a cell that runs ends with an error. Raises CannotStart."""
@@ -131,6 +252,8 @@ class Context:
             raise CannotStart("the context was removed")
         unused = self._kernel is not None
         if self._kernel is None:
+            if self._prepare is not None:
+                await self._prepare()
             self.begin()
         kernel = self._kernel
         assert kernel is not None
@@ -179,11 +302,20 @@ class Context:
 class Contexts:
     """All contexts, in the order in which they were made. Each language has one for those who name none."""
 
-    def __init__(self, spawn: Spawn, languages: tuple[str, ...], home: Callable[[], str]) -> None:
+    def __init__(
+        self,
+        spawn: Spawn,
+        languages: tuple[str, ...],
+        home: Callable[[], str],
+        prepare: Callable[[], Awaitable[None]] | None = None,
+    ) -> None:
+        """`prepare`: before a Python context asks for a process, where it can wait."""
+        self._prepare = prepare
         self._spawn = spawn
         self._languages = languages
         self._home = home
         self._all: dict[str, Context] = {}
+        self._standing: list[Context] = []  # for the host
         self._defaults: dict[str, Context] = {}
 
     def prepare(self) -> None:
@@ -191,9 +323,66 @@ class Contexts:
         for name in self._languages:
             if LANGUAGES[name].listed:
                 context = self.default(name)
-                if LANGUAGES[name].ahead:
+                if LANGUAGES[name].ahead and not context.adopted:
                     with contextlib.suppress(CannotStart):  # who uses it is told why
                         context.begin()
+
+    def adopt(self, copies: Sequence[Copy], own: Mapping[str, str]) -> None:
+        """Have the contexts of another sandbox, under the same ids."""
+        for copy in copies:
+            expect(copy.pid)
+            context = Context(self._spawn, LANGUAGES[PYTHON], copy.cwd, copy.id, self._prepare)
+            with contextlib.suppress(OSError):  # it has ended meanwhile: the context begins anew
+                context.take_over(Kernel.adopt(Child(copy.pid, live=True), copy.fds, own))
+            self._all[context.id] = context
+            if copy.default:
+                self._defaults[PYTHON] = context
+
+    async def hold(self, wait_s: float, *, now: bool = False) -> dict[str, Any]:
+        """As `lifeline.Holder`."""
+        held: list[dict[str, Any]] = []
+        lost: list[str] = []
+        defaults = list(self._defaults.values())
+
+        async def one(context: Context) -> None:
+            if context.language != PYTHON:
+                if context.kernel is not None:
+                    lost.append(f"context {context.id}: {context.language} can't be copied")
+                return
+            try:
+                pid = await context.hold(wait_s, now=now)
+            except CannotStart as error:
+                lost.append(f"context {context.id}: {error}")
+                return
+            self._standing.append(context)
+            default = context in defaults
+            held.append({"id": context.id, "cwd": context.cwd, "default": default, "pid": pid})
+
+        await asyncio.gather(*(one(context) for context in list(self._all.values())))
+        return {"held": held, "lost": lost}
+
+    def release(self) -> None:
+        standing, self._standing = self._standing, []
+        for context in standing:
+            context.release()
+
+    async def stand(self, wait_s: float) -> list[str]:
+        """Have all of them stand still for a copy of the whole room, until `go_on`; why one does not."""
+        lost: list[str] = []
+
+        async def one(context: Context) -> None:
+            try:
+                await context.stand(wait_s)
+            except CannotStart as error:
+                lost.append(f"context {context.id}: {error}, so it goes on in the copy with the same random numbers")
+
+        await asyncio.gather(*(one(context) for context in list(self._all.values())))
+        return lost
+
+    def go_on(self, own: Mapping[str, str] | None) -> None:
+        """After `stand`; `own`: this is the copy, and these are variables of its own."""
+        for context in list(self._all.values()):
+            context.go_on(own)
 
     def get(self, context_id: str) -> Context | None:
         return self._all.get(context_id)
@@ -202,12 +391,12 @@ class Contexts:
         """Raises CannotStart."""
         context = self._defaults.get(language)
         if context is None:
-            context = self._defaults[language] = self._make(language, "")
+            context = self._defaults[language] = self.make(language, "")
         return context
 
     async def create(self, language: str, cwd: str) -> Context:
         """Raises CannotStart."""
-        context = self._make(language, cwd)
+        context = self.make(language, cwd)
         try:
             await context.start()
         except BaseException:
@@ -235,7 +424,8 @@ class Contexts:
     def describe(self) -> list[Mapping[str, str]]:
         return [describe(context) for context in self._all.values()]
 
-    def _make(self, language: str, cwd: str) -> Context:
+    def make(self, language: str, cwd: str) -> Context:
+        """One that has no process yet. Raises CannotStart."""
         if language not in self._languages:
             names = ", ".join(self._languages)
             raise CannotStart(f"there is no kernel for the language {language[:64]!r} here; there are: {names}")
@@ -243,7 +433,7 @@ class Contexts:
             raise CannotStart(f"there are {MAX_CONTEXTS} contexts, and no more can be; remove one first")
         home = self._home()
         place = os.path.join(home, cwd) if cwd else home
-        context = Context(self._spawn, LANGUAGES[language], place)
+        context = Context(self._spawn, LANGUAGES[language], place, "", self._prepare if language == PYTHON else None)
         self._all[context.id] = context
         return context
 

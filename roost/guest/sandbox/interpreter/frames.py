@@ -2,6 +2,11 @@
 
 | kind | from | payload |
 |---|---|---|
+| HOLD | daemon | empty: stand still, to be copied |
+| GO | daemon | empty: that is over |
+| BORN | daemon | the same, to a copy: `{"env"}`, variables that are its own |
+| RENEW | daemon | the same, where the whole room is the copy: threads and open files are there too |
+| HELD | context | it stands still, until GO, BORN or RENEW comes |
 | RUN | daemon | a cell: `{"code", "env"}` |
 | ACK | daemon | empty: a display has been passed on; the cell may go on |
 | READY | context | `{"next"}`: the number that its next cell will have |
@@ -16,6 +21,11 @@ from __future__ import annotations
 
 RUN = b"X"
 ACK = b"A"
+HOLD = b"H"
+GO = b"G"
+BORN = b"B"
+RENEW = b"N"
+HELD = b"L"
 READY = b"Y"
 FAILED = b"F"
 DISPLAY = b"P"
@@ -25,7 +35,7 @@ DONE = b"D"
 
 MAX_FRAME = 40 << 20  # of a context; a result is at most 32 MB
 _MAX_HEAD = 12
-_KINDS = frozenset((RUN, ACK, READY, FAILED, DISPLAY, RESULT, ERROR, DONE))
+_KINDS = frozenset((RUN, ACK, HOLD, GO, BORN, RENEW, HELD, READY, FAILED, DISPLAY, RESULT, ERROR, DONE))
 
 Frame = tuple[bytes, bytes]
 

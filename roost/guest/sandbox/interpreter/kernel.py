@@ -8,7 +8,8 @@ import json
 import os
 import select
 import socket
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 
 from roost.guest.sandbox.interpreter import frames
 from roost.guest.sandbox.interpreter.processes import Child, Descriptors
@@ -16,6 +17,8 @@ from roost.guest.sandbox.interpreter.sink import Sink
 
 _CHUNK = 1 << 16  # what a pipe holds: one read empties it
 _END_S = 1.0  # from the end of a process' connection to its own
+_HOLD_S = 10.0  # a context rests when it is told to stand still; what is registered for a fork runs first
+_SOON_S, _SOON_TRIES = 0.0001, 5  # from what it says to its wait
 _SAID = 2048  # bytes that are kept of what a process says before it takes cells
 _LAST_WORDS = 16  # chunks of output that are read of a dead process
 #: Between cells, output (of threads, of processes in the background) belongs to nobody. It is taken at this pace.
@@ -57,6 +60,28 @@ class Kernel:
         theirs.close()
         for writer in writers:
             os.close(writer)
+        self._begin()
+
+    @classmethod
+    def adopt(cls, child: Child, fds: Descriptors, own: Mapping[str, str]) -> Kernel:
+        """Of a process that is a copy of another sandbox's context and stands still; `own` are variables of its own.
+        Raises OSError."""
+        kernel = cls.__new__(cls)
+        kernel._sock = socket.socket(fileno=fds[0])
+        kernel._outputs = dict(zip(fds[1:], STREAMS, strict=True))
+        for fd in fds:
+            os.set_blocking(fd, False)
+        kernel._sock.setblocking(False)
+        kernel._epoll = select.epoll()
+        for fd in fds:
+            kernel._epoll.register(fd, select.EPOLLIN)
+        kernel._child = child
+        kernel._begin()
+        with contextlib.suppress(OSError):  # then it is found to have ended
+            kernel._sock.send(frames.frame(frames.BORN, json.dumps({"env": dict(own)}).encode()))
+        return kernel
+
+    def _begin(self) -> None:
         self._child.on_end = self._wake
         self._reader = frames.FrameReader()
         self._waiter: asyncio.Future[None] | None = None
@@ -66,6 +91,11 @@ class Kernel:
         self._more = False  # the socket may have more to read
         self.started = False
         self.next_number = 1
+
+    @property
+    def live_pid(self) -> int:
+        """Of a process that the host can copy; else 0."""
+        return self._child.pid if self._child.live else 0
 
     async def start(self, timeout_s: float) -> None:
         """Wait until it takes cells. Raises KernelEnded, with the last line that it said."""
@@ -113,6 +143,60 @@ class Kernel:
             raise KernelEnded(await self._end(sink)) from None
         finally:
             self._busy = False
+        self._watch()
+
+    async def hold(self, *, rests: bool = True) -> None:
+        """Between cells: have it stand still, until `release` or `renew`; `rests`: and wait in the kernel by then.
+
+        Raises KernelEnded; if it need not rest, one that is only slow, or stopped, lives on.
+        """
+        self._busy = True
+        try:
+            await self._loop.sock_sendall(self._sock, frames.frame(frames.HOLD))
+            async with asyncio.timeout(_HOLD_S):
+                while True:
+                    await self._wait(None)
+                    ended = self._has_ended
+                    self._read_all()  # what threads print now is nobody's
+                    if any(kind == frames.HELD for kind, _ in self._receive()):
+                        if rests:
+                            await self._rests()
+                        return
+                    if ended and not self._more:
+                        raise ConnectionResetError
+        except (OSError, frames.BadFrame) as error:
+            if isinstance(error, TimeoutError) and not rests:
+                self.release()  # it goes on as soon as it has heard of both
+            else:
+                self._child.kill()
+            raise KernelEnded("it did not stand still") from None
+
+    def _rests_soon(self) -> bool:
+        for _ in range(_SOON_TRIES):  # a timer of the loop's would take four times as long
+            if self._child.sleeps():
+                return True
+            time.sleep(_SOON_S)
+        return False
+
+    async def _rests(self) -> None:
+        """Until it waits: it has said that it soon does. Raises ConnectionResetError."""
+        while not self._rests_soon():
+            if self._has_ended:
+                raise ConnectionResetError
+            await asyncio.sleep(_SOON_S)
+
+    def release(self) -> None:
+        """It may go on; after `hold`."""
+        self._let_go(frames.frame(frames.GO))
+
+    def renew(self, own: Mapping[str, str]) -> None:
+        """The same, in a copy of the whole room; `own` are variables of its own."""
+        self._let_go(frames.frame(frames.RENEW, json.dumps({"env": dict(own)}).encode()))
+
+    def _let_go(self, word: bytes) -> None:
+        self._busy = False
+        with contextlib.suppress(OSError):
+            self._sock.send(word)
         self._watch()
 
     def interrupt(self) -> None:

@@ -15,6 +15,7 @@ from typing import Any, NoReturn, Protocol
 
 from roost.guest.child import close_others
 from roost.guest.environment import BUNDLE_BIN
+from roost.guest.sandbox.identities import take_groups
 from roost.guest.sandbox.interpreter import frames, linux
 from roost.guest.sandbox.interpreter.languages import LANGUAGES, command_of
 from roost.guest.sandbox.interpreter.processes import Descriptors, Order
@@ -109,7 +110,7 @@ class Launcher:
             os.close(fd)
         if os.geteuid() == 0:
             try:
-                os.setgroups(user.groups)
+                take_groups(user.groups)
                 os.setresgid(user.gid, user.gid, user.gid)
                 os.setresuid(user.uid, user.uid, user.uid)
             except OSError as error:

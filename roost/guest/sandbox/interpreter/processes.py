@@ -10,8 +10,8 @@ import signal
 from collections.abc import Callable, Mapping
 from typing import Any, NoReturn, Protocol
 
-from roost.guest.fork import fork
-from roost.guest.reaping import expect, wait
+from roost.guest.fork import fork, sleeps
+from roost.guest.reaping import end_of, expect, wait
 
 Order = Mapping[str, Any]
 Descriptors = tuple[int, int, int]
@@ -27,20 +27,30 @@ class Launch(Protocol):
 class Child:
     """A process of a context, and with it the group of processes that it starts."""
 
-    def __init__(self, pid: int) -> None:
-        """`pid` is a child of this process that nobody else waits for."""
+    def __init__(self, pid: int, *, live: bool = False) -> None:
+        """`pid` is a child of this process that is expected; `live`: the host can copy it. Raises OSError."""
         self._pid = pid
-        self._pidfd = os.pidfd_open(pid)
+        self.live = live
+        self._end = end_of(pid)
         self._watched = False
         self.ended = False
         self.status: int | None = None  # its wait status, if that is known
         self.on_end: Callable[[], None] = lambda: None
 
+    @property
+    def pid(self) -> int:
+        """0 once it has ended: the number may be another's."""
+        return 0 if self.ended else self._pid
+
+    def sleeps(self) -> bool:
+        """Whether it waits for something."""
+        return sleeps(self._pid)
+
     def watch(self) -> None:
         """In the event loop: notice the end from now on."""
         if not self._watched and not self.ended:
             self._watched = True
-            asyncio.get_running_loop().add_reader(self._pidfd, self._on_end)
+            asyncio.get_running_loop().add_reader(self._end, self._on_end)
 
     def interrupt(self) -> None:
         self._signal(signal.SIGINT)
@@ -55,17 +65,17 @@ class Child:
             try:
                 os.killpg(self._pid, number)
             except ProcessLookupError:  # it has no group of its own yet
-                signal.pidfd_send_signal(self._pidfd, number)
+                os.kill(self._pid, number)
 
     def _on_end(self) -> None:
-        asyncio.get_running_loop().remove_reader(self._pidfd)
+        asyncio.get_running_loop().remove_reader(self._end)
         # What the context started lives in its group; without it, nobody would stop that. While it is not reaped, its
         # number is no other's.
         self._signal(signal.SIGKILL)
         self.ended = True
         with contextlib.suppress(ChildProcessError):
             self.status = wait(self._pid)
-        os.close(self._pidfd)
+        os.close(self._end)
         self.on_end()
 
 

@@ -6,9 +6,11 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import parse_qs
 
 _SHORT = {"js": "javascript", "ts": "typescript"}
 PYTHON = "python"
+_MOST_LABEL = 200
 
 
 class Invalid(ValueError):
@@ -62,10 +64,38 @@ def parse_create(body: bytes) -> Create:
     return Create(language=normalize(_string(fields, "language") or ""), cwd=cwd)
 
 
+def parse_label(body: bytes) -> str:
+    """What a checkpoint is called, if anything. Raises Invalid."""
+    label = _string(_object(body), "label") or "" if body else ""
+    if len(label) > _MOST_LABEL:
+        raise _invalid(
+            "string_too_long", ["label"], f"String should have at most {_MOST_LABEL} characters", label[:200]
+        )
+    return label
+
+
+def parse_rollback(body: bytes) -> str:
+    """The checkpoint to go back to. Raises Invalid."""
+    fields = _object(body)
+    checkpoint = _string(fields, "checkpoint")
+    if not checkpoint:
+        raise _invalid("missing", ["checkpoint"], "Field required", fields)
+    return checkpoint[:_MOST_LABEL]
+
+
 def normalize(language: str) -> str:
     """The full name of a language; Python for none."""
     language = language.lower().strip()
     return _SHORT.get(language, language) or PYTHON
+
+
+def parse_when(target: str) -> bool:
+    """Whether a cell that runs is interrupted: `?when=now` of a path. Raises Invalid."""
+    given = parse_qs(target.partition("?")[2], keep_blank_values=True).get("when", [])
+    if given in ([], ["now"]):
+        return bool(given)
+    detail = {"type": "literal_error", "loc": ["query", "when"], "msg": "Input should be 'now'", "input": given[-1]}
+    raise Invalid(detail)
 
 
 def _object(body: bytes) -> Mapping[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import Any
 
@@ -10,15 +11,30 @@ from roost.guest.config import StartConfig
 from roost.guest.environment import PATH
 from roost.guest.framing import Fields
 from roost.guest.http1 import BadMessage
+from roost.guest.sandbox.interpreter.branches import Branches, NoCheckpoint
 from roost.guest.sandbox.interpreter.contexts import CannotStart, Context, Contexts, describe
 from roost.guest.sandbox.interpreter.languages import installed
 from roost.guest.sandbox.interpreter.launch import Accounts, Launcher
+from roost.guest.sandbox.interpreter.lifeline import Copy, Lifeline, NotCopied
 from roost.guest.sandbox.interpreter.processes import Child, Descriptors, Launch, Order, spawn
-from roost.guest.sandbox.interpreter.requests import PYTHON, Invalid, normalize, parse_create, parse_execute
+from roost.guest.sandbox.interpreter.requests import (
+    PYTHON,
+    Invalid,
+    normalize,
+    parse_create,
+    parse_execute,
+    parse_label,
+    parse_rollback,
+    parse_when,
+)
 from roost.guest.sandbox.interpreter.spare import Spare
 
 MAX_BODY = 16 << 20
 _MAX_BODIES = 128 << 20  # of all requests that wait for their turn
+
+
+#: Variables that tell a sandbox from its copies.
+_OWN = ("E2B_SANDBOX", "E2B_SANDBOX_ID", "E2B_TEMPLATE_ID")
 
 
 class Refusal(Exception):
@@ -40,14 +56,24 @@ class Interpreter:
         identities: Accounts,
         *,
         spare: Spare | None = None,
+        live: Lifeline | None = None,
         launch: Launch | None = None,
     ) -> None:
-        """`spare` becomes the first context; `launch` is what the others' forks do, if not what contexts do."""
+        """`spare` becomes the first context, if none comes by the lifeline `live`; `launch` is what the others' forks
+        do, if not what contexts do."""
+        copies: list[Copy] = []
+        if live is not None:
+            spare, copies = live.take()
         self._accounts = identities
-        self._spare = spare
+        self._spares = [spare] if spare is not None else []
         self._launch = launch or Launcher(identities)
-        self._contexts = Contexts(self._spawn, installed(config.env.get("PATH", PATH)), self._home)
+        self._contexts = Contexts(self._spawn, installed(config.env.get("PATH", PATH)), self._home, self._prepare)
+        self._branches = Branches(self._contexts, live)
         self._bodies = 0
+        self._live = live
+        self._asking: asyncio.Task[None] | None = None
+        if copies:
+            self._contexts.adopt(copies, _own(config))
         self._contexts.prepare()
 
     async def __call__(self, exchange: Exchange) -> None:
@@ -60,6 +86,10 @@ class Interpreter:
             await _reply(exchange, 422, {"detail": [error.detail]}, fields)
         except CannotStart as error:
             await _reply_text(exchange, 500, f"Failed to create context: {error}", fields)
+        except NotCopied as error:
+            await _reply_text(exchange, 409, f"The context was not copied: {error}", fields)
+        except NoCheckpoint as error:
+            await _reply_text(exchange, 404, f"Checkpoint {error} not found", fields)
         except Refusal as refusal:
             if refusal.detail:
                 await _reply(exchange, refusal.status, refusal.detail, fields)
@@ -68,8 +98,27 @@ class Interpreter:
         except BadMessage as error:
             await _reply_text(exchange, error.status, str(error), fields)
 
+    def serve_host(self) -> None:
+        """In the event loop: have contexts copied when the host asks for that."""
+        if self._live is not None:
+            self._live.serve(self._contexts)
+
+    async def stand(self, wait_s: float) -> list[str]:
+        """For a copy of the whole room: have contexts stand still until `go_on`; why one does not."""
+        while self._spares:  # they would begin with the same random numbers there
+            self._spares.pop().close()
+        return await self._contexts.stand(wait_s)
+
+    def go_on(self, config: StartConfig | None) -> None:
+        """After `stand`; with what the copy is told of itself, in the copy."""
+        self._contexts.go_on(None if config is None else _own(config))
+
     async def close(self) -> None:
         """End all contexts, and return when their processes are gone."""
+        if self._asking is not None:
+            self._asking.cancel()
+        while self._spares:
+            self._spares.pop().close()
         await self._contexts.close()
 
     async def _answer(self, exchange: Exchange, fields: Fields) -> None:
@@ -88,13 +137,38 @@ class Interpreter:
                 request = parse_create(await _read(exchange))
                 context = await self._contexts.create(request.language, request.cwd)
                 await _reply(exchange, 200, describe(context), fields)
-            case "DELETE", ["contexts", context_id]:
-                self._contexts.remove(self._find(context_id))
+            case _, ["contexts", context_id, *rest]:
+                await self._answer_of(self._find(context_id), [method, *rest], exchange, fields)
+            case _, ["execute" | "health" | "contexts"]:
+                raise Refusal(405, detail="Method Not Allowed")
+            case _:
+                raise Refusal(404, detail="Not Found")
+
+    async def _answer_of(self, context: Context, asked: list[str], exchange: Exchange, fields: Fields) -> None:
+        """What is asked of one context: the method, and the path below it."""
+        branches, now = self._branches, parse_when(exchange.head.target)
+        match asked:
+            case ["DELETE"]:
+                self._contexts.remove(context)
+                await branches.forget(context)
                 await _reply(exchange, 200, None, fields)
-            case "POST", ["contexts", context_id, "restart"]:
-                await self._restart(self._find(context_id))
+            case ["POST", "restart"]:
+                await self._restart(context)
                 await _reply(exchange, 200, None, fields)
-            case _, ["execute"] | ["health"] | ["contexts"] | ["contexts", _] | ["contexts", _, "restart"]:
+            case ["POST", "fork"]:
+                await _reply(exchange, 201, describe(await branches.fork(context, now=now)), fields)
+            case ["GET", "checkpoints"]:
+                await _reply(exchange, 200, [one.describe() for one in branches.of(context)], fields)
+            case ["POST", "checkpoints"]:
+                kept = await branches.checkpoint(context, parse_label(await _read(exchange)), now=now)
+                await _reply(exchange, 201, kept.describe(), fields)
+            case ["DELETE", "checkpoints", checkpoint_id]:
+                await branches.remove(context, checkpoint_id)
+                await _reply(exchange, 200, None, fields)
+            case ["POST", "rollback"]:
+                kept = await branches.rollback(context, parse_rollback(await _read(exchange)), now=now)
+                await _reply(exchange, 200, kept.describe(), fields)
+            case [_] | [_, "restart" | "fork" | "checkpoints" | "rollback"] | [_, "checkpoints", _]:
                 raise Refusal(405, detail="Method Not Allowed")
             case _:
                 raise Refusal(404, detail="Not Found")
@@ -127,9 +201,20 @@ class Interpreter:
             raise Refusal(404, f"Context {context_id} not found")
         return context
 
+    async def _prepare(self) -> None:
+        """For the next Python context, ask for a process that can be copied. Without one, it is a fork. Who makes
+        one context more than there is from the start may make others: the next one is made meanwhile."""
+        await self._ask()
+        if self._asking is None or self._asking.done():
+            self._asking = asyncio.get_running_loop().create_task(self._ask())  # begins when this one is taken
+
+    async def _ask(self) -> None:
+        if self._live is not None and not self._spares and (spare := await self._live.another()):
+            self._spares.append(spare)
+
     def _spawn(self, order: Order, fds: Descriptors) -> Child:
-        if self._spare is not None and order["language"] == PYTHON:
-            spare, self._spare = self._spare, None
+        if self._spares and order["language"] == PYTHON:
+            spare = self._spares.pop()
             if child := spare.take(self._accounts, order, fds):
                 return child
         return spawn(self._launch, order, fds)
@@ -140,6 +225,10 @@ class Interpreter:
             return self._accounts.workdir or str(self._accounts.lookup(self._accounts.default).home)
         except LookupError:
             return "/"
+
+
+def _own(config: StartConfig) -> dict[str, str]:
+    return {name: config.env[name] for name in _OWN if name in config.env}
 
 
 async def _read(exchange: Exchange) -> bytes:

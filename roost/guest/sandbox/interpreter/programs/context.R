@@ -5,6 +5,8 @@
 # A cell is lines of base64: its code, then each variable as NAME=VALUE. Every visible value is a result, and so is a plot.
 local({
   max_frame <- bitwShiftL(128L, 20L)
+  max_rows <- 60L
+  max_calls <- 50L
   alphabet <- c(LETTERS, letters, 0:9, "+", "/")
   input <- file("stdin", "rb")
   # R can't write to a descriptor; what does it for R must not end by an interrupt.
@@ -53,9 +55,11 @@ local({
     send("E", paste0("{\"type\": \"error\", ", fields, "}"))
   }
 
-  send_result <- function(name, value, main) {
-    fields <- sprintf("\"%s\": %s, \"extra\": {}, \"is_main_result\": %s", name, value, if (main) "true" else "false")
-    send("R", paste0("{\"type\": \"result\", ", fields, "}"))
+  # `values` are JSON, of the kinds that `names` tells.
+  send_result <- function(names, values, main) {
+    bundle <- paste(sprintf("\"%s\": %s", names, values), collapse = ", ")
+    end <- sprintf("\"extra\": {}, \"is_main_result\": %s}", if (main) "true" else "false")
+    send("R", paste0("{\"type\": \"result\", ", bundle, ", ", end))
   }
 
   receive <- function() {
@@ -97,15 +101,47 @@ local({
     textConnectionValue(shown)
   }
 
+  html <- function(frame) {
+    escaped <- function(text) gsub("<", "&lt;", gsub("&", "&amp;", enc2utf8(text), fixed = TRUE), fixed = TRUE)
+    row <- function(name, cells, tag) {
+      paste0("<tr><th>", name, "</th>", paste0("<", tag, ">", cells, "</", tag, ">", collapse = ""), "</tr>")
+    }
+    shown <- as.matrix(format(frame[seq_len(min(nrow(frame), max_rows)), , drop = FALSE]))
+    rows <- vapply(seq_len(nrow(shown)), function(i) row(escaped(row.names(frame)[i]), escaped(shown[i, ]), "td"), "")
+    paste0("<table>", paste(c(row("", escaped(names(frame)), "th"), rows), collapse = "\n"), "</table>")
+  }
+
+  send_value <- function(value, main) {
+    names <- "text"
+    shown <- json(printed(value))
+    if (is.data.frame(value) && ncol(value) > 0L) {
+      table <- tryCatch(html(value), error = function(problem) NULL)  # columns of a kind that has no text
+      if (!is.null(table)) {
+        names <- c(names, "html")
+        shown <- c(shown, json(table))
+      }
+    }
+    send_result(names, shown, main)
+  }
+
   evaluate <- function(code) {
+    on.exit(send_plots())
     expressions <- parse(text = code, keep.source = FALSE)
     for (index in seq_along(expressions)) {
       found <- withVisible(eval(expressions[[index]], globalenv()))
-      if (found$visible) {
-        send_result("text", json(printed(found$value)), index == length(expressions))
-      }
+      if (found$visible) send_value(found$value, index == length(expressions))
     }
-    send_plots()
+  }
+
+  is_eval <- function(call) identical(call, quote(eval(expressions[[index]], globalenv())))
+
+  # What the cell called, outermost first, of the calls at its error: below the two of `eval`, above R's own two.
+  traced <- function(calls) {
+    own <- Position(is_eval, calls, right = TRUE, nomatch = 0L)
+    if (own == 0L) return(NULL)
+    found <- setdiff(seq_along(calls), c(seq_len(own), length(calls) - 0:1))
+    calls <- calls[found[seq_along(found) > length(found) - max_calls]]
+    sprintf("%d. %s", seq_along(calls), vapply(calls, function(call) deparse(call, 60L, nlines = 1L)[1], ""))
   }
 
   run <- function(cell) {
@@ -115,10 +151,20 @@ local({
     values <- sub("^[^=]*=", "", pairs)
     before <- Sys.getenv(names, unset = NA, names = TRUE)
     if (length(names)) do.call(Sys.setenv, structure(as.list(values), names = names))
+    calls <- NULL
+    # What the cell itself warns of was called by nothing that its author knows.
+    warned <- function(problem) {
+      if (is_eval(conditionCall(problem)) && identical(getOption("warn"), 1L)) {
+        message("Warning: ", conditionMessage(problem))
+        invokeRestart("muffleWarning")
+      }
+    }
     tryCatch(
-      evaluate(code),
+      withCallingHandlers(evaluate(code), error = function(problem) calls <<- sys.calls(), warning = warned),
       error = function(problem) {
-        send_error("ERROR", conditionMessage(problem), sub("\n$", "", as.character(problem)))
+        if (is_eval(conditionCall(problem))) problem$call <- NULL
+        trace <- c(sub("\n$", "", as.character(problem)), traced(calls))
+        send_error("ERROR", conditionMessage(problem), paste(trace, collapse = "\n"))
       },
       interrupt = function(problem) send_error("KeyboardInterrupt", "", "KeyboardInterrupt"),
       finally = {

@@ -7,10 +7,12 @@ import os
 import signal
 import socket
 import threading
+from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
 from roost.guest.sandbox.interpreter import frames
+from roost.guest.sandbox.interpreter.python.branching import stand_still, wait_for
 
 _CHUNK = 1 << 16
 _MAX_CODE = 128 << 20  # what is 16 MB of code may be longer as JSON
@@ -32,6 +34,8 @@ class Channel:
         self._interrupted = False
         self.interruptible = False
         self.is_open = True
+        self.on_born: Callable[[], None] = lambda: None  # in a copy, before it takes cells
+        self.moving = False  # the process is being copied, and its copy has a channel too
         os.register_at_fork(after_in_child=self._leave)
 
     def receive(self) -> dict[str, Any] | None:
@@ -41,6 +45,8 @@ class Channel:
             if kind == frames.RUN:
                 cell: dict[str, Any] = json.loads(payload)
                 return cell
+            if kind == frames.HOLD and stand_still(self):
+                self.on_born()
             if not kind:
                 return None
 
@@ -90,7 +96,20 @@ class Channel:
             return
         raise KeyboardInterrupt
 
+    def rest(self) -> frames.Frame:
+        """The next frame, waited for as in `branching`."""
+        while not self._waiting:
+            self._waiting += self._reader.feed(wait_for(self._sock.fileno(), _CHUNK))
+        return self._waiting.pop(0)
+
+    def renew(self) -> None:
+        """In a copy: nobody else is in the middle of anything."""
+        self._lock = threading.Lock()
+        self._interrupted = False
+
     def _leave(self) -> None:
+        if self.moving:
+            return
         self.is_open = False
         self._lock = threading.Lock()
         self._sock.close()

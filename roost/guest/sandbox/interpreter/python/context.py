@@ -37,6 +37,7 @@ def run(sock: socket.socket, env: Mapping[str, str]) -> None:
     streams.take_streams()
     channel = Channel(sock)
     SHELL.channel = channel
+    channel.on_born = _on_born
     channel.take_interrupts()
     channel.send(frames.READY, _next())
     while (cell := channel.receive()) is not None:
@@ -81,6 +82,13 @@ def rehearse() -> None:
         os.environ.clear()
         os.environ.update(environ)
         sys.modules["__main__"], sys.argv, sys.path[:] = main, argv, path
+
+
+def _on_born() -> None:
+    """In a copy of this process."""
+    SHELL.leave_loop()
+    if SHELL.channel is not None:
+        SHELL.channel.send(frames.READY, _next())
 
 
 def _reseed() -> None:

@@ -19,7 +19,7 @@ from traitlets.config import Config
 from roost.guest.sandbox.interpreter import frames
 from roost.guest.sandbox.interpreter.python.bundles import encode, encode_within, to_result
 from roost.guest.sandbox.interpreter.python.channel import Channel
-from roost.guest.sandbox.interpreter.python.formats import add_formats
+from roost.guest.sandbox.interpreter.python.formats import add_formats, call_directly
 
 MAX_RESULT = 32 << 20
 _SHELL = "/bin/bash"
@@ -158,6 +158,11 @@ class Shell(InteractiveShell):
             self._loop = None
             asyncio.set_event_loop(None)
 
+    def leave_loop(self) -> None:
+        """In a copy, which has none of its descriptors."""
+        self._loop = None
+        asyncio.set_event_loop(None)
+
 
 def make_shell() -> Shell:
     """The shell of this process, made at the first call."""
@@ -168,4 +173,5 @@ def make_shell() -> Shell:
     shell: Shell = Shell.instance(config=config, profile_dir=NoProfile(), ipython_dir="/nonexistent")
     shell.loop_runner = shell.run_async
     add_formats(shell.display_formatter)
+    call_directly(shell.display_formatter)
     return shell

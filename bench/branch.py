@@ -1,0 +1,244 @@
+"""A live sandbox branches, by E2B's own Python SDK: heaps of several sizes, in each case to the branch's first reply.
+
+"sandbox" is `fork`: files and memory, in a room of its own. "8 sandboxes, each" is one request for eight, divided.
+"checkpoint" and "rollback" are of the whole sandbox, to the first reply after it; "context", "context checkpoint" and
+"context rollback" are those of one context within its sandbox: memory alone. The first reply does not touch the heap.
+Beside it, in the same sandbox: what `os.fork` of that process takes, which leads to no branch that anybody could speak
+to; and a fresh sandbox that computes the heap again. At the end, once for each heap: 64 branches of one checkpoint, and
+what each is charged for before and after it writes to a tenth of the heap.
+
+With `runsc` installed, what gVisor takes for a program with the same heap: `checkpoint`, and `restore` until the new
+one has said something. CRIU is no peer here: the version that Debian 12 has (3.17) fails on kernels of today.
+`--gvisor RUNSC` adds sandboxes on gVisor: their forks have all of the room, written down and read again by that runsc.
+`--mb 1 200 1000` adds a large heap. Needs root, and the SDK.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from bench import _gvisor, _harness, _servers
+from bench.sandboxes import Sandboxes
+
+MANY = 8
+BRANCHES = 64
+GVISOR_RUNS = 10  # it is far from what it is compared with
+SETTINGS = "sandbox_memory_mb = 2560\nsandbox_disk_mb = 1024\ncheckpoints_memory_mb = 16384\n"
+FUNCTION = "sandbox:code-interpreter-v1"
+PAUSE_S = 0.05
+PORT = "49999"
+HEAP = "import numpy as np, os, time; heap = np.ones({mb} * 131072); x = 41"
+FORK = """
+began = time.perf_counter(); pid = os.fork()
+if pid == 0: os._exit(0)
+took = time.perf_counter() - began; os.waitpid(pid, 0); took * 1000
+"""
+
+
+class Branching:
+    """One sandbox with a heap of so many MB."""
+
+    def __init__(self, sandboxes: Sandboxes, url: str, mb: int) -> None:
+        self._sandboxes = sandboxes
+        self._heap = HEAP.format(mb=mb)
+        self._box = self._fresh()
+        context = next(one for one in self._box.list_code_contexts() if one.language == "python")
+        headers = {"e2b-sandbox-id": self._box.sandbox_id, "e2b-sandbox-port": PORT}
+        headers["x-access-token"] = self._box._envd_access_token or ""
+        base = f"{url}/contexts/{context.id}/"
+        self._context = httpx.Client(base_url=base, headers=headers, trust_env=False, timeout=60)
+        own = f"{url}/sandboxes/{self._box.sandbox_id}/"
+        self._own = httpx.Client(base_url=own, headers={"x-api-key": "any"}, trust_env=False, timeout=60)
+
+    def _fresh(self) -> Any:
+        box = self._sandboxes.create()
+        _value(box, self._heap + "\nx")
+        return box
+
+    def sandbox(self) -> float:
+        return self._forked(1)
+
+    def sandboxes(self) -> float:
+        return self._forked(MANY) / MANY
+
+    def _forked(self, count: int) -> float:
+        time.sleep(PAUSE_S)
+        started = time.perf_counter()
+        forks = self._box.fork(count=count, timeout=60)
+        for fork in forks:
+            if isinstance(fork, Exception):
+                raise fork
+            if _value(fork, "x + 1") != "42":
+                raise RuntimeError("a fork has not the variables of its original")
+        took = (time.perf_counter() - started) * 1000
+        for fork in forks:
+            fork.kill()
+        return took
+
+    def context(self) -> float:
+        time.sleep(PAUSE_S)
+        started = time.perf_counter()
+        made = self._context.post("fork").raise_for_status().json()
+        took = (time.perf_counter() - started) * 1000
+        self._context.delete(f"../{made['id']}").raise_for_status()
+        return took
+
+    def checkpoint(self) -> float:
+        time.sleep(PAUSE_S)
+        started = time.perf_counter()
+        made = self._own.post("checkpoints", json={}).raise_for_status().json()
+        took = (time.perf_counter() - started) * 1000
+        if made["memory"] != "held":
+            raise RuntimeError(f"a checkpoint has no memory: {made['memory']}")
+        self._own.delete(f"checkpoints/{made['checkpointID']}").raise_for_status()
+        return took
+
+    def rollback(self) -> float:
+        made = self._own.post("checkpoints", json={}).raise_for_status().json()
+        _value(self._box, "x = 0")
+        time.sleep(PAUSE_S)
+        started = time.perf_counter()
+        self._own.post("rollback", json={"checkpointID": made["checkpointID"]}).raise_for_status()
+        if _value(self._box, "x") != "41":
+            raise RuntimeError("a rollback has not brought the variables back")
+        took = (time.perf_counter() - started) * 1000
+        self._own.delete(f"checkpoints/{made['checkpointID']}").raise_for_status()
+        return took
+
+    def branches(self, server: _servers.Roost, mb: int) -> None:
+        """Print what many at once take, and what they are charged for."""
+        made = self._own.post("checkpoints", json={}).raise_for_status().json()
+        before = server.metric("roost_memory_bytes", function=FUNCTION)
+        started = time.perf_counter()
+        body = {"count": BRANCHES, "checkpointID": made["checkpointID"], "timeout": 600}
+        replies = self._own.post("fork", json=body).raise_for_status().json()
+        forks = [self._sandboxes.connect(one["sandbox"]["sandboxID"]) for one in replies]
+        for fork in forks:
+            _value(fork, "x + 1")
+        took = (time.perf_counter() - started) * 1000 / BRANCHES
+        charged = (server.metric("roost_memory_bytes", function=FUNCTION) - before) / BRANCHES / 2**20
+        for fork in forks:
+            _value(fork, "heap[: len(heap) // 10] = 2")
+        written = (server.metric("roost_memory_bytes", function=FUNCTION) - before) / BRANCHES / 2**20
+        for fork in forks:
+            fork.kill()
+        self._own.delete(f"checkpoints/{made['checkpointID']}").raise_for_status()
+        print(
+            f"\n{BRANCHES} branches of one checkpoint: {took:.1f} ms each, to the last one's first reply; each is "
+            f"charged {charged:.1f} MB, and {written:.1f} MB when it has written to {mb / 10:.0f} MB of its heap.",
+            flush=True,
+        )
+
+    def context_checkpoint(self) -> float:
+        time.sleep(PAUSE_S)
+        started = time.perf_counter()
+        made = self._context.post("checkpoints", json={}).raise_for_status().json()
+        took = (time.perf_counter() - started) * 1000
+        self._context.delete(f"checkpoints/{made['id']}").raise_for_status()
+        return took
+
+    def context_rollback(self) -> float:
+        made = self._context.post("checkpoints", json={}).raise_for_status().json()
+        time.sleep(PAUSE_S)
+        started = time.perf_counter()
+        self._context.post("rollback", json={"checkpoint": made["id"]}).raise_for_status()
+        took = (time.perf_counter() - started) * 1000
+        self._context.delete(f"checkpoints/{made['id']}").raise_for_status()
+        return took
+
+    def plain(self) -> float:
+        return float(_value(self._box, FORK))
+
+    def again(self) -> float:
+        time.sleep(PAUSE_S)
+        started = time.perf_counter()
+        fresh = self._fresh()
+        took = (time.perf_counter() - started) * 1000
+        fresh.kill()
+        return took
+
+    def close(self) -> None:
+        self._context.close()
+        self._own.close()
+        self._box.kill()
+
+
+def _value(box: Any, code: str) -> str:
+    execution = box.run_code(code)
+    if execution.error is not None:
+        raise RuntimeError(f"{execution.error.name}: {execution.error.value}")
+    return execution.text or ""
+
+
+def gvisor(mb: int) -> None:
+    """Print what gVisor takes, or why that is not known."""
+    try:
+        with _gvisor.Checkpoints(mb) as peer:
+            series = _harness.interleave({"checkpoint": peer.checkpoint, "restore": peer.restore}, GVISOR_RUNS)
+    except _servers.Missing as missing:
+        print(f"\nNot measured, runsc with {mb} MB: {missing}", flush=True)
+    else:
+        _harness.table(f"runsc, a heap of {mb} MB", "ms", series, reference="checkpoint")
+
+
+def _on_gvisor(options: Any) -> None:
+    config = f'sandbox_isolation = "gvisor"\nrunsc = "{options.gvisor}"\nsandbox_memory_mb = 2048\n'
+    with _servers.roost(packages=True, packages_of=options.packages, config=config) as server:
+        for mb in options.mb:
+            branching = Branching(Sandboxes(server.port), f"http://127.0.0.1:{server.port}", mb)
+            named = {"sandbox": branching.sandbox, f"{MANY} sandboxes, each": branching.sandboxes}
+            try:
+                for measure in (*named.values(), branching.again):
+                    measure()
+                series = _harness.interleave(
+                    {**named, "a fresh sandbox, computed again": branching.again}, options.runs
+                )
+            finally:
+                branching.close()
+            _harness.table(f"On gVisor, a heap of {mb} MB", "ms", series, reference="sandbox")
+
+
+def main() -> None:
+    parser = _harness.arguments(__doc__)
+    parser.add_argument("--mb", type=int, nargs="*", default=[1, 200], help="sizes of the heap")
+    parser.add_argument("--packages", type=Path, help="a data directory that has the packages of contexts already")
+    parser.add_argument("--gvisor", type=Path, metavar="RUNSC", help="measure forks on gVisor too, with this runsc")
+    options = parser.parse_args()
+    _harness.begin("Live branches", options)
+    with contextlib.ExitStack() as stack:
+        server = stack.enter_context(_servers.roost(packages=True, packages_of=options.packages, config=SETTINGS))
+        for mb in options.mb:
+            branching = Branching(Sandboxes(server.port), f"http://127.0.0.1:{server.port}", mb)
+            named = {
+                "sandbox": branching.sandbox,
+                f"{MANY} sandboxes, each": branching.sandboxes,
+                "checkpoint": branching.checkpoint,
+                "rollback": branching.rollback,
+                "context": branching.context,
+                "context checkpoint": branching.context_checkpoint,
+                "context rollback": branching.context_rollback,
+                "os.fork": branching.plain,
+                "a fresh sandbox, computed again": branching.again,
+            }
+            try:
+                for measure in named.values():
+                    measure()
+                series = _harness.interleave(named, options.runs)
+                _harness.table(f"A heap of {mb} MB", "ms", series, reference="sandbox")
+                branching.branches(server, mb)
+            finally:
+                branching.close()
+        for mb in options.mb:
+            gvisor(mb)
+    if options.gvisor:
+        _on_gvisor(options)
+    _harness.end(_harness.Promises(), options)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,41 @@
+"""What a copy of a Python process mends of itself, beside what it had open (see `descriptors`)."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import random
+import signal
+import sys
+from typing import Any
+
+#: `signal` without its enumerations, which take a hundred times as long for all signals.
+_signals: Any = importlib.import_module("_signal")
+
+
+def handle_signals() -> None:
+    """The kernel knows of no handlers in a new process."""
+    for number in range(1, signal.NSIG):
+        handler = _signals.getsignal(number)
+        if handler is not None:
+            with contextlib.suppress(OSError, ValueError):
+                _signals.signal(number, handler)
+
+
+def reseed() -> None:
+    """Of what is in memory. What a fork mends by itself goes by the process' number, which may be the original's."""
+    random.seed()
+    numpy: Any = sys.modules.get("numpy")
+    if numpy is not None:
+        numpy.random.seed(int.from_bytes(os.urandom(4)))
+    torch: Any = sys.modules.get("torch")
+    if torch is not None:
+        with contextlib.suppress(Exception):  # whatever version that is
+            torch.manual_seed(int.from_bytes(os.urandom(7)))
+    ssl: Any = sys.modules.get("ssl")
+    if ssl is not None:
+        ssl.RAND_add(os.urandom(64), 64.0)
+    tempfile: Any = sys.modules.get("tempfile")
+    if tempfile is not None:
+        tempfile._name_sequence = None

@@ -1,0 +1,194 @@
+"""The daemon's end of the lifeline: the host hands contexts over, and has them stand still while it copies them.
+
+Messages are JSON, with descriptors from the host alone:
+
+| host sends | meaning |
+|---|---|
+| `first`, `pid`; its socket | the room's first context waits for its order; 0 and no socket: it can't be made |
+| `context`, `id`, `cwd`, `default`, `pid`; its socket, its outputs | a copy of a context, made elsewhere |
+| `whole` | those were all |
+| `hold`, `wait_s`, `now` | all contexts are to stand still between two cells, those that run interrupted if it is \
+to be now; answered by `held` and `lost` |
+| `release` | they may go on |
+
+Exactly one of `first` and `whole` comes, before `hold`. The daemon asks for one thing at a time, answered by `reply`:
+
+| daemon asks for | reply |
+|---|---|
+| `another` | as `first` |
+| `branch` of the context `pid`, which stands still | `branch`: its memory as it is, held |
+| `settle` of a `branch`; `last`: it is used up | `pid`; its socket, its outputs |
+| `drop` of a `branch` | |
+
+or `error` with the reason.
+"""
+
+from __future__ import annotations
+
+import array
+import asyncio
+import contextlib
+import json
+import os
+import socket
+import sys
+from collections.abc import Coroutine
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from roost.guest.sandbox.interpreter.launch import PYTHON
+from roost.guest.sandbox.interpreter.spare import Spare
+
+_FIRST_S = 5.0  # for what comes with the room
+_RELEASE_S = 120.0  # without a word from the host, contexts go on
+_REPLY_S = 15.0
+_MESSAGE = 256 << 10
+#: How the reason ends for which a context is not held.
+STILL_RUNS = "a cell of it still runs"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Copy:
+    """A context that was copied elsewhere: its process here, and the daemon's ends of its socket and its outputs."""
+
+    id: str
+    cwd: str
+    default: bool
+    pid: int
+    fds: tuple[int, int, int]
+
+
+Reply = tuple[dict[str, Any], list[int]]
+
+
+def receive(sock: socket.socket) -> Reply:
+    """A message of the host's, with descriptors. Raises OSError, also at the end, and ValueError."""
+    data, ancillary, _, _ = sock.recvmsg(_MESSAGE, socket.CMSG_SPACE(3 * 4), socket.MSG_CMSG_CLOEXEC)
+    fds = array.array("i")
+    for level, kind, content in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            fds.frombytes(content)
+    if not data:
+        raise ConnectionResetError
+    return json.loads(data), list(fds)
+
+
+class NotCopied(Exception):
+    """The text says why."""
+
+
+class Holder(Protocol):
+    """The contexts of the sandbox."""
+
+    async def hold(self, wait_s: float, *, now: bool = False) -> dict[str, Any]:
+        """Have them stand still, `now`: by interrupts; what the host is told of them."""
+        ...
+
+    def release(self) -> None: ...
+
+
+class Lifeline:
+    """Owns the socket."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._task: asyncio.Task[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._reply: asyncio.Future[Reply] | None = None
+        self._asking = asyncio.Lock()
+        self._open = True
+
+    async def another(self) -> Spare | None:
+        """One more process that waits to be a context; None if there can be none."""
+        try:
+            reply, fds = await self.ask("another")
+            return Spare.made(reply["pid"], socket.socket(fileno=fds[0])) if fds else None
+        except NotCopied:
+            return None
+
+    async def ask(self, what: str, **fields: Any) -> Reply:
+        """Raises NotCopied."""
+        async with self._asking:
+            if not self._open:
+                raise NotCopied("the host that held it has gone")
+            self._reply = asyncio.get_running_loop().create_future()
+            try:
+                self._sock.send(json.dumps({"ask": what, **fields}).encode())
+                reply, fds = await asyncio.wait_for(self._reply, _REPLY_S)
+            except (OSError, TimeoutError) as error:
+                raise NotCopied("the host does not answer") from error
+            finally:
+                self._reply = None
+        if "error" in reply:
+            raise NotCopied(str(reply["error"]))
+        return reply, fds
+
+    def take(self) -> tuple[Spare | None, list[Copy]]:
+        """What the host has made for this room; waits for it. Once, before `serve`."""
+        copies: list[Copy] = []
+        self._sock.settimeout(_FIRST_S)
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            while True:
+                message, fds = self._receive()
+                match message["op"]:
+                    case "first" if fds and PYTHON in sys.modules:
+                        return Spare.made(message["pid"], socket.socket(fileno=fds[0])), copies
+                    case "context":
+                        fields = {name: message[name] for name in ("id", "cwd", "default", "pid")}
+                        copies.append(Copy(**fields, fds=(fds[0], fds[1], fds[2])))
+                    case _:
+                        for fd in fds:
+                            os.close(fd)
+                        return None, copies
+        return None, copies
+
+    def serve(self, holder: Holder) -> None:
+        """In the event loop: do what the host asks for."""
+        self._sock.setblocking(False)
+        loop = asyncio.get_running_loop()
+        loop.add_reader(self._sock, self._on_message, holder)
+
+    def close(self) -> None:
+        self._sock.close()
+
+    def _receive(self) -> Reply:
+        return receive(self._sock)
+
+    def _on_message(self, holder: Holder) -> None:
+        try:
+            message, fds = self._receive()
+        except BlockingIOError:
+            return
+        except (OSError, ValueError):  # the server has gone, and asks for nothing any more
+            asyncio.get_running_loop().remove_reader(self._sock)
+            self._open = False
+            if self._reply is not None and not self._reply.done():
+                self._reply.set_exception(NotCopied("the host that held it has gone"))
+            self._release(holder)
+            return
+        if message.get("op") == "reply" and self._reply is not None and not self._reply.done():
+            self._reply.set_result((message, fds))
+            return
+        for fd in fds:
+            os.close(fd)
+        if message.get("op") == "hold":
+            self._run(self._hold(holder, float(message["wait_s"]), now=bool(message.get("now"))))
+        elif message.get("op") == "release":
+            self._release(holder)
+
+    async def _hold(self, holder: Holder, wait_s: float, *, now: bool) -> None:
+        self._timer = asyncio.get_running_loop().call_later(wait_s + _RELEASE_S, holder.release)
+        reply = await holder.hold(wait_s, now=now)
+        with contextlib.suppress(OSError):
+            self._sock.send(json.dumps(reply).encode())
+
+    def _release(self, holder: Holder) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._task is not None and not self._task.done():
+            self._task.cancel()
+        holder.release()
+
+    def _run(self, work: Coroutine[Any, Any, None]) -> None:
+        self._task = asyncio.get_running_loop().create_task(work)

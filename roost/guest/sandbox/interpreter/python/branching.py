@@ -1,0 +1,75 @@
+"""How a context stands still while its process is copied, and what the copy does first.
+
+To Python it is a fork: what libraries have registered for one is called before and after, and only the thread that
+stands still is in the copy. The interpreter's lock is held all the time, so that no other thread has it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from roost.guest.descriptors import remember, renew
+from roost.guest.fork import wait_for_input
+from roost.guest.renewal import handle_signals, reseed
+from roost.guest.sandbox.interpreter import frames
+
+_libc = ctypes.PyDLL(None, use_errno=True)
+_libc.recv.restype = ctypes.c_ssize_t
+
+
+class Channel(Protocol):
+    """What is needed of `channel.Channel`."""
+
+    moving: bool
+
+    def send(self, kind: bytes, payload: bytes) -> None: ...
+    def rest(self) -> frames.Frame: ...
+    def renew(self) -> None: ...
+
+
+def wait_for(fd: int, most: int) -> bytes:
+    """Bytes from a socket, waited for with the interpreter's lock held; ends the process where none will come.
+
+    In a copy the wait returns with EINTR, and is begun again.
+    """
+    while not wait_for_input(fd):
+        pass
+    buffer = ctypes.create_string_buffer(most)
+    count = _libc.recv(fd, buffer, ctypes.c_size_t(most), 0)
+    if count <= 0:
+        os._exit(0)
+    return buffer.raw[:count]
+
+
+def stand_still(channel: Channel) -> bool:
+    """Until the daemon says that the copy is made, or says in the copy what it is. True: this is a copy of the process
+    alone."""
+    channel.moving = True
+    opened = remember()
+    ctypes.pythonapi.PyOS_BeforeFork()
+    channel.send(frames.HELD, b"")
+    kind, payload = channel.rest()
+    while kind not in (frames.GO, frames.BORN, frames.RENEW):
+        kind, payload = channel.rest()
+    if kind == frames.BORN:
+        ctypes.pythonapi.PyOS_AfterFork_Child()  # first of all: it makes the interpreter's lock anew
+        channel.renew()
+        renew(opened, {})
+        _begin(json.loads(payload))
+        handle_signals()
+    else:
+        ctypes.pythonapi.PyOS_AfterFork_Parent()
+        if kind == frames.RENEW:
+            _begin(json.loads(payload))
+    channel.moving = False
+    return kind == frames.BORN
+
+
+def _begin(told: Mapping[str, Any]) -> None:
+    """What must be its own: variables, random numbers."""
+    os.environ.update(told["env"])
+    reseed()

@@ -1,0 +1,381 @@
+"""Live contexts of rooms, on the server's side: shadows are asked of the tracer, processes handed over to the daemon.
+
+A room that is live has a *lifeline*, a socket between the server and its daemon. On it messages of JSON go both ways,
+with descriptors from the server alone. What the daemon says is hostile: it is parsed, bounded, and names only
+processes that the server has made.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import socket
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, ExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from roost.isolation.cgroups import Cgroup
+from roost.isolation.driver import Left, LiveCopy
+from roost.isolation.namespaces import wire
+from roost.isolation.namespaces.helper import Helper
+from roost.model.errors import Unavailable
+
+log = logging.getLogger(__name__)
+
+HOLD_S = 20.0  # for which a copy waits until the cells that run have ended
+_REPLY_S = 5.0  # beyond that, for a daemon that does not answer
+_MOST_CONTEXTS = 128
+_STILL_RUNS = "a cell of it still runs"  # as the daemon's end of the lifeline has it
+_MOST_TEXT = 4096
+_MOST_REASONS = 32
+_MESSAGE = 256 << 10
+_MOST_BRANCHES = 64  # that a room holds of its own contexts
+#: What a room's daemon asks for takes a quarter of the time at most, but for so many seconds that it may be ahead.
+_SHARE = 0.25
+_AHEAD_S = 2.0
+
+
+@dataclass(frozen=True)
+class Held:
+    """A shadow, or a branch, of the tracer's."""
+
+    helper: Helper
+    number: int
+    process: int = 0  # of a branch, on the host
+
+    async def ask(self, op: str, fds: Sequence[int] = (), **fields: Any) -> dict[str, Any]:
+        """Raises Unavailable, also if the tracer has ended since: with it, all that it held has."""
+        reply, _ = await self.helper.request({"op": op, "shadow": self.number, **fields}, fds)
+        return reply
+
+    async def branch(self, *, keep: bool = False, into: Sequence[int] = ()) -> tuple[Held, Left]:
+        """A copy of the memory as it is. The room is frozen. `keep`: it is to be settled more than once. `into`: where
+        it outlives the room."""
+        reply = await self.ask("branch", into, keep=keep)
+        left = reply["left"]
+        return Held(self.helper, reply["shadow"], reply["process"]), Left(
+            threads=left["threads"], processes=left["processes"], files=tuple(left["files"])
+        )
+
+    async def drop(self) -> None:
+        with contextlib.suppress(Unavailable):
+            await self.ask("drop")
+
+    async def alive(self) -> bool:
+        try:
+            reply, _ = await self.helper.request({"op": "alive", "shadows": [self.number]})
+        except Unavailable:
+            return False
+        return self.number in reply["shadows"]
+
+    async def measure(self) -> int:
+        """To count a large memory takes milliseconds, so others are served meanwhile."""
+        return await asyncio.to_thread(_share_of, self.process)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settling:
+    """Where processes are settled: a room. `pidfd` is of its init, and its own."""
+
+    pid: int
+    pidfd: int
+    cgroup: Cgroup
+    base: int
+    capabilities: int
+    open_files: int
+
+    def close(self) -> None:
+        os.close(self.pidfd)
+
+    async def settle(self, held: Held, fds: Sequence[int], *, last: bool) -> tuple[Held, int]:
+        """Make a process of a branch here: its shadow, and its number within the room. Raises Unavailable."""
+        with ExitStack() as opened:
+            inside, *joins = opened.enter_context(self.cgroup.join_fds())
+            outside = os.open(self.cgroup.directory(), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            opened.callback(os.close, outside)
+            reply = await held.ask(
+                "settle",
+                [self.pidfd, outside, inside, *fds, *joins],
+                last=last,
+                pid=self.pid,
+                base=self.base,
+                capabilities=self.capabilities,
+                open_files=self.open_files,
+            )
+        return Held(held.helper, reply["shadow"]), int(reply["pid"])
+
+
+@dataclass
+class Contexts:
+    """Those of one room. `lifeline` is the server's end."""
+
+    lifeline: socket.socket
+    place: Settling
+    seed: Callable[[], Awaitable[Held | None]]  # what new contexts are copies of
+    shelf: Callable[[], AbstractContextManager[list[int]]]  # descriptors of where copies outlive the room
+    still: Callable[[], AbstractAsyncContextManager[None]] | None = None  # in which the room stands still
+    _held: dict[int, Held] = field(default_factory=dict)  # by the number of the process in the room
+    _reply: asyncio.Future[dict[str, Any]] | None = None
+    _asking: asyncio.Lock = field(default_factory=asyncio.Lock)
+    _first: asyncio.Task[None] | None = None
+    _branches: dict[int, Held] = field(default_factory=dict)
+    _serving: asyncio.Task[None] | None = None
+    _next: int = 1
+    _credit: float = _AHEAD_S  # seconds
+    _ended: float = field(default_factory=time.monotonic)
+
+    def begin(self) -> None:
+        """Have the room's first context made in the background; without one, the daemon makes it by a fork."""
+        self._listen()
+        self._first = asyncio.get_running_loop().create_task(self._spare("first"))
+
+    async def _spare(self, op: str) -> None:
+        """Hand over a process that waits to be a context."""
+        ours, theirs = wire.pair()
+        with ours, theirs:
+            pid = 0
+            held = await self.seed() if await self._has_room() else None
+            if held is not None:
+                null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+                try:
+                    pid = await self._settle(held, [theirs.fileno(), null, null], last=False)
+                except Unavailable as error:  # the daemon forks: its contexts are there, but can't be copied
+                    log.info("a room goes without live contexts: %s", error.message)
+                finally:
+                    os.close(null)
+            self._tell({"op": op, "pid": pid}, [ours.fileno()] if pid else [])
+
+    async def _has_room(self) -> bool:
+        """For one more context. Those that have ended are forgotten when they fill the list."""
+        if len(self._held) >= _MOST_CONTEXTS:
+            ended: set[int] = set()
+            for helper in {held.helper for held in self._held.values()}:
+                numbers = [held.number for held in self._held.values() if held.helper is helper]
+                alive: list[int] = []
+                with contextlib.suppress(Unavailable):
+                    alive = (await helper.request({"op": "alive", "shadows": numbers}))[0]["shadows"]
+                ended |= {pid for pid, held in self._held.items() if held.helper is helper and held.number not in alive}
+            for pid in ended:
+                del self._held[pid]
+        return len(self._held) < _MOST_CONTEXTS
+
+    async def _settle(self, held: Held, fds: Sequence[int], *, last: bool) -> int:
+        new, pid = await self.place.settle(held, fds, last=last)
+        self._held[pid] = new
+        return pid
+
+    async def _hand_over(self, held: Held, message: Mapping[str, Any], *, last: bool) -> None:
+        """Settle a branch as a context. Raises Unavailable."""
+        with ExitStack() as opened:
+            daemons, ends = _ends(opened)
+            pid = await self._settle(held, ends, last=last)
+            self._tell({**message, "pid": pid}, daemons)
+
+    async def adopt(self, copies: Sequence[LiveCopy]) -> None:
+        """Settle what was copied elsewhere, and hand it over. Raises Unavailable."""
+        self._listen()
+        for copy in copies:
+            held = copy.held
+            assert isinstance(held, Held)
+            described = {"op": "context", "id": copy.id, "cwd": copy.cwd, "default": copy.default}
+            await self._hand_over(held, described, last=copy.use())
+        self._tell({"op": "whole"})
+
+    def _tell(self, message: dict[str, Any], fds: Sequence[int] = ()) -> None:
+        with contextlib.suppress(OSError):  # the room has ended, or does not listen
+            wire.send(self.lifeline, message, fds)
+
+    async def copied(
+        self, contexts: Sequence[Mapping[str, Any]], *, keep: bool = False
+    ) -> tuple[list[LiveCopy], list[str]]:
+        """Branches of the contexts that stand still; the room is frozen. And why others have none."""
+        copies: list[LiveCopy] = []
+        lost: list[str] = []
+        opened = ExitStack()
+        into = opened.enter_context(self.shelf()) if keep else []
+        try:
+            for one in contexts:
+                held = self._held.get(one["pid"])
+                if held is None:
+                    lost.append(f"context {one['id']}: it was made without a shadow")
+                    continue
+                try:
+                    made, left = await held.branch(keep=keep, into=into)
+                except Unavailable as error:
+                    lost.append(f"context {one['id']}: {error.message}")
+                    continue
+                copies.append(
+                    LiveCopy(
+                        held=made,
+                        drop=made.drop,
+                        alive=made.alive,
+                        measure=made.measure,
+                        id=one["id"],
+                        cwd=one["cwd"],
+                        default=one["default"],
+                        left=left,
+                        kept=keep,
+                    )
+                )
+        except BaseException:
+            for copy in copies:
+                await copy.drop()
+            raise
+        finally:
+            opened.close()
+        return copies, lost
+
+    @asynccontextmanager
+    async def standing_still(
+        self, wait_s: float = HOLD_S, *, now: bool = False
+    ) -> AsyncIterator[tuple[list[dict[str, Any]], list[str]]]:
+        """The contexts between two cells, where they can be copied, and why others are not among them. `now`: cells
+        that run are interrupted."""
+        async with self._asking:
+            if self._first is not None:
+                await asyncio.wait([self._first])
+            try:
+                reply = await self._ask({"op": "hold", "wait_s": wait_s, "now": now}, wait_s + _REPLY_S)
+                found = parse_hold(reply)
+            except Unavailable as error:
+                found = ([], [error.message])
+            try:
+                yield found
+            finally:
+                self._tell({"op": "release"})
+
+    async def _ask(self, message: dict[str, Any], timeout_s: float) -> dict[str, Any]:
+        self._reply = asyncio.get_running_loop().create_future()
+        try:
+            wire.send(self.lifeline, message)
+            return await asyncio.wait_for(self._reply, timeout_s)
+        except (OSError, TimeoutError) as error:
+            raise Unavailable("the room's daemon does not answer") from error
+        finally:
+            self._reply = None
+
+    def _listen(self) -> None:
+        asyncio.get_running_loop().add_reader(self.lifeline, self._receive)
+
+    def _receive(self) -> None:
+        try:
+            data, _, flags, _ = self.lifeline.recvmsg(_MESSAGE)
+        except BlockingIOError:
+            return
+        except OSError:
+            data, flags = b"", 0
+        try:
+            message = json.loads(data) if not flags & socket.MSG_TRUNC else None
+        except (ValueError, RecursionError):
+            message = None
+        if not data:
+            asyncio.get_running_loop().remove_reader(self.lifeline)
+        if isinstance(message, dict) and "ask" in message:
+            asyncio.get_running_loop().remove_reader(self.lifeline)  # one thing at a time
+            self._serving = asyncio.get_running_loop().create_task(self._serve(message))
+        elif self._reply is not None and not self._reply.done():
+            if isinstance(message, dict):
+                self._reply.set_result(message)
+            else:
+                self._reply.set_exception(Unavailable("the room's daemon does not keep to the protocol"))
+
+    async def _serve(self, message: Mapping[str, Any]) -> None:
+        """What the room's daemon asks for, for code that it serves: hostile. Its own contexts and branches alone."""
+        began = time.monotonic()
+        try:
+            match message:
+                case {"ask": "another"}:
+                    await self._spare("reply")
+                case {"ask": "branch", "pid": int(pid), "keep": bool(keep)}:
+                    self._tell({"op": "reply", "branch": await self._branch(pid, keep=keep)})
+                case {"ask": "settle", "branch": int(number), "last": bool(last)} if number in self._branches:
+                    await self._hand_over(self._branches[number], {"op": "reply"}, last=last)
+                    if last:
+                        del self._branches[number]
+                case {"ask": "drop", "branch": int(number)} if number in self._branches:
+                    await self._branches.pop(number).drop()
+                    self._tell({"op": "reply"})
+                case _:
+                    raise Unavailable("there is no such branch")
+        except Unavailable as error:
+            self._tell({"op": "reply", "error": error.message})
+        now = time.monotonic()
+        self._credit = min(_AHEAD_S, self._credit + _SHARE * (began - self._ended)) - (now - began)
+        self._ended = now
+        if self._credit < 0:
+            await asyncio.sleep(-self._credit / _SHARE)
+        if self.lifeline.fileno() >= 0:
+            self._listen()
+
+    async def _branch(self, pid: int, *, keep: bool) -> int:
+        """Of a context that stands still, kept until it is settled or dropped, or the room ends."""
+        held = self._held.get(pid)
+        if held is None or self.still is None:
+            raise Unavailable("it was made without a shadow")
+        if len(self._branches) >= _MOST_BRANCHES:
+            raise Unavailable(f"a room holds {_MOST_BRANCHES} branches of its contexts at most")
+        async with self.still():
+            made, _ = await held.branch(keep=keep)
+        number, self._next = self._next, self._next + 1
+        self._branches[number] = made
+        return number
+
+    async def close(self) -> None:
+        """The room has ended, and with it all that was held of it."""
+        while begun := [task for task in (self._first, self._serving) if task is not None and not task.done()]:
+            await asyncio.wait(begun)
+        asyncio.get_running_loop().remove_reader(self.lifeline)
+        self.lifeline.close()
+        self.place.close()
+
+
+def is_busy(lost: Sequence[str]) -> bool:
+    """Whether a context was lost because a cell of it ran. Pure."""
+    return any(reason.endswith(_STILL_RUNS) for reason in lost)
+
+
+def _share_of(process: int) -> int:
+    try:
+        text = Path(f"/proc/{process}/smaps_rollup").read_text()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) << 10 for line in text.splitlines() if line.startswith("Pss:")), 0)
+
+
+def _ends(opened: ExitStack) -> tuple[list[int], list[int]]:
+    """A context's socket and outputs: the daemon's ends, and the process'."""
+    channel, theirs = socket.socketpair()
+    opened.callback(channel.close)
+    opened.callback(theirs.close)
+    daemons, ends = [channel.fileno()], [theirs.fileno()]
+    for _ in range(2):
+        reader, writer = os.pipe2(os.O_CLOEXEC)
+        opened.callback(os.close, reader)
+        opened.callback(os.close, writer)
+        daemons.append(reader)
+        ends.append(writer)
+    return daemons, ends
+
+
+def parse_hold(reply: Mapping[str, Any]) -> tuple[list[dict[str, Any]], list[str]]:
+    """What a daemon says of its contexts: hostile. Pure. Raises Unavailable."""
+    held, lost = reply.get("held"), reply.get("lost")
+    if not isinstance(held, list) or not isinstance(lost, list) or len(held) > _MOST_CONTEXTS:
+        raise Unavailable("the room's daemon does not keep to the protocol")
+    contexts: list[dict[str, Any]] = []
+    for one in held:
+        if not isinstance(one, dict):
+            raise Unavailable("the room's daemon does not keep to the protocol")
+        id, cwd, pid = one.get("id"), one.get("cwd"), one.get("pid")
+        if not (isinstance(id, str) and isinstance(cwd, str) and isinstance(pid, int) and len(cwd) <= _MOST_TEXT):
+            raise Unavailable("the room's daemon does not keep to the protocol")
+        if not 0 < len(id) <= 64 or not set(id) <= set("0123456789abcdef-") or id in {made["id"] for made in contexts}:
+            raise Unavailable("the room's daemon does not keep to the protocol")
+        contexts.append({"id": id, "cwd": cwd, "pid": pid, "default": one.get("default") is True})
+    return contexts, [str(text)[:200] for text in lost[:_MOST_REASONS]]

@@ -1,0 +1,117 @@
+"""What a copy must be given of the process that it is a copy of, beside memory and registers."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+from pathlib import Path
+
+UNLIMITED = (1 << 64) - 1
+_LIMITS_AT = 26  # the column after the names, which have spaces in them
+_MOST_LISTED = 32
+_DELETED = " (deleted)"
+
+
+class Unknown(Exception):
+    """The process has ended, or does not say what it must."""
+
+
+@dataclass(frozen=True)
+class Status:
+    """Ids are the host's."""
+
+    uid: int
+    gid: int
+    groups: tuple[int, ...]
+    permitted: int  # capabilities
+    bounding: int
+    filters: int  # of system calls
+    umask: int
+    threads: int
+    room_pid: int  # its id in its own pid namespace
+    name: str
+
+
+def parse_status(text: str) -> Status:
+    """From /proc/<pid>/status. Raises Unknown."""
+    fields = {name: value.split() for name, _, value in (line.partition(":") for line in text.splitlines())}
+    try:
+        return Status(
+            uid=int(fields["Uid"][1]),
+            gid=int(fields["Gid"][1]),
+            groups=tuple(map(int, fields["Groups"])),
+            permitted=int(fields["CapPrm"][0], 16),
+            bounding=int(fields["CapBnd"][0], 16),
+            filters=int(fields.get("Seccomp_filters", ["-1"])[0]),
+            umask=int(fields["Umask"][0], 8),
+            threads=int(fields["Threads"][0]),
+            room_pid=int(fields["NSpid"][-1]),
+            name=" ".join(fields.get("Name", [""]))[:15],
+        )
+    except (KeyError, IndexError, ValueError) as error:
+        raise Unknown(f"its state can't be read: {error!r}") from None
+
+
+def read_status(pid: int) -> Status:
+    """Raises Unknown."""
+    try:
+        return parse_status(Path(f"/proc/{pid}/status").read_text(errors="replace"))
+    except OSError:
+        raise Unknown("it has ended") from None
+
+
+def size(pid: int) -> int:
+    """Of its memory, in pages, as the kernel counts its mappings. Raises Unknown."""
+    try:
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[0])
+    except (OSError, ValueError, IndexError):
+        raise Unknown("it has ended") from None
+
+
+def working_directory(pid: int) -> str:
+    """Where it is, in its room; "/" if that is no place any more. Raises Unknown."""
+    try:
+        place = str(Path(f"/proc/{pid}/cwd").readlink())
+    except OSError:
+        raise Unknown("it has ended") from None
+    return place if place.startswith("/") and not place.endswith(_DELETED) else "/"
+
+
+def parse_limits(text: str) -> tuple[tuple[int, int], ...]:
+    """Soft and hard limits by number, from /proc/<pid>/limits. Raises Unknown."""
+    try:
+        rows = [line[_LIMITS_AT:].split()[:2] for line in text.splitlines()[1:]]
+        return tuple((_limit(soft), _limit(hard)) for soft, hard in rows)
+    except ValueError as error:
+        raise Unknown(f"its limits can't be read: {error!r}") from None
+
+
+def _limit(text: str) -> int:
+    return UNLIMITED if text == "unlimited" else int(text)
+
+
+def read_limits(pid: int) -> tuple[tuple[int, int], ...]:
+    """Raises Unknown."""
+    try:
+        return parse_limits(Path(f"/proc/{pid}/limits").read_text())
+    except OSError:
+        raise Unknown("it has ended") from None
+
+
+def open_elsewhere(pid: int, keep: int) -> tuple[str, ...]:
+    """What it has open at descriptors of `keep` and above, as the kernel names it; what comes after is left out."""
+    found: list[str] = []
+    directory = Path(f"/proc/{pid}/fd")
+    with contextlib.suppress(OSError):
+        for fd in sorted(int(entry.name) for entry in directory.iterdir()):
+            if fd >= keep and len(found) < _MOST_LISTED:
+                found.append(str((directory / str(fd)).readlink())[:200])
+    return tuple(found)
+
+
+def children_of(pid: int) -> int:
+    """How many processes it has started that live."""
+    try:
+        return len(Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
+    except OSError:
+        return 0

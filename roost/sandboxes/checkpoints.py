@@ -1,0 +1,301 @@
+"""Checkpoints of a sandbox: its files and its contexts' memory as they were at one moment, in a tree, to go back to.
+
+Files are an image, as those of snapshots; what is known of a checkpoint is in its sandbox's record and goes with that.
+Memory is held by the driver, and by this server alone: what is dropped, by a rule or by the end of who held it, leaves
+a checkpoint of files.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+
+from roost.isolation.driver import Branch
+from roost.model.errors import Conflict, NotFound, RoostError
+from roost.model.sandbox import Checkpoint, Sandbox
+from roost.sandboxes.copies import NOTHING, Copied, Copies
+from roost.sandboxes.entry import Entry, HeldMemory
+from roost.sandboxes.fleet import SandboxFleet
+from roost.sandboxes.lives import Lives
+from roost.sandboxes.pruning import Bounds, Share, ancestor, least_used, surplus, without
+
+HELD = "held"
+LOST = "what held it has ended, as with a restart of the server"
+FULL = "the checkpoints of this server would take more memory than they may"
+OVER_QUOTA = "the account has no more memory"
+CROWDED = "the sandbox needs its memory"
+BUSY = "A cell still runs. Wait for its end, or ask with when=now: it is interrupted then."
+_EVERY_S = 5.0
+_LOOKED_AT = 50  # each time
+#: Of a sandbox's memory, copies that are held included, that may be in use before copies go.
+_CROWDED = 0.9
+
+
+class NoCheckpoint(NotFound):
+    """The sandbox has none of that id."""
+
+    code = "CheckpointNotFound"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shown:
+    """One node of the tree. `memory`: HELD, or why it is not."""
+
+    checkpoint: Checkpoint
+    memory: str
+    memory_bytes: int
+    disk_bytes: int
+    current: bool  # the sandbox's state comes from it
+
+
+class Checkpoints:
+    """The verbs of an account, and the rules by which checkpoints go.
+
+    `over_quota` tells by how many bytes an account is above its memory.
+    """
+
+    def __init__(
+        self,
+        *,
+        lives: Lives,
+        fleet: SandboxFleet,
+        copies: Copies,
+        bounds: Bounds,
+        over_quota: Callable[[str], int] = lambda account: 0,
+    ) -> None:
+        self._lives = lives
+        self._images = lives.assembly.images
+        self._fleet = fleet
+        self._copies = copies
+        self._bounds = bounds
+        self._over_quota = over_quota
+
+    async def tree(self, account: str, id: str) -> list[Shown]:
+        """The oldest first. Raises Gone."""
+        entry = self._fleet.entry(account, id)
+        await self._measure(entry)
+        return [self._shown(entry, one) for one in entry.sandbox.checkpoints]
+
+    def _shown(self, entry: Entry, checkpoint: Checkpoint) -> Shown:
+        held = entry.held.get(checkpoint.id)
+        return Shown(
+            checkpoint=checkpoint,
+            memory=HELD if held is not None else f"dropped: {why_dropped(checkpoint)}",
+            memory_bytes=held.bytes if held is not None else 0,
+            disk_bytes=self._images.used_bytes(checkpoint.foundation.layers[0]),
+            current=checkpoint.id == entry.sandbox.at,
+        )
+
+    # --- verbs ---------------------------------------------------------------------------------------------------
+
+    async def take(self, account: str, id: str, label: str = "", *, now: bool = False) -> Shown:
+        """Keep the sandbox as it is. A cell that runs is waited for, up to a bound; `now`: it is interrupted.
+
+        Raises Gone, Conflict if a cell does not end, StorageFull, Unavailable; nothing is left behind then.
+        """
+        return await self._lives.do(self._take(self._fleet.entry(account, id), label, now=now))
+
+    async def _take(self, entry: Entry, label: str, *, now: bool) -> Shown:
+        with self._copies.new_image() as image:
+            async with entry.lock:
+                copied = await self._copies.copy(entry, image, memory=True, keep=True, now=now)
+                try:
+                    if copied.branch.busy:
+                        raise Conflict(BUSY)
+                    made = self._checkpoint(entry, label, copied)
+                    self._fleet.check_exists(entry)
+                    await self._lives.commit(
+                        entry, lambda sandbox: replace(sandbox, checkpoints=(*sandbox.checkpoints, made), at=made.id)
+                    )
+                except BaseException:
+                    await copied.branch.close()
+                    raise
+                if copied.memory != NOTHING:
+                    held = entry.held[made.id] = HeldMemory(branch=copied.branch, used=self._lives.now())
+                    held.bytes = await copied.branch.measure()
+        await self._prune(entry)
+        await self.bound_memory()
+        return self._shown(entry, next((one for one in entry.sandbox.checkpoints if one.id == made.id), made))
+
+    def _checkpoint(self, entry: Entry, label: str, copied: Copied) -> Checkpoint:
+        return Checkpoint(
+            id=f"c{secrets.token_hex(8)}",
+            label=label,
+            parent=entry.sandbox.at,
+            created=round(self._lives.now(), 3),
+            foundation=copied.foundation,
+            memory=copied.memory,
+            contexts=tuple(copy.id for copy in copied.branch.copies),
+            left_behind=copied.left_behind,
+            lost=copied.lost,
+        )
+
+    async def rollback(self, account: str, id: str, checkpoint: str, *, now: bool = False) -> tuple[Sandbox, Copied]:
+        """Have the sandbox as it was: another room takes the place of its own, under the same id and tokens. What runs
+        is ended; a cell is waited for first, up to a bound, unless it is to be `now`.
+
+        Raises Gone, NoCheckpoint, Conflict if a cell does not end, Throttled, Unavailable; it is as it was then.
+        """
+        return await self._lives.do(self._rollback(self._fleet.entry(account, id), checkpoint, now=now))
+
+    async def _rollback(self, entry: Entry, id: str, *, now: bool) -> tuple[Sandbox, Copied]:
+        async with entry.lock:
+            self._fleet.check_exists(entry)
+            _find(entry.sandbox, id)
+            room = entry.instance.room if entry.instance is not None else None
+            if room is not None and not now and not await room.rest():
+                raise Conflict(BUSY)
+            async with self.using(entry, id) as copied:
+                # What it has read since is forgotten by its memory, and not by whom it may have told.
+                labels = {*copied.foundation.labels, *self._lives.assembly.labels(entry.sandbox)}
+                foundation = replace(copied.foundation, labels=tuple(sorted(labels)))
+                return await self._lives.swap(entry, copied.branch, foundation=foundation, at=id), copied
+
+    @asynccontextmanager
+    async def using(self, entry: Entry, id: str) -> AsyncIterator[Copied]:
+        """A checkpoint as something to make rooms from; its files stay meanwhile. Raises NoCheckpoint."""
+        found = _find(entry.sandbox, id)
+        with self._images.holding(found.foundation.layers):
+            await self._miss(entry, id)
+            held = entry.held.get(id)
+            if held is not None:
+                held.used = self._lives.now()
+                branch, left, lost, memory = held.branch, found.left_behind, found.lost, found.memory
+            else:
+                found = _find(entry.sandbox, id)
+                branch, memory, lost = Branch(), NOTHING, (*found.lost, f"its memory was dropped: {why_dropped(found)}")
+                left = tuple(dict.fromkeys(("memory", *found.left_behind)))
+            # Another object, for whoever makes rooms of it does not own it.
+            shared = Branch(copies=branch.copies, whole=branch.whole)
+            yield Copied(foundation=found.foundation, left_behind=left, lost=lost, memory=memory, branch=shared)
+
+    async def remove(self, account: str, id: str, checkpoint: str) -> None:
+        """Raises Gone, NoCheckpoint."""
+        await self._lives.do(self._remove(self._fleet.entry(account, id), checkpoint))
+
+    async def _remove(self, entry: Entry, id: str) -> None:
+        async with entry.lock:
+            self._fleet.check_exists(entry)
+            _find(entry.sandbox, id)
+            await self._forget(entry, [id])
+
+    async def _forget(self, entry: Entry, ids: list[str]) -> None:
+        """Locked."""
+
+        def forgotten(sandbox: Sandbox) -> Sandbox:
+            known = sandbox.checkpoints
+            return replace(sandbox, checkpoints=without(known, ids), at=ancestor(known, sandbox.at, ids))
+
+        layers = [layer for one in entry.sandbox.checkpoints if one.id in ids for layer in one.foundation.layers]
+        await self._lives.commit(entry, forgotten)
+        for id in ids:
+            if (held := entry.held.pop(id, None)) is not None:
+                await held.branch.close()
+        self._lives.release(layers)
+
+    # --- rules ---------------------------------------------------------------------------------------------------
+
+    async def watch(self) -> None:
+        """Now and then, see to it that no rule is broken. Runs until it is cancelled."""
+        while True:
+            await asyncio.sleep(_EVERY_S)
+            for entry in list(self._lives.entries.values()):
+                if entry.sandbox.checkpoints:
+                    await self._prune(entry)
+            await self._measure_some()
+            await self.bound_memory()
+
+    async def _prune(self, entry: Entry) -> None:
+        """By count and age."""
+        if not surplus(entry.sandbox.checkpoints, self._bounds, self._lives.now()):
+            return
+        async with entry.lock:
+            going = surplus(entry.sandbox.checkpoints, self._bounds, self._lives.now())
+            if going and not entry.ending:
+                try:
+                    await self._forget(entry, going)
+                except RoostError:
+                    return  # it can't be stored now; later
+
+    async def bound_memory(self) -> None:
+        """By memory, as it was last measured: of the server, of each account, of each sandbox."""
+        entries = [entry for entry in self._lives.entries.values() if entry.held]
+        total = sum(held.bytes for entry in entries for held in entry.held.values())
+        await self._drop_least_used(entries, total - self._bounds.memory_bytes, FULL)
+        for account in {entry.sandbox.account for entry in entries}:
+            mine = [entry for entry in entries if entry.sandbox.account == account]
+            await self._drop_least_used(mine, self._over_quota(account), OVER_QUOTA)
+        for entry in entries:
+            most = entry.sandbox.limits.memory_mb << 20
+            excess = sum(held.bytes for held in entry.held.values()) - most
+            room = entry.instance.room if entry.instance is not None else None
+            if room is not None:
+                excess = max(excess, room.anonymous() - round(most * _CROWDED))
+            await self._drop_least_used([entry], excess, CROWDED)
+
+    async def _drop_least_used(self, entries: Iterable[Entry], excess: int, why: str) -> None:
+        if excess <= 0:
+            return
+        shares = {
+            id: (entry, Share(id=id, used=held.used, bytes=held.bytes))
+            for entry in entries
+            for id, held in entry.held.items()
+        }
+        for id in least_used((share for _, share in shares.values()), excess):
+            await self._drop_memory(shares[id][0], id, why)
+
+    async def _drop_memory(self, entry: Entry, id: str, why: str) -> None:
+        """Its files stay. The one place where memory is given up while its checkpoint stays."""
+        held = entry.held.pop(id, None)
+        if held is None:
+            return
+        changed = tuple(replace(one, dropped=why) if one.id == id else one for one in entry.sandbox.checkpoints)
+        await self._lives.change(entry, checkpoints=changed)
+        await held.branch.close()
+
+    async def _measure(self, entry: Entry) -> None:
+        """All that it holds."""
+        for id in list(entry.held):
+            await self._look(entry, id)
+
+    async def _measure_some(self) -> None:
+        """Those that were not looked at for longest: to count the pages of all may take more time than there is."""
+        entries = list(self._lives.entries.values())
+        known = [(held.looked, id, entry) for entry in entries for id, held in entry.held.items()]
+        for _, id, entry in sorted(known, key=lambda one: one[:2])[:_LOOKED_AT]:
+            await self._look(entry, id)
+
+    async def _look(self, entry: Entry, id: str) -> None:
+        await self._miss(entry, id)
+        if (held := entry.held.get(id)) is not None:
+            held.bytes, held.looked = await held.branch.measure(), self._lives.now()
+
+    async def _miss(self, entry: Entry, id: str) -> None:
+        """What is gone, with the process that held it or by itself, is known to be."""
+        held = entry.held.get(id)
+        if held is not None and not await held.branch.alive() and entry.held.get(id) is held:
+            await self._drop_memory(entry, id, LOST)
+
+    def held_bytes(self, account: str) -> int:
+        """Of all sandboxes of the account."""
+        entries = (entry for entry in self._lives.entries.values() if entry.sandbox.account == account)
+        return sum(held.bytes for entry in entries for held in entry.held.values())
+
+
+def why_dropped(checkpoint: Checkpoint) -> str:
+    """Of a checkpoint whose memory is not held. Pure."""
+    if checkpoint.dropped:
+        return checkpoint.dropped
+    if checkpoint.memory != NOTHING:
+        return LOST
+    return "; ".join(checkpoint.lost) or "no Python context ran"
+
+
+def _find(sandbox: Sandbox, id: str) -> Checkpoint:
+    for one in sandbox.checkpoints:
+        if one.id == id:
+            return one
+    raise NoCheckpoint(f"Sandbox {sandbox.id} has no checkpoint {id[:64]}")

@@ -1,0 +1,313 @@
+"""Checkpoints of a whole sandbox, and going back to them: made by plain HTTP, seen with the official SDK."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from e2b_code_interpreter import Sandbox
+
+from roost.sandboxes.checkpoints import LOST
+from tests.support.forks import value
+from tests.support.interpreter import data_packages
+from tests.support.server import NOTHING, Remains, Server, share_packages
+
+LIMITS = "sandbox_memory_mb = 768\nsandbox_disk_mb = 256\n"
+STATE = "import numpy as np\nx = 41\nbig = np.arange(1_000_000)\nopen('kept.txt', 'w').write('first')"
+
+
+@pytest.fixture
+def api(roost: Server) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=roost.url, headers={"x-api-key": "any"}, trust_env=False, timeout=60) as client:
+        yield client
+
+
+def take(api: httpx.Client, box: Sandbox, label: str = "", **query: str) -> dict[str, Any]:
+    reply = api.post(f"/sandboxes/{box.sandbox_id}/checkpoints", json={"label": label}, params=query)
+    assert reply.status_code == 201, reply.text
+    return dict(reply.json())
+
+
+def back(api: httpx.Client, box: Sandbox, checkpoint: dict[str, Any], **query: str) -> dict[str, Any]:
+    body = {"checkpointID": checkpoint["checkpointID"]}
+    reply = api.post(f"/sandboxes/{box.sandbox_id}/rollback", json=body, params=query)
+    assert reply.status_code == 200, reply.text
+    return dict(reply.json())
+
+
+def tree(api: httpx.Client, box: Sandbox) -> list[dict[str, Any]]:
+    return list(api.get(f"/sandboxes/{box.sandbox_id}/checkpoints").raise_for_status().json())
+
+
+def test_variables_files_and_contexts_are_as_they_were(box: Sandbox, api: httpx.Client) -> None:
+    removed = box.create_code_context(cwd="/tmp")
+    assert box.run_code("y = 1", context=removed).error is None
+    first = take(api, box, "first")
+    assert (first["label"], first["parentID"], first["memory"], first["current"]) == ("first", None, "held", True)
+    assert removed.id in first["contexts"] and first["memoryBytes"] > 0 and first["diskBytes"] > 0
+    box.remove_code_context(removed)
+    made = box.create_code_context()
+    assert value(box, "x += 1; del big; open('kept.txt', 'w').write('second'); x") == "42"
+    box.files.write("new.txt", "new")
+    running = box.commands.run("sleep 1000", background=True)
+    second = take(api, box, "second")
+    assert second["parentID"] == first["checkpointID"]
+    for _ in range(2):  # it stays, and is gone back to again
+        reply = back(api, box, first)
+        assert (reply["sandboxID"], reply["leftBehind"], reply["notCopied"]) == (box.sandbox_id, ["processes"], [])
+        assert reply["envdAccessToken"] == box._envd_access_token
+        assert value(box, "x, int(big.sum())") == "(41, 499999500000)"
+        assert box.files.read("kept.txt") == "first"
+        assert not box.files.exists("new.txt")
+        assert box.run_code("y", context=removed).text == "1"
+        assert made.id not in {context.id for context in box.list_code_contexts()}
+        assert running.pid not in {process.pid for process in box.commands.list()}
+        assert value(box, "x = 7; open('kept.txt', 'w').write('other'); x") == "7"
+    back(api, box, second)
+    assert value(box, "x, 'big' in globals()") == "(42, False)"
+    assert (box.files.read("kept.txt"), box.files.read("new.txt")) == ("second", "new")
+    third = take(api, box, "third")
+    back(api, box, first)
+    fourth = take(api, box, "fourth")
+    nodes = {node["label"]: node for node in tree(api, box)}
+    ids = {label: node["checkpointID"] for label, node in nodes.items()}
+    assert {label: node["parentID"] for label, node in nodes.items()} == {
+        "first": None,
+        "second": ids["first"],
+        "third": ids["second"],
+        "fourth": ids["first"],
+    }
+    assert [label for label, node in nodes.items() if node["current"]] == ["fourth"]
+    assert {node["memory"] for node in nodes.values()} == {"held"}
+    path = f"/sandboxes/{box.sandbox_id}/checkpoints"
+    assert api.delete(f"{path}/{ids['second']}").status_code == 204
+    assert {node["label"]: node["parentID"] for node in tree(api, box)}["third"] == ids["first"]
+    assert api.delete(f"{path}/{ids['second']}").status_code == 404
+    back(api, box, third)
+    assert value(box, "x") == "42"
+    assert third["checkpointID"] != fourth["checkpointID"]
+
+
+def test_forks_of_a_checkpoint_many_at_once(box: Sandbox, api: httpx.Client) -> None:
+    checkpoint = take(api, box)
+    assert value(box, "x = 1; del big; open('kept.txt', 'w').write('gone on'); x") == "1"
+    body = {"checkpointID": checkpoint["checkpointID"], "count": 8, "timeout": 120}
+    replies: list[httpx.Response] = []
+
+    def fork() -> None:
+        replies.append(api.post(f"/sandboxes/{box.sandbox_id}/fork", json=body))
+
+    threads = [threading.Thread(target=fork) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    made = [one["sandbox"]["sandboxID"] for reply in replies for one in reply.json() if "sandbox" in one]
+    assert len(set(made)) == 64
+    for id in made[::21]:
+        fork_ = Sandbox.connect(id)
+        assert value(fork_, "x, int(big.sum()), open('kept.txt').read()") == "(41, 499999500000, 'first')"
+    for id in made:
+        assert api.delete(f"/sandboxes/{id}").status_code == 204
+    assert value(box, "x") == "1"
+    back(api, box, checkpoint)
+    assert value(box, "x") == "41"
+
+
+def test_a_cell_that_runs_is_interrupted_if_it_is_to_be_now(box: Sandbox, api: httpx.Client) -> None:
+    checkpoint = take(api, box)
+    busy = "import time\nx = 5\nopen('runs', 'w').close()\nwhile True: time.sleep(0.01)"
+    for verb in ("checkpoints", "fork", "rollback"):
+        ended: list[Any] = []
+        cell = threading.Thread(target=lambda found=ended: found.append(caught(box, busy)))
+        cell.start()
+        until(lambda: box.files.exists("runs"))
+        box.files.remove("runs")
+        body = {"checkpointID": checkpoint["checkpointID"]} if verb == "rollback" else {}
+        reply = api.post(f"/sandboxes/{box.sandbox_id}/{verb}", json=body, params={"when": "now"})
+        assert reply.status_code in (200, 201), reply.text
+        cell.join()
+        if verb == "rollback":
+            assert isinstance(ended[0], Exception)  # with the room that it ran in
+            assert value(box, "x") == "41"
+        else:
+            assert ended[0].error.name == "KeyboardInterrupt"
+            assert value(box, "x") == "5"
+        if verb == "fork":
+            assert reply.json()[0]["sandbox"]["notCopied"] == []
+            api.delete(f"/sandboxes/{reply.json()[0]['sandbox']['sandboxID']}")
+    refused = api.post(f"/sandboxes/{box.sandbox_id}/checkpoints", params={"when": "later"})
+    assert (refused.status_code, refused.json()["message"]) == (400, "when: 'now' is expected, not 'later'.")
+
+
+def test_a_cell_that_does_not_end_is_told(box: Sandbox, api: httpx.Client) -> None:
+    checkpoint = take(api, box)
+    cell = threading.Thread(target=caught, args=(box, "import time; open('runs', 'w').close(); time.sleep(120)"))
+    cell.start()
+    until(lambda: box.files.exists("runs"))
+    before = {node["checkpointID"] for node in tree(api, box)}
+    taken = api.post(f"/sandboxes/{box.sandbox_id}/checkpoints", json={})
+    assert (taken.status_code, taken.json()["code"]) == (409, 409)
+    assert "when=now" in taken.json()["message"]
+    assert {node["checkpointID"] for node in tree(api, box)} == before
+    back(api, box, checkpoint, when="now")
+    cell.join()
+
+
+def test_threads_and_processes_are_told_and_what_is_paused_has_files_alone(box: Sandbox, api: httpx.Client) -> None:
+    code = "import threading, time; t = threading.Thread(target=time.sleep, args=(300,), daemon=True); t.start()"
+    assert box.run_code(code).error is None
+    with_thread = take(api, box)
+    assert with_thread["leftBehind"] == ["processes", "threads"]
+    assert with_thread["memory"] == "held"
+    assert back(api, box, with_thread)["leftBehind"] == ["processes", "threads"]
+    assert value(box, "x, threading.active_count()") == "(41, 1)"
+    assert api.post(f"/sandboxes/{box.sandbox_id}/pause").status_code == 204
+    files = take(api, box)
+    assert files["memory"].startswith("dropped: ")
+    assert "memory" in files["leftBehind"]
+    reply = back(api, box, files)  # it runs again
+    assert "memory" in reply["leftBehind"]
+    assert len(reply["notCopied"]) >= 1
+    assert box.files.read("kept.txt") == "first"
+    error = box.run_code("x").error
+    assert error is not None and error.name == "NameError"
+    back(api, box, with_thread)
+    assert value(box, "x") == "41"
+
+
+def test_requests_that_are_refused(box: Sandbox, api: httpx.Client) -> None:
+    path = f"/sandboxes/{box.sandbox_id}"
+    assert api.post(f"{path}/rollback", json={}).status_code == 400
+    assert api.post(f"{path}/rollback", json={"checkpointID": "c0"}).json() == {
+        "code": 404,
+        "message": f"Sandbox {box.sandbox_id} has no checkpoint c0",
+    }
+    assert api.post(f"{path}/fork", json={"checkpointID": "c0"}).status_code == 404
+    assert api.post(f"{path}/checkpoints", json={"label": "x" * 201}).status_code == 400
+    assert api.get("/sandboxes/i0000000000000000000/checkpoints").status_code == 404
+    assert api.post("/sandboxes/i0000000000000000000/checkpoints").status_code == 404
+
+
+def test_a_program_that_used_the_whole_memory_is_gone_back_from(box: Sandbox, api: httpx.Client) -> None:
+    checkpoint = take(api, box)
+    caught(box, "y = bytearray(900 << 20)")
+    reply = back(api, box, checkpoint)
+    assert reply["notCopied"] == []
+    assert value(box, "x, int(big.sum())") == "(41, 499999500000)"
+
+
+def test_the_tracer_is_killed_and_the_server_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data_dir = tmp_path / "data"
+    server = Server(data_dir, config=LIMITS).start()
+    share_packages(data_dir, data_packages())
+    for name in ("E2B_API_URL", "E2B_SANDBOX_URL"):
+        monkeypatch.setenv(name, server.url)
+    monkeypatch.setenv("E2B_API_KEY", "any")
+    box = Sandbox.create(timeout=300)
+    headers = {"x-api-key": "any"}
+    assert box.run_code(STATE).error is None
+    with httpx.Client(base_url=server.url, headers=headers, trust_env=False, timeout=60) as api:
+        first = take(api, box)
+        tracer, before = held_of(server)
+        assert before
+        os.kill(tracer, signal.SIGKILL)
+        until(lambda: not before & shadows())
+        (node,) = tree(api, box)
+        assert node["memory"] == f"dropped: {LOST}"
+        assert value(box, "x += 1; open('kept.txt', 'w').write('later'); x") == "42"  # the original lives on
+        lost = take(api, box)
+        assert lost["memory"].startswith("dropped: ")
+        reply = back(api, box, first)
+        assert "memory" in reply["leftBehind"]
+        assert box.files.read("kept.txt") == "first"
+        assert value(box, "x = 43; x") == "43"
+        third = take(api, box, "third")
+        assert third["memory"] == "held"
+
+        def turn() -> None:
+            try:
+                while True:
+                    api.post(f"/sandboxes/{box.sandbox_id}/rollback", json={"checkpointID": third["checkpointID"]})
+                    api.post(f"/sandboxes/{box.sandbox_id}/checkpoints", json={})
+            except httpx.HTTPError:
+                return
+
+        threads = [threading.Thread(target=turn) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        until(lambda: len(tree(api, box)) > 5)
+        _, held = held_of(server)
+        server.kill()
+        for thread in threads:
+            thread.join()
+    server.until(lambda: not held & shadows())
+    server = Server(data_dir, config=LIMITS).start()
+    for name in ("E2B_API_URL", "E2B_SANDBOX_URL"):
+        monkeypatch.setenv(name, server.url)
+    box = Sandbox.connect(box.sandbox_id)
+    with httpx.Client(base_url=server.url, headers=headers, trust_env=False, timeout=60) as api:
+        assert value(box, "x") == "43"  # whichever of its rooms is in the record has lived on
+        nodes = tree(api, box)
+        assert {node["memory"] for node in nodes if node["contexts"]} == {f"dropped: {LOST}"}
+        assert third["checkpointID"] in {node["checkpointID"] for node in nodes}
+        assert len(list((data_dir / "sandboxes").glob("*.img"))) == 1
+        assert len(list((data_dir / "snapshots").glob("*.img"))) == len(nodes)
+        reply = back(api, box, first)
+        assert "memory" in reply["leftBehind"]
+        assert box.files.read("kept.txt") == "first"
+        assert value(box, "x = 1; x") == "1"
+        fresh = take(api, box)
+        assert fresh["memory"] == "held"
+        back(api, box, fresh)
+        assert value(box, "x") == "1"
+        box.kill()
+    assert list((data_dir / "snapshots").iterdir()) == list((data_dir / "sandboxes").iterdir()) == []
+    assert server.stop() == 0
+    assert Remains.of(data_dir) == NOTHING
+
+
+def caught(box: Sandbox, code: str) -> Any:
+    """What a cell gives, or what prevented that."""
+    try:
+        return box.run_code(code)
+    except Exception as error:
+        return error
+
+
+def until(reached: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not reached():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def processes() -> list[int]:
+    return [int(name) for name in os.listdir("/proc") if name.isdigit()]
+
+
+def shadows() -> set[int]:
+    return {pid for pid in processes() if field(pid, "Name") == "roost-shadow"}
+
+
+def held_of(server: Server) -> tuple[int, set[int]]:
+    """The tracer of a server, and what it holds."""
+    (tracer,) = [
+        pid for pid in processes() if field(pid, "Name") == "roost-tracer" and field(pid, "PPid") == str(server.pid)
+    ]
+    return tracer, {pid for pid in shadows() if field(pid, "TracerPid") == str(tracer)}
+
+
+def field(pid: int, name: str) -> str:
+    try:
+        text = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return ""
+    return text.partition(f"{name}:")[2].partition("\n")[0].strip()

@@ -1,0 +1,359 @@
+"""Checkpoints over a driver without rooms: what fails halfway, what goes by a rule, what a killed server leaves."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from roost.isolation.driver import Branch, Left, LiveCopy
+from roost.model.errors import Conflict, RoostError, StorageFull, Throttled, Unavailable
+from roost.model.sandbox import Sandbox, SandboxState
+from roost.sandboxes import checkpoints
+from roost.sandboxes.checkpoints import CROWDED, FULL, LOST, OVER_QUOTA, NoCheckpoint
+from roost.sandboxes.fleet import Gone
+from tests.integration.test_sandboxes_lives import ORDER
+from tests.integration.test_snapshots_lives import Copies
+
+
+class Memory:
+    """What a driver would hold of one context."""
+
+    def __init__(self, bytes: int = 10) -> None:
+        self.bytes = bytes
+        self.there = True
+        self.drops = 0
+
+    async def alive(self) -> bool:
+        return self.there
+
+    async def measure(self) -> int:
+        return self.bytes
+
+    async def drop(self) -> None:
+        self.drops += 1
+
+    @property
+    def branch(self) -> Branch:
+        left = Left(threads=0, processes=0, files=())
+        copy = LiveCopy(
+            held=None,
+            drop=self.drop,
+            alive=self.alive,
+            measure=self.measure,
+            id="c0",
+            cwd="/",
+            default=True,
+            left=left,
+            kept=True,
+        )
+        return Branch(copies=(copy,))
+
+
+class World:
+    """One server with a sandbox that has an interpreter."""
+
+    def __init__(self, copies: Copies, sandbox: Sandbox) -> None:
+        self.copies = copies
+        self.bench = copies.bench
+        self.verbs = copies.checkpoints
+        self.id = sandbox.id
+        self.entry = self.bench.lives.entries[sandbox.id]
+        self.entry.sandbox = replace(sandbox, foundation=replace(sandbox.foundation, interpreter=True))
+
+    async def take(self, label: str = "", memory: Memory | None = None) -> str:
+        if memory is not None:
+            self.bench.room(self.entry.sandbox).branches.append(memory.branch)
+        self.bench.clock.ahead += 1
+        return (await self.verbs.take("acme", self.id, label)).checkpoint.id
+
+    async def back(self, checkpoint: str) -> None:
+        await self.verbs.rollback("acme", self.id, checkpoint)
+
+    async def tree(self) -> dict[str, str]:
+        return {shown.checkpoint.id: shown.memory for shown in await self.verbs.tree("acme", self.id)}
+
+    @property
+    def alive(self) -> list[str]:
+        return [room.spec.run_dir.name for room in self.bench.driver.alive]
+
+
+@pytest.fixture
+async def world(tmp_path: Path) -> AsyncIterator[World]:
+    copies = Copies(tmp_path)
+    yield World(copies, await copies.bench.fleet.create(ORDER))
+    await copies.bench.close()
+
+
+async def test_a_rollback_has_another_room_of_the_checkpoint_and_the_old_one_goes(world: World) -> None:
+    memory = Memory()
+    checkpoint = await world.take("one", memory)
+    before = world.entry.sandbox
+    await world.back(checkpoint)
+    after = world.entry.sandbox
+    assert (after.id, after.envd_token, after.traffic_token) == (before.id, before.envd_token, before.traffic_token)
+    assert after.place == f"{before.id}-1"
+    room = world.bench.room(after)
+    assert room.spec.branch is not None and len(room.spec.branch.copies) == 1
+    assert room.spec.lower == world.bench.assembly.images.paths(after.foundation.layers)
+    assert world.alive == world.bench.layers == [after.place]
+    await world.back(checkpoint)
+    assert world.alive == world.bench.layers == [f"{before.id}-2"]
+    assert await world.tree() == {checkpoint: "held"}
+    await world.bench.fleet.kill("acme", world.id)
+    assert memory.drops == 1
+    assert world.copies.images == frozenset()
+    assert world.bench.layers == []
+
+
+@pytest.mark.parametrize("script", ["failed", "dies", "exits"])
+async def test_a_rollback_that_fails_leaves_the_sandbox_as_it_was(world: World, script: str) -> None:
+    memory = Memory()
+    checkpoint = await world.take("one", memory)
+    before = world.entry.sandbox
+    world.bench.driver.script = script
+    with pytest.raises(RoostError):
+        await world.back(checkpoint)
+    assert world.entry.sandbox == before
+    assert world.alive == world.bench.layers == [before.id]
+    assert memory.drops == 0
+    world.bench.driver.script = "ready"
+    world.bench.store.error = StorageFull("full")
+    with pytest.raises(StorageFull):
+        await world.back(checkpoint)
+    assert world.entry.sandbox == before
+    assert world.alive == world.bench.layers == [before.id]
+    world.bench.store.error = None
+    lease = world.bench.traffic.try_lease(world.id)  # it serves as before
+    assert lease is not None
+    lease.release()
+    await world.back(checkpoint)
+
+
+async def test_a_checkpoint_that_cannot_be_recorded_leaves_nothing(world: World) -> None:
+    memory = Memory()
+    world.bench.store.error = StorageFull("full")
+    with pytest.raises(StorageFull):
+        await world.take("one", memory)
+    assert memory.drops == 1
+    assert world.copies.images == frozenset()
+    world.bench.store.error = None
+    assert await world.tree() == {}
+    world.bench.room(world.entry.sandbox).die()
+    with pytest.raises(Unavailable):
+        await world.take("two")
+    assert world.copies.images == frozenset()
+
+
+async def test_requests_that_run_are_told(world: World) -> None:
+    checkpoint = await world.take("one")
+    lease = world.bench.traffic.try_lease(world.id)
+    assert lease is not None
+    told: list[str] = []
+    lease.on_revoked = lambda: told.append(lease.why)
+    await world.back(checkpoint)
+    assert told == ["rolled_back"]
+    assert not lease.held
+
+
+async def test_a_cell_that_does_not_end_is_waited_for_or_not(world: World) -> None:
+    memory = Memory()
+    checkpoint = await world.take("one", memory)
+    room = world.bench.room(world.entry.sandbox)
+    room.busy = True
+    with pytest.raises(Conflict):
+        await world.back(checkpoint)
+    assert world.entry.sandbox.rollbacks == 0
+    busy = Memory()
+    branch = busy.branch
+    branch.busy = True
+    room.branches.append(branch)
+    with pytest.raises(Conflict):
+        await world.take("two")
+    assert busy.drops == 1
+    assert list(await world.tree()) == [checkpoint]
+    assert len(world.copies.images) == 1
+    await world.verbs.rollback("acme", world.id, checkpoint, now=True)
+    assert world.entry.sandbox.rollbacks == 1
+
+
+async def test_what_has_died_or_is_paused_is_rolled_back_and_runs(world: World) -> None:
+    checkpoint = await world.take("one", Memory())
+    world.bench.room(world.entry.sandbox).die()
+    await world.bench.until_paused(world.entry.sandbox)
+    await world.back(checkpoint)
+    assert world.entry.sandbox.state is SandboxState.RUNNING
+    await world.bench.fleet.pause("acme", world.id)
+    await world.back(checkpoint)
+    assert world.entry.sandbox.state is SandboxState.RUNNING
+    assert len(world.alive) == 1
+
+
+async def test_forks_of_a_checkpoint_and_who_may_not(world: World) -> None:
+    memory = Memory()
+    checkpoint = await world.take("one", memory)
+    await world.back(await world.take("two"))
+    (fork,), copied = await world.copies.snapshots.fork("acme", world.id, count=1, timeout_s=60, checkpoint=checkpoint)
+    assert isinstance(fork, Sandbox)
+    assert (fork.checkpoints, fork.at, fork.place) == ((), "", fork.id)
+    room = world.bench.room(fork)
+    assert room.spec.branch is not None and len(room.spec.branch.copies) == 1
+    assert (copied.lost, memory.drops) == ((), 0)
+    for attempt in (world.verbs.tree("other", world.id), world.verbs.rollback("other", world.id, checkpoint)):
+        with pytest.raises(Gone):
+            await attempt
+    for id in ("", "nothing", "x" * 64):
+        with pytest.raises(NoCheckpoint):
+            await world.verbs.rollback("acme", world.id, id)
+        with pytest.raises(NoCheckpoint):
+            await world.verbs.remove("acme", world.id, id)
+    await world.copies.fork(world.entry.sandbox)
+    with pytest.raises(Throttled):
+        await world.copies.snapshots.fork("acme", world.id, count=1, timeout_s=60, checkpoint=checkpoint)
+
+
+async def test_what_was_read_since_is_not_forgotten_by_a_rollback(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = await world.take("one")
+    await world.back(checkpoint)
+    assert world.entry.sandbox.foundation.labels == ()  # the positive control
+    monkeypatch.setattr(world.bench.assembly, "labels", lambda sandbox: frozenset({"private"}))
+    await world.back(checkpoint)
+    assert world.entry.sandbox.foundation.labels == ("private",)
+    assert world.entry.sandbox.checkpoints[0].foundation.labels == ()
+
+
+async def test_by_count_and_age_they_go_with_their_files(world: World) -> None:
+    memories = [Memory(bytes=1) for _ in range(6)]
+    ids = [await world.take(str(number), memory) for number, memory in enumerate(memories)]
+    assert list(await world.tree()) == ids[2:]
+    assert [memory.drops for memory in memories] == [1, 1, 0, 0, 0, 0]
+    parents = {one.id: one.parent for one in world.entry.sandbox.checkpoints}
+    assert parents == {ids[2]: "", ids[3]: ids[2], ids[4]: ids[3], ids[5]: ids[4]}
+    assert len(world.copies.images) == 4
+    world.bench.clock.ahead += 2000
+    last = await world.take("last")
+    assert list(await world.tree()) == [last]
+    assert len(world.copies.images) == 1
+
+
+async def test_by_memory_the_least_used_keep_their_files(world: World) -> None:
+    memories = [Memory(bytes=400) for _ in range(2)]
+    first, second = [await world.take(str(number), memory) for number, memory in enumerate(memories)]
+    world.bench.clock.ahead += 1
+    await world.back(first)  # used, so it is not the one to go
+    third = await world.take("third", Memory(bytes=400))
+    assert await world.tree() == {first: "held", second: f"dropped: {FULL}", third: "held"}
+    assert [memory.drops for memory in memories] == [0, 1]
+    _, copied = await world.verbs.rollback("acme", world.id, second)
+    assert "memory" in copied.left_behind
+    assert copied.lost == (f"its memory was dropped: {FULL}",)
+    world.copies.over_quota = 1
+    await world.verbs.bound_memory()
+    assert (await world.tree())[first] == f"dropped: {OVER_QUOTA}"
+    world.copies.over_quota = 0
+    world.bench.room(world.entry.sandbox).anonymous_bytes = world.entry.sandbox.limits.memory_mb << 20
+    await world.verbs.bound_memory()
+    assert (await world.tree())[third] == f"dropped: {CROWDED}"
+    assert not world.entry.held
+
+
+async def test_rules_are_seen_to_while_nobody_asks(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpoints, "_EVERY_S", 0.01)
+    monkeypatch.setattr(checkpoints, "_LOOKED_AT", 1)
+    memories = [Memory(bytes=1), Memory(bytes=1), Memory(bytes=1)]
+    first, second, third = [await world.take(str(number), memory) for number, memory in enumerate(memories)]
+    watching = asyncio.create_task(world.verbs.watch())
+    memories[1].bytes = 5000  # it was changed since
+    memories[2].there = False
+    async with asyncio.timeout(5):
+        while [memory.drops for memory in memories] != [1, 1, 1]:
+            await asyncio.sleep(0.01)
+    assert await world.tree() == {first: f"dropped: {FULL}", second: f"dropped: {FULL}", third: f"dropped: {LOST}"}
+    await world.bench.fleet.set_timeout("acme", world.id, 10_000)
+    world.bench.clock.ahead += 2000
+    async with asyncio.timeout(5):
+        while await world.tree():
+            await asyncio.sleep(0.01)
+    watching.cancel()
+    assert world.copies.images == frozenset()
+
+
+async def test_what_held_the_memory_has_ended(world: World) -> None:
+    memory = Memory()
+    checkpoint = await world.take("one", memory)
+    memory.there = False
+    assert await world.tree() == {checkpoint: f"dropped: {LOST}"}
+    assert memory.drops == 1
+    await world.back(checkpoint)
+
+
+async def test_what_is_dropped_while_another_change_is_stored_is_known_to_be(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    going, kept = await world.take("going"), await world.take("kept", Memory())
+    store, lives = world.bench.store, world.bench.lives
+    update = store.update
+
+    async def slow(sandbox: Sandbox) -> None:
+        monkeypatch.setattr(store, "update", update)
+        await world.verbs._drop_memory(world.entry, kept, FULL)
+        await update(sandbox)
+
+    monkeypatch.setattr(store, "update", slow)
+    await world.verbs.remove("acme", world.id, going)
+    assert await world.tree() == {kept: f"dropped: {FULL}"}
+    assert lives.entries[world.id].sandbox == store.rows[world.id]
+
+
+async def test_many_at_once(world: World) -> None:
+    memories = [Memory(bytes=1) for _ in range(20)]
+    first = await world.take("first", memories[0])
+    for memory in memories[1:]:
+        world.bench.room(world.entry.sandbox).branches.append(memory.branch)
+    await asyncio.gather(*(world.verbs.take("acme", world.id, "many") for _ in memories[1:]))
+    assert sum(memory.drops for memory in memories) == 16
+    results = await asyncio.gather(
+        *(world.verbs.rollback("acme", world.id, id) for id in list(await world.tree()) * 3),
+        world.verbs.rollback("acme", world.id, first),
+        return_exceptions=True,
+    )
+    assert sum(isinstance(result, NoCheckpoint) for result in results) == 1
+    assert len(world.alive) == len(world.bench.layers) == 1
+    killing = asyncio.gather(
+        world.back(next(iter(await world.tree()))), world.bench.fleet.kill("acme", world.id), return_exceptions=True
+    )
+    await killing
+    assert (world.alive, world.bench.layers, world.copies.images) == ([], [], frozenset())
+    assert sum(memory.drops for memory in memories) == 20
+
+
+async def test_the_next_server_has_the_tree_and_the_files_and_no_memory(tmp_path: Path) -> None:
+    first = Copies(tmp_path)
+    world = World(first, await first.bench.fleet.create(ORDER))
+    checkpoint = await world.take("one", Memory())
+    await world.back(checkpoint)
+    place = world.entry.sandbox.place
+    half = first.bench.assembly.layer(f"{world.id}-2")  # of a rollback that was not recorded
+    half.touch()
+
+    second = Copies(tmp_path, driver=first.bench.driver, store=first.bench.store, templates=first.store)
+    await second.book.load()
+    await second.bench.care.load()
+    room = world.bench.room(world.entry.sandbox)
+    assert not second.bench.care.adopt({"id": world.id, "place": world.id}, room)
+    assert not second.bench.care.adopt({"id": world.id, "place": f"{world.id}-2"}, room)
+    assert second.bench.care.adopt({"id": world.id, "place": place}, room)
+    await second.bench.care.reconcile()
+    assert not half.exists()
+    assert second.images == first.images
+    (shown,) = await second.checkpoints.tree("acme", world.id)
+    assert (shown.memory, shown.checkpoint.label, shown.current) == (f"dropped: {LOST}", "one", True)
+    await second.bench.fleet.kill("acme", world.id)
+    assert second.images == frozenset()
+    await second.bench.care.close()
+    await first.bench.close()

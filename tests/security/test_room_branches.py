@@ -1,0 +1,443 @@
+"""Live branches: a copy is a process of its room and no more, and hostile memory gets nothing of who copies it.
+
+The code in a context knows all of it: each attack prepares its memory, then has the room copied. What is refused is
+refused with a reason, and what was to be copied lives on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from roost.isolation.driver import Branch, RoomSpec, Template
+from roost.isolation.namespaces import live
+from roost.isolation.namespaces.driver import NamespacesDriver
+from roost.isolation.namespaces.room import NamespacesRoom
+from roost.model.errors import Unavailable
+from roost.model.function import Limits
+from tests.support.interpreter import lasting_data
+from tests.support.interpreter_room import interpreter_driver, request, run_code
+from tests.support.rooms import Remains, settled
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+LIBRARY = """
+import ctypes, mmap, os, sys, threading
+libc = ctypes.CDLL(None, use_errno=True)
+held = ctypes.PyDLL(None, use_errno=True)
+libc.mmap.restype = ctypes.c_void_p
+libc.mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long)
+branching = sys.modules["roost.guest.sandbox.interpreter.python.branching"]
+class Wanted(ctypes.Structure):
+    _fields_ = [("fd", ctypes.c_int), ("events", ctypes.c_short), ("revents", ctypes.c_short)]
+def wait_elsewhere(fd):  # by another `syscall` than that of poll()
+    return held.syscall(7, ctypes.byref(Wanted(fd, 1, 0)), 1, -1) >= 0
+poll = ctypes.cast(libc.poll, ctypes.c_void_p).value
+code = ctypes.string_at(poll, 128)
+calls = [poll + at for at in range(127) if code[at:at + 2] == b"\\x0f\\x05"]
+page = poll & ~4095
+"""
+
+
+#: How many walls a process can still put up, asked in one that goes.
+LAYERS = """
+import struct
+attribute = struct.pack("QQQ", 1 << 6, 0, 0)
+r, w = os.pipe()
+if os.fork() == 0:
+    count = 0
+    while count < 20:
+        wall = libc.syscall(444, attribute, 24, 0)
+        if wall < 0 or libc.syscall(446, wall, 0): break
+        count += 1
+    os.write(w, str(count).encode()); os._exit(0)
+os.wait()
+int(os.read(r, 10))
+"""
+
+
+@dataclass
+class Lab:
+    driver: NamespacesDriver
+    template: Template
+    directory: Path
+    rooms: dict[str, NamespacesRoom] = field(default_factory=dict)
+
+    async def room(self, name: str, branch: Branch | None = None, lower: tuple[Path, ...] = ()) -> str:
+        run_dir = self.directory / name
+        run_dir.mkdir()
+        self.rooms[name] = await self.driver.create(
+            RoomSpec(
+                id=name,
+                template=self.template,
+                limits=Limits(memory_mb=512, disk_mb=64),
+                run_dir=run_dir,
+                layer=self.directory / f"{name}.img",
+                lower=lower,
+                live=True,
+                branch=branch,
+            )
+        )
+        return name
+
+    async def cell(self, name: str, code: str) -> str:
+        """Its value."""
+        execution = await run_code(self.directory / name, code)
+        assert execution.error is None, execution.error
+        return execution.value
+
+    async def branch(self, name: str) -> Branch:
+        return await self.rooms[name].branch(self._image(name))
+
+    def _image(self, name: str) -> Path:
+        return self.directory / f"{name}-{len(list(self.directory.glob('*-*.img')))}.img"
+
+    async def copy(self, name: str, copied: str) -> Branch:
+        """`copied` is a copy of the room."""
+        image = self._image(name)
+        branch = await self.rooms[name].branch(image)
+        try:
+            assert branch.lost == (), branch.lost
+            left = Branch(copies=branch.copies)
+            await self.room(copied, branch, (image,))
+            return left
+        finally:
+            await branch.close()
+
+    async def refusal(self, name: str) -> str:
+        """Why the room's context is not copied."""
+        branch = await self.branch(name)
+        assert branch.copies == ()
+        (lost,) = branch.lost
+        return lost.partition(": ")[2]
+
+    def group(self, name: str) -> Path:
+        return self.rooms[name]._cgroup.inside
+
+    def context(self, name: str) -> int:
+        """The host's number of the room's one context."""
+        (found,) = self.residents(name)
+        return found
+
+    def residents(self, name: str) -> list[int]:
+        init = self.rooms[name].pid
+        return [pid for pid in _processes(self.group(name)) if pid != init]
+
+    def shadows(self, name: str) -> list[int]:
+        return _processes(self.group(name).parent)
+
+    async def gone(self, name: str) -> None:
+        await self.rooms.pop(name).destroy()
+
+
+def _processes(group: Path) -> list[int]:
+    return [int(pid) for pid in (group / "cgroup.procs").read_text().split()]
+
+
+def _state(pid: int, init: int) -> dict[str, Any]:
+    """All that makes a process one of its room's."""
+    status = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    names = ("Uid", "Gid", "Groups", "CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb", "NoNewPrivs", "Seccomp")
+    own = os.stat(f"/proc/{init}/ns/user").st_ino
+    base = Path(f"/proc/{init}").stat().st_uid
+    found: dict[str, Any] = {name: status[name].split() for name in (*names, "Seccomp_filters", "Umask", "TracerPid")}
+    for name in ("Uid", "Gid"):
+        found[name] = [int(number) - base for number in found[name]]
+    for kind in ("user", "mnt", "net", "uts", "ipc", "pid", "pid_for_children", "cgroup"):
+        found[kind] = os.stat(f"/proc/{pid}/ns/{kind}").st_ino == os.stat(f"/proc/{init}/ns/{kind}").st_ino
+    found["nested"] = own != os.stat("/proc/self/ns/user").st_ino
+    found["cgroups"] = Path(f"/proc/{pid}/cgroup").read_text() == Path(f"/proc/{init}/cgroup").read_text()
+    found["root"] = os.stat(f"/proc/{pid}/root").st_ino == os.stat(f"/proc/{init}/root").st_ino
+    found["place"] = os.readlink(f"/proc/{pid}/cwd")
+    found["files"] = {fd: os.readlink(f"/proc/{pid}/fd/{fd}").partition(":")[0] for fd in os.listdir(f"/proc/{pid}/fd")}
+    found["limits"] = Path(f"/proc/{pid}/limits").read_text()
+    found["oom"] = Path(f"/proc/{pid}/oom_score_adj").read_text()
+    found["signals"] = [status[name].strip() for name in ("SigBlk", "SigIgn", "SigCgt")]
+    found["session"] = os.getsid(pid) == pid
+    return found
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def lab(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Lab]:
+    """All rooms of a driver; at the end nothing of them is left on the machine."""
+    base: Path = tmp_path_factory.mktemp("branches")
+    data_dir = base / "data"
+    data_dir.mkdir()
+    before = Remains.of(data_dir)
+    async with interpreter_driver(data_dir, lasting_data()) as (driver, template):
+        made = Lab(driver, template, base)
+        try:
+            yield made
+        finally:
+            for room in made.rooms.values():
+                await room.destroy()
+    await settled(data_dir, before)
+
+
+async def test_a_copy_is_a_process_of_its_room_and_no_more(lab: Lab) -> None:
+    await lab.room("plain")
+    await lab.cell("plain", f"x = 41\n{LIBRARY}")
+    await lab.copy("plain", "copied")
+    assert await lab.cell("copied", "x + 1") == "42"
+    original, copied = (_state(lab.context(name), lab.rooms[name].pid) for name in ("plain", "copied"))
+    assert copied == original
+    # And that is what a context is: nobody on the host, without any power, behind the filter.
+    assert original["Uid"] == [1000] * 4 and original["CapPrm"] == original["CapEff"] == ["0000000000000000"]
+    assert original["Seccomp"] == ["2"] and original["NoNewPrivs"] == ["1"] and original["TracerPid"] == ["0"]
+    assert all(original[kind] for kind in ("user", "mnt", "net", "uts", "ipc", "pid", "cgroup", "cgroups", "root"))
+    assert sorted(original["files"]) == ["0", "1", "2", "3"]
+    for name in ("plain", "copied"):
+        assert await lab.cell(name, "(libc.unshare(0x10000000), ctypes.get_errno())") == "(-1, 1)"
+        assert await lab.cell(name, "(libc.mount(b'n', b'/tmp', b'tmpfs', 0, None), ctypes.get_errno())") == "(-1, 1)"
+        assert await lab.cell(name, LAYERS) == "15"  # of Landlock's 16, one is the room's
+    await lab.gone("copied")
+    await lab.gone("plain")
+
+
+async def test_the_shadow_is_not_in_the_room_and_ends_with_its_process(lab: Lab) -> None:
+    await lab.room("seen")
+    await lab.cell("seen", "1")
+    context, (shadow,) = lab.context("seen"), lab.shadows("seen")
+    status = Path(f"/proc/{shadow}/status").read_text()
+    assert len(status.partition("NSpid:")[2].split("\n")[0].split()) == 1
+    assert os.listdir(f"/proc/{shadow}/fd") == []  # and none of its own
+    assert "t (tracing stop)" in status
+    memory = [line for line in Path(f"/proc/{shadow}/cgroup").read_text().splitlines() if ":memory:" in line]
+    assert memory == [line for line in Path(f"/proc/{context}/cgroup").read_text().splitlines() if ":memory:" in line]
+    inside = await lab.cell("seen", "import os; sorted(int(n) for n in os.listdir('/proc') if n.isdigit())")
+    assert inside == "[1, 3]"
+    assert await lab.cell("seen", f"import os\ntry: os.kill({shadow}, 9)\nexcept OSError as e: r = e.errno\nr") == "3"
+    branch = await lab.branch("seen")
+    assert len(lab.shadows("seen")) == 2
+    await branch.close()
+    await _until(lambda: lab.shadows("seen") == [shadow])
+    os.kill(context, signal.SIGKILL)
+    await lab.driver._tracer.get()
+    await _until(lambda: lab.shadows("seen") == [])
+    await lab.gone("seen")
+    assert not Path(f"/proc/{shadow}").exists()
+
+
+async def _until(met: Any) -> None:
+    for _ in range(500):
+        if met():
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError("it did not come to be")
+
+
+ANOTHER = r"""
+import os, select
+os.write(3, b'D 10\n{"next":2}')
+while True:
+    data = os.read(3, 65536)
+    if not data: os._exit(0)
+    if data.startswith(b"X"): os.write(3, b'D 10\n{"next":2}')
+    if data.startswith(b"H"): os.write(3, b"L 0\n")
+    poll = select.poll(); poll.register(3, 1); poll.poll()
+"""
+EXECUTE = f"""
+os.set_inheritable(3, True)
+sys.stdout.flush()
+os.execv(sys.executable, [sys.executable, "-c", {ANOTHER!r}])
+"""
+OTHER_PROGRAM = "it is another program now"
+ENDS = "it did not stand still"
+ATTACKS = {
+    "a program that it has executed": (
+        EXECUTE,
+        OTHER_PROGRAM,
+    ),
+    "other code where the call was": (
+        """
+branching.wait_for_input = wait_elsewhere
+libc.mprotect(ctypes.c_void_p(page), 8192, 7)
+for at in calls: ctypes.memmove(at, b"\\x0f\\x0b", 2)
+libc.mprotect(ctypes.c_void_p(page), 8192, 5)
+""",
+        "its code is not what it was",
+    ),
+    "code that it can still write to": (
+        "branching.wait_for_input = wait_elsewhere\nlibc.mprotect(ctypes.c_void_p(page), 8192, 7)",
+        "its code is not what it was",
+    ),
+    "code that others can write to": (
+        """
+branching.wait_for_input = wait_elsewhere
+kept = ctypes.string_at(page, 8192)
+fd = os.memfd_create("code"); os.write(fd, kept)
+libc.mmap(page, 8192, 5, 0x11, fd, 0)
+""",
+        "its code is not what it was",
+    ),
+    "memory that is not copied": (
+        "secret = mmap.mmap(-1, 4096, flags=0x22)\nsecret.madvise(10)",
+        "it has memory that it asked the kernel not to copy",
+    ),
+    "much memory that it shares": (
+        "much = mmap.mmap(-1, 80 << 20)",
+        "it shares 80 MB of memory with others, and a copy can have 64",
+    ),
+    "a filter of its own": (
+        """
+class Filter(ctypes.Structure):
+    _fields_ = [("length", ctypes.c_ushort), ("program", ctypes.c_void_p)]
+allow = ctypes.create_string_buffer(b"\\x06\\0\\0\\0\\0\\0\\xff\\x7f", 8)
+libc.prctl(22, 2, ctypes.byref(Filter(1, ctypes.addressof(allow))), 0, 0)
+""",
+        "it has a filter of system calls of its own",
+    ),
+    "a wait of another kind": (
+        "branching.wait_for_input = lambda fd: True",
+        "it does not wait where it is to be copied",
+    ),
+    "an end, just then": (
+        "branching.wait_for_input = lambda fd: os._exit(3)",
+        ENDS,
+    ),
+}
+
+
+@pytest.mark.parametrize("attack", list(ATTACKS))
+async def test_what_can_not_be_copied_is_refused_and_lives_on(lab: Lab, attack: str) -> None:
+    prepared, reason = ATTACKS[attack]
+    name = await lab.room(f"attacked-{list(ATTACKS).index(attack)}")
+    await lab.cell(name, LIBRARY)
+    before = await lab.branch(name)  # the positive control: without the attack, it is copied
+    assert (len(before.copies), before.lost) == (1, ())
+    await before.close()
+    await run_code(lab.directory / name, prepared)
+    assert await lab.refusal(name) == reason
+    if reason == ENDS:  # a cell that counts on what is gone is told; the next one has a context
+        assert (await run_code(lab.directory / name, "1")).error is not None
+    if reason != OTHER_PROGRAM:
+        assert await lab.cell(name, "40 + 2") == "42"
+    # No partly made copy: one for each process. Where a context was begun anew, another process waits to be one.
+    await _until(lambda: len(lab.shadows(name)) == len(lab.residents(name)) <= (2 if reason == ENDS else 1))
+    await lab.gone(name)
+
+
+async def test_what_it_shares_with_others_is_its_own_in_the_copy(lab: Lab) -> None:
+    await lab.room("shares")
+    await lab.cell("shares", "import mmap, os; m = mmap.mmap(-1, 8192); m[0] = 1")
+    forked = "if os.fork() == 0: m[1] += 1; os._exit(0)\nos.wait(); m[1]"
+    assert await lab.cell("shares", forked) == "1"  # the positive control: a fork of its own shares it
+    await lab.copy("shares", "shares-not")
+    assert await lab.cell("shares-not", "m[0] += 1; m[0], m[1]") == "(2, 1)"
+    assert await lab.cell("shares", "m[0]") == "1"
+    assert await lab.cell("shares-not", forked) == "1"  # not even with its own forks: it is plain memory there
+    await lab.gone("shares-not")
+    await lab.gone("shares")
+
+
+async def test_threads_processes_and_connections_stay_where_they_are(lab: Lab) -> None:
+    await lab.room("busy")
+    code = """
+import ctypes, os, socket, subprocess, threading, time
+libc = ctypes.CDLL(None)
+counted = 0
+def count():
+    global counted
+    while True: counted += 1; time.sleep(0.0001)
+threading.Thread(target=count, daemon=True).start()
+helper = subprocess.Popen(["sleep", "600"])
+stack = ctypes.create_string_buffer(65536)
+top = (ctypes.addressof(stack) + 65536) & ~15
+# A process that shares its memory, and is none of Python's.
+sharing = libc.clone(ctypes.cast(libc.sleep, ctypes.c_void_p), ctypes.c_void_p(top), 0x100 | 17, ctypes.c_void_p(600))
+one, other = socket.socketpair()
+x = 41
+"""
+    await lab.cell("busy", code)
+    left = await lab.copy("busy", "copied-busy")
+    (copy,) = left.copies
+    assert (copy.left.threads, copy.left.processes) == (1, 2)
+    assert len([name for name in copy.left.files if name.startswith("socket:")]) == 2
+    assert await lab.cell("copied-busy", "threading.active_count(), x + 1") == "(1, 42)"
+    seen = "was = counted; time.sleep(0.05); counted > was"
+    assert await lab.cell("copied-busy", seen) == "False"
+    assert await lab.cell("busy", seen) == "True"
+    assert await lab.cell("copied-busy", "sorted(n for n in os.listdir('/proc') if n.isdigit())") == "['1', '3']"
+    error = (await run_code(lab.directory / "copied-busy", "one.send(b'x')")).error
+    assert error is not None and error["name"] == "BrokenPipeError"
+    assert await lab.cell("busy", "one.send(b'x'), other.recv(1), helper.poll()") == "(1, b'x', None)"
+    await lab.gone("copied-busy")
+    await lab.gone("busy")
+
+
+async def test_contexts_that_ended_take_no_places(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live, "_MOST_CONTEXTS", 4)  # the first, two more, and one that waits to be the next
+
+    async def one_more() -> str:
+        _, body = await request(lab.directory / "places", "POST", "/contexts", {})
+        return str(json.loads(body)["id"])
+
+    def settled_are(count: int) -> bool:
+        return len(lab.shadows("places")) == len(lab.residents("places")) == count
+
+    await lab.room("places")
+    await lab.cell("places", "1")
+    made = [await one_more()]
+    for _ in range(5):
+        made.append(await one_more())
+        await _until(lambda: settled_are(4))
+        await request(lab.directory / "places", "DELETE", f"/contexts/{made.pop(0)}")
+        await _until(lambda: settled_are(3))
+    branch = await lab.branch("places")
+    assert ({copy.id for copy in branch.copies if not copy.default}, branch.lost) == (set(made), ())
+    await branch.close()
+    for _ in range(3):  # but never more than that at once: what comes then is a fork of the daemon's
+        await one_more()
+    branch = await lab.branch("places")
+    assert (len(branch.copies), len(branch.lost)) == (4, 1)
+    await branch.close()
+    await lab.gone("places")
+
+
+async def test_a_room_that_does_not_stand_still_goes_on(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    await lab.room("restless")
+    await lab.cell("restless", "x = 41")
+
+    async def restless(**options: Any) -> None:
+        raise Unavailable("The room did not freeze in time.")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(lab.rooms["restless"]._cgroup, "freeze", restless)
+        with pytest.raises(Unavailable, match="did not freeze"):
+            await lab.branch("restless")
+    assert await lab.cell("restless", "x + 1") == "42"
+    assert len(lab.shadows("restless")) == 1
+    await lab.gone("restless")
+
+
+async def test_without_the_tracer_rooms_live_on_and_later_ones_are_live_again(lab: Lab) -> None:
+    await lab.room("orphan")
+    await lab.cell("orphan", "x = 41")
+    held = await lab.branch("orphan")
+    tracer = next(pid for pid in _children(os.getpid()) if Path(f"/proc/{pid}/comm").read_text() == "roost-tracer\n")
+    os.kill(tracer, signal.SIGKILL)
+    await _until(lambda: lab.shadows("orphan") == [])  # what it held has ended with it
+    assert await lab.cell("orphan", "x + 1") == "42"
+    assert await lab.refusal("orphan") == "The tracer has ended."
+    with pytest.raises(Unavailable, match="The tracer has ended"):
+        await lab.room("stillborn", held, ())
+    await held.close()
+    await lab.room("later")
+    await lab.cell("later", "x = 42")
+    await lab.copy("later", "copied-later")
+    assert await lab.cell("copied-later", "x") == "42"
+    for name in ("copied-later", "later", "orphan"):
+        await lab.gone(name)
+
+
+def _children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
