@@ -64,6 +64,7 @@ _PR_GET_TID_ADDRESS = 40
 _KCMP_VM = 1
 _MADV_COLLAPSE = 25
 _HUGE_PAGE = 2 << 20
+_SIGSET_SIZE = 128  # as the C library has it
 _AT_FDCWD = -100
 _AT_EMPTY_PATH = 0x1000
 _AT_RECURSIVE = 0x8000
@@ -222,6 +223,13 @@ def has_ended(pidfd: int) -> bool:
     poll = select.poll()
     poll.register(pidfd, select.POLLIN)
     return bool(poll.poll(0))
+
+
+def signal_descriptor(number: int) -> int:
+    """One that can be read, without waiting, once the signal is pending, which it is no more then. See signalfd(2)."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, (number,))
+    blocked = ctypes.create_string_buffer(struct.pack("Q", 1 << (number - 1)), _SIGSET_SIZE)
+    return _check(_libc.signalfd(-1, blocked, os.O_NONBLOCK | os.O_CLOEXEC), "signalfd")
 
 
 def start_sleeper(namespaces: int, seconds: int) -> int:

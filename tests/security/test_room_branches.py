@@ -10,6 +10,7 @@ import asyncio
 import json
 import os
 import signal
+import sys
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,11 +20,12 @@ import pytest
 import pytest_asyncio
 
 from roost.isolation.driver import Branch, RoomSpec, Template
-from roost.isolation.namespaces import live
+from roost.isolation.namespaces import helper, live, within
 from roost.isolation.namespaces.driver import NamespacesDriver
 from roost.isolation.namespaces.room import NamespacesRoom
 from roost.model.errors import Unavailable
 from roost.model.function import Limits
+from tests.support import mortal_tracer
 from tests.support.interpreter import lasting_data
 from tests.support.interpreter_room import interpreter_driver, request, run_code
 from tests.support.rooms import Remains, settled
@@ -134,6 +136,12 @@ class Lab:
 
     def shadows(self, name: str) -> list[int]:
         return _processes(self.group(name).parent)
+
+    async def end_tracer(self) -> None:
+        for pid in _children(os.getpid()):
+            if Path(f"/proc/{pid}/comm").read_text() == "roost-tracer\n":
+                os.kill(pid, signal.SIGKILL)
+                await _until(lambda pid=pid: pid not in _children(os.getpid()))
 
     async def gone(self, name: str) -> None:
         await self.rooms.pop(name).destroy()
@@ -419,12 +427,30 @@ async def test_a_room_that_does_not_stand_still_goes_on(lab: Lab, monkeypatch: p
     await lab.gone("restless")
 
 
+@pytest.mark.parametrize("number", [1, 2, 3, 4])
+async def test_what_was_made_by_one_that_was_killed_does_not_hold_up_its_room(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    await lab.end_tracer()
+
+    def python(module: str, fd: str) -> list[str]:
+        if not module.endswith(".tracer"):
+            return within.python(module, fd)
+        return [sys.executable, "-P", str(Path(mortal_tracer.__file__)), fd, str(number)]
+
+    with monkeypatch.context() as patched:
+        patched.setattr(helper, "python", python)
+        await lab.room(f"killed-{number}")
+        assert await lab.cell(f"killed-{number}", "41 + 1") == "42"
+        await asyncio.wait_for(lab.gone(f"killed-{number}"), 10)
+    await lab.end_tracer()
+
+
 async def test_without_the_tracer_rooms_live_on_and_later_ones_are_live_again(lab: Lab) -> None:
     await lab.room("orphan")
     await lab.cell("orphan", "x = 41")
     held = await lab.branch("orphan")
-    tracer = next(pid for pid in _children(os.getpid()) if Path(f"/proc/{pid}/comm").read_text() == "roost-tracer\n")
-    os.kill(tracer, signal.SIGKILL)
+    await lab.end_tracer()
     await _until(lambda: lab.shadows("orphan") == [])  # what it held has ended with it
     assert await lab.cell("orphan", "x + 1") == "42"
     assert await lab.refusal("orphan") == "The tracer has ended."

@@ -17,7 +17,9 @@ the room | `shadow`, `left`, `process` |
 Of what is kept to be settled again, a copy is made ahead, between requests: most of the time that it takes to settle
 one is that of the copy.
 
-A shadow ends with its process, and with its room. When this process ends, all of them do; rooms live on.
+A shadow ends with its process, and with its room. When this process ends, all of them do; rooms live on. What a task
+made just before something else killed it is held by this process too, which nobody told of it: unless it were ended
+here, its room could not end.
 """
 
 from __future__ import annotations
@@ -30,19 +32,21 @@ import signal
 import socket
 import sys
 from collections import OrderedDict
+from collections.abc import Iterator
 from typing import Any
 
 from roost.isolation import linux
 from roost.isolation.namespaces import wire
 from roost.isolation.namespaces.policy import RoomPolicy
-from roost.isolation.tracing import shadows, status
-from roost.isolation.tracing.tracee import Refused
+from roost.isolation.tracing import ptrace, shadows, status
+from roost.isolation.tracing.tracee import Refused, end
 from roost.isolation.tracing.x86_64 import MACHINE
 
 _MOST = 4096  # shadows
 _TIME_S = 5.0  # for one request
 _MOST_READY = 64
 _SETTLING = 6  # descriptors before those of v1's cgroups
+_ANY = os.WEXITED | os.WSTOPPED | os.WNOHANG | os.WNOWAIT | ptrace.WAIT_ALL
 
 
 class Tracer:
@@ -67,6 +71,8 @@ class Tracer:
     def serve(self) -> None:
         """Until the server has gone."""
         self._poll.register(self._sock, select.EPOLLIN)
+        stirred = linux.signal_descriptor(signal.SIGCHLD)
+        self._poll.register(stirred, select.EPOLLIN)
         while True:
             for fd, _ in self._poll.poll():
                 if fd == self._sock.fileno():
@@ -77,6 +83,20 @@ class Tracer:
                 elif fd in self._ending:
                     self._poll.unregister(fd)
                     self._ending.pop(fd).close()
+                    self._end_strangers()
+                elif fd == stirred:
+                    os.read(stirred, 1 << 10)
+                    self._end_strangers()
+
+    def _end_strangers(self) -> None:
+        """What has stopped or ended and is none of ours. Behind one of ours it is found when that has been closed."""
+        while (found := _stirring()) and not any(found == shadow.tracee.pid for shadow in self._all()):
+            end(found)
+
+    def _all(self) -> Iterator[shadows.Shadow]:
+        yield from self._shadows.values()
+        yield from self._ready.values()
+        yield from self._ending.values()
 
     def _answer(self) -> bool:
         received = wire.receive(self._sock)
@@ -209,6 +229,15 @@ class Tracer:
         os.kill(shadow.tracee.pid, signal.SIGKILL)
         self._poll.register(shadow.pidfd, select.EPOLLIN)
         self._ending[shadow.pidfd] = shadow
+
+
+def _stirring() -> int:
+    """A task that is held by this process and has stopped or ended, which it was not told yet; 0 if there is none."""
+    try:
+        found = os.waitid(os.P_ALL, 0, _ANY)
+    except ChildProcessError:
+        return 0
+    return found.si_pid if found is not None else 0
 
 
 def _time_is_up(*_: object) -> None:
