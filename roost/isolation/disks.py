@@ -20,6 +20,7 @@ from roost.isolation import images, linux, loops
 from roost.isolation.drafts import Draft, Drafts
 from roost.isolation.driver import MOST_LOWER
 from roost.isolation.images import storage
+from roost.isolation.threads import on_thread
 from roost.model.errors import Unavailable
 
 T = TypeVar("T")
@@ -120,7 +121,7 @@ class Disks:
 
         Raises FileExistsError, StorageFull, or Unavailable if mkfs.ext4 is missing or fails.
         """
-        await asyncio.to_thread(_copy_blank, await self._blank(size_mb), path)
+        await on_thread(_copy_blank, await self._blank(size_mb), path)
 
     async def attach(self, path: Path, *, timeout_s: float = _RELEASE_TIMEOUT_S) -> Disk:
         """Attach the image at `path`. A former user of it may take `timeout_s` to release it.
@@ -251,7 +252,7 @@ class Disks:
         image = self._directory / f"{secrets.token_hex(8)}{_NAMELESS}"
         blank = await self._blank(size_mb)
         try:
-            await asyncio.to_thread(_copy_blank, blank, image)
+            await on_thread(_copy_blank, blank, image)
             return Nameless(await self.attach(image), image)
         except BaseException:
             image.unlink(missing_ok=True)

@@ -31,11 +31,10 @@ class Draft:
 
     async def publish(self) -> None:
         """Give it its name, to last also over a power failure. Raises FileExistsError, StorageFull, Unavailable."""
-        loop = asyncio.get_running_loop()
         fd, self._fd = self._fd, -1
         try:
             with storage(self._target):
-                await loop.run_in_executor(self._pool, _sync, os.dup(fd))
+                await self._synced(os.dup(fd))
                 directory = os.open(self._target.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
                 try:
                     # With a directory named, Python follows the link; without, it does not, whatever it is told.
@@ -44,12 +43,16 @@ class Draft:
                     os.close(directory)
                     raise
                 try:
-                    await loop.run_in_executor(self._pool, _sync, directory)
+                    await self._synced(directory)
                 except BaseException:
                     self._target.unlink(missing_ok=True)
                     raise
         finally:
             os.close(fd)
+
+    async def _synced(self, fd: int) -> None:
+        """The descriptor is closed, also by what nobody waits for any more before its turn comes."""
+        await asyncio.shield(asyncio.get_running_loop().run_in_executor(self._pool, _sync, fd))
 
     def discard(self) -> None:
         """Give it up, unless it was published."""

@@ -18,12 +18,12 @@ from itertools import islice
 from pathlib import Path
 
 from roost.instances.volumes import descend, open_beneath
+from roost.isolation.threads import on_thread
 from roost.model.errors import Conflict, InvalidArgument, NotFound, RoostError, StorageFull, Unavailable
 from roost.model.objects import BUCKET, ObjectInfo, check_bucket, check_key
 from roost.objects.local_files import info_of, is_written_to, walk
 from roost.objects.local_watch import LocalWatch
 from roost.objects.ports import CHUNK, PAGE, Watch
-from roost.objects.threads import on_thread
 
 #: Uploads on their way; on the same file system as the buckets, and no bucket by its name.
 _PARTS = ".parts"

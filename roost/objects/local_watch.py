@@ -17,10 +17,10 @@ from types import TracebackType
 
 from asyncinotify import Event, Inotify, Mask
 
+from roost.isolation.threads import on_thread
 from roost.model.errors import NotFound
 from roost.model.objects import is_key
 from roost.objects.ports import Hint
-from roost.objects.threads import on_thread
 
 log = logging.getLogger(__name__)
 

@@ -127,6 +127,7 @@ def test_what_is_wrong_is_refused_with_the_name_of_the_field(sdk: Sdk, roost: Se
     assert refused(lambda: create(sdk, "strict", "one", "timer", every, qualifier="9"))[:2] == (404, "VersionNotFound")
     assert refused(lambda: create(sdk, "nobody", "one", "timer", every))[:2] == (404, "FunctionNotFound")
     create(sdk, "strict", "one", "timer", every)
+    roost.until(lambda: shown(roost, "strict", "one")["status"] == "running")
     assert refused(lambda: create(sdk, "strict", "one", "timer", every))[:2] == (409, "TriggerAlreadyExists")
     assert refused(lambda: update(sdk, "strict", "one", trigger_config="{}"))[0] == 400
     assert shown(roost, "strict", "one")["status"] == "running", "what was refused changed nothing"

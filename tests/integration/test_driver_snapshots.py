@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from roost.isolation import images
+from roost.isolation import drafts, images
 from roost.isolation.bundle import Bundle
 from roost.isolation.driver import MOST_LOWER, ROOT_CAPABILITIES, Capability
 from roost.isolation.namespaces.driver import NamespacesDriver
@@ -410,6 +410,24 @@ async def test_a_snapshot_that_is_cancelled_leaves_nothing_and_thaws(rooms: Worl
         assert target.exists() == (done is None)
         target.unlink(missing_ok=True)
     assert await rooms.ask(room, "result = 1") == 1
+
+
+async def test_what_is_cancelled_before_a_thread_has_time_for_it_leaves_no_descriptor(tmp_path: Path) -> None:
+    (tmp_path / "image").write_bytes(b"x")
+    made, busy = drafts.Drafts(), threading.Event()
+    before = len(os.listdir("/proc/self/fd"))
+    with (tmp_path / "image").open("rb") as image:
+        draft = await made.copy(image.fileno(), None, tmp_path / "copy")
+    for _ in range(drafts._AT_ONCE):
+        made._pool.submit(busy.wait)
+    publishing = asyncio.create_task(draft.publish())
+    await asyncio.sleep(0.01)
+    publishing.cancel()
+    await asyncio.gather(publishing, return_exceptions=True)
+    busy.set()
+    made.close()
+    assert len(os.listdir("/proc/self/fd")) == before
+    assert not (tmp_path / "copy").exists()
 
 
 async def test_a_copy_that_takes_too_long_is_given_up(rooms: World) -> None:
