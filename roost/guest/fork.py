@@ -1,17 +1,29 @@
-"""A fork that writes to as little as possible of the memory that it shares."""
+"""A fork that writes to as little as possible of the memory that it shares, and the wait in which the host copies."""
 
 from __future__ import annotations
 
 import ctypes
 import errno
+import operator
 import os
 import random
 import select
+import socket
 import struct
 import threading
+from collections.abc import Callable
+from functools import partial
+from itertools import chain
+from typing import Any
 
+#: What `poll` of one descriptor never returns by itself: the host's word for it that this is a copy.
+COPIED = 2
 #: The C library's own, with the interpreter's lock held.
 _libc = ctypes.PyDLL(None, use_errno=True)
+_readable, _nothing = partial(bool, True), type(None)
+#: Makes the interpreter's lock anew, among other things; see CPython's `os.fork`.
+after_fork_in_child = ctypes.pythonapi.PyOS_AfterFork_Child
+after_fork_in_child.restype = None
 
 
 def fork() -> int:
@@ -41,14 +53,21 @@ def sleeps(pid: int) -> bool:
         return False
 
 
-def wait_for_input(fd: int) -> bool:
-    """Until something can be read, or the end of it. False if the wait was broken off, as it is in a copy of this
-    process. The interpreter's lock is held all the time. Raises OSError.
+def wait_for_input(fd: int, in_copy: Callable[[], None] = _nothing, said: bytes = b"") -> bool:
+    """Until something can be read from a socket, or the end of it. False: this is a copy of the process by now, in
+    which `in_copy`, a function of C, was called first of all. The interpreter's lock is held all the time. `said` is
+    sent when nothing is left to do but to wait. Raises OSError.
     """
     wanted = ctypes.create_string_buffer(struct.pack("ihh", fd, select.POLLIN, 0), 8)
-    if _libc.poll(wanted, ctypes.c_ulong(1), ctypes.c_int(-1)) >= 0:
-        return True
-    number = ctypes.get_errno()
-    if number != errno.EINTR:
-        raise OSError(number, os.strerror(number))
-    return False
+    then: dict[int, Callable[[], Any]] = {1: _readable, COPIED: in_copy}
+    while True:
+        # All of it is C. Between two steps of Python, the lock is let go if a thread has asked for it: then this one
+        # would not wait here when it is copied, and the copy would wait for that thread, which it has not.
+        says = map(_libc.send, (fd,), (said,), (ctypes.c_size_t(len(said)),), (socket.MSG_NOSIGNAL,)) if said else ()
+        waits = map(_libc.poll, (wanted,), (ctypes.c_ulong(1),), (ctypes.c_int(-1),))
+        found: Any = list(chain(says, map(operator.call, map(then.get, waits, (ctypes.get_errno,)))))[-1]
+        if found is None or found is True:
+            return found is True
+        if found != errno.EINTR:
+            raise OSError(found, os.strerror(found))
+        said = b""

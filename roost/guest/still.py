@@ -21,7 +21,7 @@ from roost.guest.config import StartConfig, parse_start
 from roost.guest.control import MAX_MESSAGE
 from roost.guest.descriptors import remember, renew
 from roost.guest.environment import worker_environment
-from roost.guest.fork import wait_for_input
+from roost.guest.fork import after_fork_in_child, wait_for_input
 from roost.guest.loading import reseed
 
 STATUS = 3  # where a worker that can be copied has its status socket
@@ -90,10 +90,8 @@ class Still:
         self._report.pause()  # what comes from now on is read here
         opened = remember()
         ctypes.pythonapi.PyOS_BeforeFork()
-        _say(_HELD)
-        born = _first() == BORN
+        born = _first(_HELD) == BORN
         if born:
-            ctypes.pythonapi.PyOS_AfterFork_Child()  # first of all: it makes the interpreter's lock anew
             config, app = _told()
             os.set_blocking(app, self._app.getblocking())
             renew(opened, {self._app.fileno(): app})
@@ -109,18 +107,14 @@ class Still:
         return born
 
 
-def _say(data: bytes) -> None:
-    """With the interpreter's lock held, so that it waits in a moment."""
-    _libc.send(STATUS, data, ctypes.c_size_t(len(data)), socket.MSG_NOSIGNAL)
-
-
-def _first() -> bytes:
-    """The next byte for this process, waited for with the interpreter's lock held. In the copy the wait is broken off
-    and begun again. What is for who was copied is left to who reads it always."""
+def _first(said: bytes) -> bytes:
+    """The next byte for this process, waited for with the interpreter's lock held, once `said` has been sent. What is
+    for who was copied is left to who reads it always. In the copy the wait is begun again, when the interpreter is
+    that of a fork's child."""
     buffer = ctypes.create_string_buffer(1)
     while True:
-        while not wait_for_input(STATUS):
-            pass
+        while not wait_for_input(STATUS, after_fork_in_child, said):
+            said = b""
         if _libc.recv(STATUS, buffer, ctypes.c_size_t(1), socket.MSG_PEEK) <= 0:
             os._exit(0)
         if buffer.raw == BORN:

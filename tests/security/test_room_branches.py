@@ -41,7 +41,8 @@ libc.mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_i
 branching = sys.modules["roost.guest.sandbox.interpreter.python.branching"]
 class Wanted(ctypes.Structure):
     _fields_ = [("fd", ctypes.c_int), ("events", ctypes.c_short), ("revents", ctypes.c_short)]
-def wait_elsewhere(fd):  # by another `syscall` than that of poll()
+def wait_elsewhere(fd, in_copy, said):  # by another `syscall` than that of poll()
+    held.send(fd, said, len(said), 0)
     return held.syscall(7, ctypes.byref(Wanted(fd, 1, 0)), 1, -1) >= 0
 poll = ctypes.cast(libc.poll, ctypes.c_void_p).value
 code = ctypes.string_at(poll, 128)
@@ -305,11 +306,11 @@ libc.prctl(22, 2, ctypes.byref(Filter(1, ctypes.addressof(allow))), 0, 0)
         "it has a filter of system calls of its own",
     ),
     "a wait of another kind": (
-        "branching.wait_for_input = lambda fd: True",
+        "branching.wait_for_input = lambda fd, _, said: os.write(fd, said)",
         "it does not wait where it is to be copied",
     ),
     "an end, just then": (
-        "branching.wait_for_input = lambda fd: os._exit(3)",
+        "branching.wait_for_input = lambda *_: os._exit(3)",
         ENDS,
     ),
 }
@@ -380,6 +381,32 @@ x = 41
     assert await lab.cell("busy", "one.send(b'x'), other.recv(1), helper.poll()") == "(1, b'x', None)"
     await lab.gone("copied-busy")
     await lab.gone("busy")
+
+
+async def test_a_thread_that_wants_the_interpreters_lock_holds_up_no_copy(lab: Lab) -> None:
+    """It asks for it all the time, so that the lock is handed over as soon as Python goes on; in a copy, to nobody."""
+    await lab.room("wanting")
+    spin = "import threading\ndef spin():\n  while True: pass\n"
+    await lab.cell("wanting", f"{spin}for _ in range(3): threading.Thread(target=spin, daemon=True).start()\nx = 41")
+    for number in range(6):
+        await lab.copy("wanting", f"wanted-{number}")
+        assert await asyncio.wait_for(lab.cell(f"wanted-{number}", "x + 1"), 20) == "42"
+        await lab.gone(f"wanted-{number}")
+    await lab.gone("wanting")
+
+
+async def test_what_was_copied_and_does_not_go_on_is_told(lab: Lab) -> None:
+    """In place of an empty context that seems to be the copy."""
+    await lab.room("stuck")
+    await lab.cell("stuck", "import os\nx = 41\nos.register_at_fork(after_in_child=lambda: os._exit(3))")
+    await lab.copy("stuck", "copied-stuck")
+    error = (await run_code(lab.directory / "copied-stuck", "x")).error
+    assert error is not None
+    assert error["name"] == "ContextRestarting" and "what it is a copy of does not go on here" in error["value"]
+    assert (await run_code(lab.directory / "copied-stuck", "1 + 1")).value == "2"
+    assert await lab.cell("stuck", "x + 1") == "42"
+    for name in ("stuck", "copied-stuck"):
+        await lab.gone(name)
 
 
 async def test_contexts_that_ended_take_no_places(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:

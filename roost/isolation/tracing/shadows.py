@@ -25,6 +25,7 @@ from roost.isolation.usernamespaces import IDS
 CHANNEL = 3  # where a context has its socket; 1 and 2 are its outputs
 _NOFILE = 7  # RLIMIT_NOFILE
 _RESTS_IN = 7  # poll: where a context waits while it is copied
+_COPIED = 2  # what that never returns by itself, of one descriptor: so a process knows that it is a copy
 _VM, _PARENT, _CLEARTID, _SETTID = 0x100, 0x8000, 0x200000, 0x1000000
 _INTO_CGROUP = 0x200000000
 _SIGCHLD = 17
@@ -375,7 +376,7 @@ def _become(tracee: Tracee, shadow: Shadow, place: Place, policy: Policy) -> Non
         tracee.unmap_area()
         ptrace.set_extended(tracee.pid, state.extended)
         ptrace.set_signal_mask(tracee.pid, state.mask)
-        ptrace.set_registers(tracee.pid, state.registers.with_result(-errno.EINTR))
+        ptrace.set_registers(tracee.pid, state.registers.with_result(_COPIED))
         ptrace.detach(tracee.pid)
     finally:
         tracee.close()

@@ -264,7 +264,9 @@ class Context:
                 self._forget(kernel)
                 if not unused:
                     raise CannotStart(str(error)) from error
-                return await self._live()  # it had waited, and ended before anybody had anything in it
+                if kernel.adopted:
+                    self._lost = f"what it is a copy of does not go on here: {error}"
+                return await self._live()  # else it had waited, and ended before anybody had anything in it
             except BaseException:
                 self._forget(kernel)
                 raise

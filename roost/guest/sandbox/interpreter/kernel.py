@@ -77,6 +77,7 @@ class Kernel:
             kernel._epoll.register(fd, select.EPOLLIN)
         kernel._child = child
         kernel._begin()
+        kernel.adopted = True
         with contextlib.suppress(OSError):  # then it is found to have ended
             kernel._sock.send(frames.frame(frames.BORN, json.dumps({"env": dict(own)}).encode()))
         return kernel
@@ -90,6 +91,7 @@ class Kernel:
         self._busy = False
         self._more = False  # the socket may have more to read
         self.started = False
+        self.adopted = False  # a copy: something is in it from the start
         self.next_number = 1
 
     @property

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 from roost.guest.descriptors import remember, renew
-from roost.guest.fork import wait_for_input
+from roost.guest.fork import after_fork_in_child, wait_for_input
 from roost.guest.renewal import handle_signals, reseed
 from roost.guest.sandbox.interpreter import frames
 
@@ -26,18 +26,18 @@ class Channel(Protocol):
 
     moving: bool
 
-    def send(self, kind: bytes, payload: bytes) -> None: ...
-    def rest(self) -> frames.Frame: ...
+    def rest(self, said: bytes = b"") -> frames.Frame: ...
     def renew(self) -> None: ...
 
 
-def wait_for(fd: int, most: int) -> bytes:
-    """Bytes from a socket, waited for with the interpreter's lock held; ends the process where none will come.
+def wait_for(fd: int, most: int, said: bytes = b"") -> bytes:
+    """Bytes from a socket, waited for with the interpreter's lock held; ends the process where none will come. Just
+    before the wait, `said` is sent.
 
-    In a copy the wait returns with EINTR, and is begun again.
+    In a copy the wait is begun again, when the interpreter has been made that of a fork's child.
     """
-    while not wait_for_input(fd):
-        pass
+    while not wait_for_input(fd, after_fork_in_child, said):
+        said = b""
     buffer = ctypes.create_string_buffer(most)
     count = _libc.recv(fd, buffer, ctypes.c_size_t(most), 0)
     if count <= 0:
@@ -51,12 +51,10 @@ def stand_still(channel: Channel) -> bool:
     channel.moving = True
     opened = remember()
     ctypes.pythonapi.PyOS_BeforeFork()
-    channel.send(frames.HELD, b"")
-    kind, payload = channel.rest()
+    kind, payload = channel.rest(frames.HELD)
     while kind not in (frames.GO, frames.BORN, frames.RENEW):
         kind, payload = channel.rest()
     if kind == frames.BORN:
-        ctypes.pythonapi.PyOS_AfterFork_Child()  # first of all: it makes the interpreter's lock anew
         channel.renew()
         renew(opened, {})
         _begin(json.loads(payload))

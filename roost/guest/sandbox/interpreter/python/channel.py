@@ -96,11 +96,13 @@ class Channel:
             return
         raise KeyboardInterrupt
 
-    def rest(self) -> frames.Frame:
-        """The next frame, waited for as in `branching`."""
-        while not self._waiting:
-            self._waiting += self._reader.feed(wait_for(self._sock.fileno(), _CHUNK))
-        return self._waiting.pop(0)
+    def rest(self, said: bytes = b"") -> frames.Frame:
+        """The next frame, waited for as in `branching`, once a frame of the kind `said` has been sent."""
+        with self._lock:  # no other thread is in the middle of a message
+            while said or not self._waiting:
+                sending, said = frames.frame(said) if said else b"", b""
+                self._waiting += self._reader.feed(wait_for(self._sock.fileno(), _CHUNK, sending))
+            return self._waiting.pop(0)
 
     def renew(self) -> None:
         """In a copy: nobody else is in the middle of anything."""
