@@ -104,9 +104,9 @@ class Tracer:
             return False
         message, fds = received
         reply: dict[str, Any] = {}
-        signal.setitimer(signal.ITIMER_REAL, _TIME_S)
         try:
-            reply = self._do(message, fds)
+            with _in_time():
+                reply = self._do(message, fds)
         except Refused as error:
             reply = {"error": str(error)}
         except (OSError, status.Unknown) as error:
@@ -114,7 +114,6 @@ class Tracer:
         except Exception as error:  # whatever hostile code has made of its memory: others' contexts live on
             reply = {"error": f"it is not as expected: {error!r}"[:300]}
         finally:
-            signal.setitimer(signal.ITIMER_REAL, 0)
             wire.close_all(fds)
         wire.send(self._sock, {**reply, "id": message["id"]})
         if "shadow" in reply and message["op"] == "branch" and message["keep"]:
@@ -125,13 +124,11 @@ class Tracer:
 
     def _prepare(self, number: int) -> None:
         """Have a copy of a branch ready. Without one, it takes longer to settle it."""
-        signal.setitimer(signal.ITIMER_REAL, _TIME_S)
         try:
-            self._ready[number] = shadows.ready(self._shadows[number])
+            with _in_time():
+                self._ready[number] = shadows.ready(self._shadows[number])
         except (OSError, Refused):
             return
-        finally:
-            signal.setitimer(signal.ITIMER_REAL, 0)
         if len(self._ready) > _MOST_READY:
             self._end(self._ready.popitem(last=False)[1])
 
@@ -226,7 +223,7 @@ class Tracer:
 
     def _end(self, shadow: shadows.Shadow) -> None:
         """Kill it. Its end, which frees its memory, takes milliseconds; others are served meanwhile."""
-        os.kill(shadow.tracee.pid, signal.SIGKILL)
+        shadow.kill()
         self._poll.register(shadow.pidfd, select.EPOLLIN)
         self._ending[shadow.pidfd] = shadow
 
@@ -238,6 +235,16 @@ def _stirring() -> int:
     except ChildProcessError:
         return 0
     return found.si_pid if found is not None else 0
+
+
+@contextlib.contextmanager
+def _in_time() -> Iterator[None]:
+    """Raises Refused in the block when it takes too long, or at its very end; never after it."""
+    signal.setitimer(signal.ITIMER_REAL, _TIME_S)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 def _time_is_up(*_: object) -> None:

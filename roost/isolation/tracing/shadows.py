@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import signal
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -101,8 +102,13 @@ class Shadow:
     resident_fd: int = -1
     base: int = 0  # of the room that its ids are of
 
+    def kill(self) -> None:
+        """It may have ended: then its number may be another's."""
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
+
     def close(self) -> None:
-        """End it, and forget its process, which lives on."""
+        """After `kill`: take note of its end, and forget its process, which lives on."""
         end(self.tracee.pid)
         self.tracee.close()
         for fd in (self.pidfd, self.resident_fd):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import os
 import signal
 import time
@@ -189,15 +187,15 @@ def await_stop(pid: int) -> tuple[int, int]:
 
 
 def end(pid: int) -> None:
-    """Kill a task that is held, and take note of its end."""
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGKILL)
+    """Kill a task that is held, and take note of its end. Nothing happens where that was done before: its number may be
+    another's."""
+    wait = ptrace.WAIT_ALL | os.WNOHANG
     while True:
         try:
-            _, status = os.waitpid(pid, ptrace.WAIT_ALL)
-        except OSError as error:
-            if error.errno == errno.ECHILD:
-                return
-            raise
-        if not os.WIFSTOPPED(status):
+            found, status = os.waitpid(pid, wait)
+        except ChildProcessError:
             return
+        if found and not os.WIFSTOPPED(status):
+            return
+        os.kill(pid, signal.SIGKILL)
+        wait = ptrace.WAIT_ALL
