@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from roost.instances.instance import Instance
 from roost.isolation.driver import Branch
@@ -20,11 +20,14 @@ _WHY_S = 1.0
 
 @dataclass(kw_only=True)
 class HeldMemory:
-    """What a checkpoint has in memory. `used`: when it was last made, or gone back to."""
+    """What a checkpoint has in memory, or on disk. `used`: when it was last made, or gone back to."""
 
     branch: Branch
     used: float
-    bytes: int = 0  # when it was last looked at
+    bytes: int = 0  # of memory, when it was last looked at
+    disk_bytes: int = 0  # of its files, while it is on disk
+    users: int = 0  # who make rooms with it
+    moving: asyncio.Lock = field(default_factory=asyncio.Lock)  # with which it goes to disk, or comes from there
     looked: float = 0.0
 
 

@@ -466,7 +466,9 @@ class Wiring:
                 most=config.max_checkpoints,
                 age_s=config.checkpoints_days * 24 * 3600,
                 memory_bytes=config.checkpoints_memory_mb << 20,
+                disk_bytes=config.checkpoints_disk_mb << 20,
             ),
+            spills=config.data_dir / "spills",
             over_quota=lambda account: self.quotas.memory_over(account) << 20,
         )
         return Snapshots(

@@ -7,6 +7,7 @@ process; nothing is left to be found by the next one.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import threading
 from collections.abc import Callable, Sequence
@@ -59,13 +60,18 @@ class Spills:
 
     async def read(self, held: Held, image: int) -> Held:
         """The branch again. Raises Unavailable, and it is not there then."""
-        with self.shelf() as into:
-            message, fds = await held.open("unshelve", [*into, image])
+        image = os.dup(image)  # it may be dropped meanwhile
         try:
-            (memory,) = fds
-            await self._run(lambda: images.restore(image, memory, self._closing.is_set), fds)
+            with self.shelf() as into:
+                message, (memory,) = await held.open("unshelve", [*into, image])
+        except BaseException:
+            os.close(image)
+            raise
+        try:
+            await self._run(lambda: images.restore(image, memory, self._closing.is_set), [image, memory])
         except BaseException as error:
-            await asyncio.shield(asyncio.ensure_future(held.ask("shelve")))
+            with contextlib.suppress(Unavailable):
+                await asyncio.shield(asyncio.ensure_future(held.ask("shelve")))
             if isinstance(error, images.Corrupt):
                 raise MemoryLost(f"its image can't be read: {error}") from error
             if isinstance(error, OSError):  # as where its group may have no more memory
@@ -105,6 +111,7 @@ class Kept:
         self._held = held
         self._spills = spills
         self._image = -1
+        self._dropped = False
 
     async def spill(self, directory: Path, most: int) -> int:
         """As `LiveCopy.spill`."""
@@ -115,7 +122,10 @@ class Kept:
             os.close(image)
             raise
         self._image = image
-        return os.fstat(image).st_blocks * 512
+        if self._dropped:  # meanwhile
+            self._forget_image()
+            raise Unavailable("it was dropped")
+        return os.fstat(image).st_size
 
     async def recall(self) -> None:
         """As `LiveCopy.recall`."""
@@ -129,6 +139,8 @@ class Kept:
             os.close(image)
 
     async def drop(self) -> None:
+        """Also while it is moved."""
+        self._dropped = True
         self._forget_image()
         await self._held.drop()
 

@@ -311,7 +311,7 @@ def write(source: Source, target: int, most: int, stop: Callable[[], bool] = lam
 
 def _packed(content: bytes) -> bytes:
     """Compressed, where a look at some of it says that this is worth the time."""
-    sample = content[len(content) // 2 :][: 4 * PAGE]
+    sample = content[len(content) // 2 :][:PAGE]
     if len(zlib.compress(sample, 1)) * 2 > len(sample):
         return content
     return min(zlib.compress(content, 1), content, key=len)
