@@ -63,17 +63,19 @@ class Spills:
         image = os.dup(image)  # it may be dropped meanwhile
         try:
             with self.shelf() as into:
-                message, (memory,) = await held.open("unshelve", [*into, image])
+                message, opened = await held.open("unshelve", [*into, image])
+            if "lost" in message:
+                raise MemoryLost(f"its image can't be used: {message['lost']}")
         except BaseException:
             os.close(image)
             raise
         try:
-            await self._run(lambda: images.restore(image, memory, self._closing.is_set), [image, memory])
+            await self._run(lambda: images.restore(image, opened[0], self._closing.is_set), [image, *opened])
         except BaseException as error:
             with contextlib.suppress(Unavailable):
                 await asyncio.shield(asyncio.ensure_future(held.ask("shelve")))
             if isinstance(error, images.Corrupt):
-                raise MemoryLost(f"its image can't be read: {error}") from error
+                raise MemoryLost(f"its image can't be used: {error}") from error
             if isinstance(error, OSError):  # as where its group may have no more memory
                 raise Unavailable(f"its memory can't be written: {error.strerror}") from error
             raise

@@ -13,7 +13,8 @@ the room | `shadow`, `left`, `process` |
 `shadow`, `pid` within the room |
 | look | `shadow`, a branch | `area`, and open files as `images.Source` has them |
 | shelve | `shadow`, a branch: its memory ends, its number stays | |
-| unshelve | `shadow`, and `cgroup.procs` of where it is then; its image | `process`, and its memory, to be written to |
+| unshelve | `shadow`, and `cgroup.procs` of where it is then; its image | `process`, and its memory, to be \
+written to; or why it is `lost` |
 | drop | `shadow` | |
 | alive | `shadows` | `shadows`: those that have not ended |
 
@@ -44,7 +45,6 @@ from roost.isolation import linux
 from roost.isolation.namespaces import wire
 from roost.isolation.namespaces.policy import RoomPolicy
 from roost.isolation.tracing import images, ptrace, shadows, shelving, status
-from roost.isolation.tracing.memory import Unfit
 from roost.isolation.tracing.tracee import AREA, Refused, end
 from roost.isolation.tracing.x86_64 import MACHINE
 
@@ -119,8 +119,6 @@ class Tracer:
             reply = self._do(message, fds, opened)
         except Refused as error:
             reply = {"error": str(error)}
-        except (Unfit, images.Corrupt) as error:
-            reply = {"error": str(error)}
         except (OSError, status.Unknown) as error:
             reply = {"error": str(getattr(error, "strerror", None) or error)}
         except Exception as error:  # whatever hostile code has made of its memory: others' contexts live on
@@ -182,7 +180,10 @@ class Tracer:
                 self._shelve(message["shadow"])
                 return {}
             case "unshelve":
-                return self._unshelve(message["shadow"], fds, opened)
+                try:
+                    return self._unshelve(message["shadow"], fds, opened)
+                except images.Corrupt as error:
+                    return {"lost": str(error)}
             case "alive":
                 return {"shadows": [number for number in message["shadows"] if self._is_there(number)]}
             case "drop":

@@ -57,7 +57,8 @@ def shelve(shadow: Shadow) -> Shelved:
 
 
 def unshelve(shelved: Shelved, base: Shadow, layout: images.Layout) -> Shadow:
-    """A branch of what was shelved, whose pages are still to be written. Raises Refused, OSError."""
+    """A branch of what was shelved, whose pages are still to be written. Raises images.Corrupt if there can't be one by
+    this image, Refused, OSError."""
     shadow = shelved.shadow
     copy = ready(base)
     pid, within = copy.tracee.pid, copy.tracee.within(shadow.area)
@@ -67,12 +68,12 @@ def unshelve(shelved: Shelved, base: Shadow, layout: images.Layout) -> Shadow:
             within.write(shadow.area, SYSCALL)
         # Before all others: a heap that grows later would find the place taken, and the allocator of C with it.
         if within.call("brk", shelved.brk) != shelved.brk:
-            raise Refused("its heap can't be where it was")
+            raise images.Corrupt("its heap can't be where it was")
         calls = list(_changes(images.beyond(_mapped(pid), layout.wanted), layout))
         for first in range(0, len(calls), _AT_ONCE):
             within.run(calls[first : first + _AT_ONCE])
         if _rights(pid) != layout.wanted:
-            raise Refused("its memory can't be made as it was")
+            raise images.Corrupt("its memory can't be made as it was")
     except BaseException:
         copy.close()
         raise
