@@ -122,6 +122,7 @@ class Config:
     sandbox_memory_mb: int = 1024
     sandbox_disk_mb: int = 4096
     sandbox_cpu: float = 2.0
+    sandbox_pause_spill_s: int = 600  # after which the memory of a paused one goes to disk, where it can; 0: never
     sandbox_model_calls: int = 0  # of each sandbox to its model, in its life; 0: no limit
     mcp_tools: tuple[str, ...] = ()  # that are offered by MCP; empty: all
     max_snapshots: int = 1000  # of an account, forks aside; and as many built templates
@@ -325,6 +326,8 @@ def _check_sandboxes(config: Config) -> None:
         raise ConfigError(f"'checkpoints_disk_mb' is at most {1 << 24}, or 0 to have none on disk.")
     if not 0 <= config.room_io_mb_per_s <= 1 << 20:
         raise ConfigError("'room_io_mb_per_s' is a number from 0, which is no limit.")
+    if not 0 <= config.sandbox_pause_spill_s <= 1 << 31:
+        raise ConfigError("'sandbox_pause_spill_s' is a number of seconds, or 0 to leave paused sandboxes in memory.")
     if not 0 <= config.sandbox_model_calls <= 1 << 40:
         raise ConfigError("'sandbox_model_calls' is a number from 0, which is no limit.")
     if not 0.01 <= config.sandbox_cpu <= 1024:

@@ -261,6 +261,13 @@ class Room(Protocol):
         """
         ...
 
+    async def leave(self) -> Branch:
+        """The memory of its contexts, kept, for another room over its files to go on with; its caller ends this one.
+
+        Raises Unavailable with the reason if that would lose anything else that it has, or is not possible.
+        """
+        ...
+
     async def rest(self) -> bool:
         """Wait until no cell runs, up to a bound. Whether that is so; also where it can't be told."""
         ...

@@ -301,7 +301,7 @@ class Checkpoints:
             for id, held in entry.held.items()
             if held.disk_bytes and not held.moving.locked()
         }
-        excess = sum(share.bytes for _, share in shares.values()) - self._bounds.disk_bytes
+        excess = sum(entry.disk_bytes for entry in self._lives.entries.values()) - self._bounds.disk_bytes
         for id in least_used((share for _, share in shares.values()), excess):
             await self._drop_memory(shares[id][0], id, DISK_FULL)
 

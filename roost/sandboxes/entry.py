@@ -45,6 +45,9 @@ class Entry:
         self.lines = Lines()
         self.samples = Samples()
         self.held: dict[str, HeldMemory] = {}  # by checkpoint
+        self.kept: HeldMemory | None = None  # what it is resumed with, as its room is gone
+        self.still_since = 0.0  # it stands still, paused, since then
+        self.restored = False  # it was resumed with its files alone
 
     def at_once(self) -> Instance | None:
         """Its instance, if that takes a request now."""
@@ -60,11 +63,23 @@ class Entry:
             lease.why = why
             lease.revoke()
 
+    @property
+    def disk_bytes(self) -> int:
+        """Of memory that is on disk."""
+        return sum(held.disk_bytes for held in (*self.held.values(), *([self.kept] if self.kept else [])))
+
     async def drop_memory(self) -> None:
-        """Of all its checkpoints."""
+        """Of all its checkpoints, and its own."""
         held, self.held = self.held, {}
         for memory in held.values():
             await memory.branch.close()
+        await self.drop_kept()
+
+    async def drop_kept(self) -> None:
+        """Its own, that is on disk."""
+        kept, self.kept = self.kept, None
+        if kept is not None:
+            await kept.branch.close()
 
 
 class SandboxLease:

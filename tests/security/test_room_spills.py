@@ -260,6 +260,39 @@ async def test_who_leaves_meanwhile_leaves_nothing(lab: Lab) -> None:
     await lab.gone("left")
 
 
+async def test_a_room_is_left_where_nothing_else_is_in_it(lab: Lab) -> None:
+    await lab.room("quiet")
+    await lab.cell("quiet", "import os, subprocess, threading, time, socket; x = 41; open('kept', 'w').write('kept')")
+    here = await lab.cell("quiet", "os.getcwd()")
+    for begin, why, end in TIES:
+        await lab.cell("quiet", begin + "; 1")
+        with pytest.raises(Unavailable, match=why):
+            await lab.rooms["quiet"].leave()
+        await lab.cell("quiet", end + "; 1")
+    branch = await lab.rooms["quiet"].leave()
+    await branch.spill(lab.directory, MOST)
+    await lab.rooms.pop("quiet").destroy()
+    await branch.recall()
+    (lab.directory / "quiet").rename(lab.directory / "was-quiet")
+    await lab.room("quiet", branch)
+    assert await lab.cell("quiet", "x + 1, open('kept').read(), os.getcwd()") == f"(42, 'kept', '{here}')"
+    await branch.close()
+    await lab.gone("quiet")
+
+
+TIES = [
+    ("p = subprocess.Popen(['sleep', '600'])", "it runs other programs", "p.kill(); p.wait()"),
+    ("p = os.fork() or time.sleep(600)", "it runs other programs", "os.kill(p, 9); os.wait()"),
+    (
+        "on = threading.Event(); t = threading.Thread(target=on.wait); t.start()",
+        "a context has threads",
+        "on.set(); t.join()",
+    ),
+    ("pair = socket.socketpair()", "a context has connections", "[one.close() for one in pair]"),
+    ("open('/dev/shm/file', 'w').close()", "it has files in /dev/shm", "os.remove('/dev/shm/file')"),
+]
+
+
 @pytest.mark.parametrize("moved", ["spill", "recall"])
 async def test_the_tracer_is_killed_meanwhile(lab: Lab, moved: str) -> None:
     await lab.room(f"killed-{moved}")

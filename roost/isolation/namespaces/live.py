@@ -14,7 +14,7 @@ import logging
 import os
 import socket
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,6 +24,7 @@ from roost.isolation.driver import LiveCopy
 from roost.isolation.namespaces import wire
 from roost.isolation.namespaces.held import Held
 from roost.isolation.namespaces.spills import Kept, Spills
+from roost.isolation.tracing import status
 from roost.model.errors import Unavailable
 
 log = logging.getLogger(__name__)
@@ -116,16 +117,27 @@ class Contexts:
     async def _has_room(self) -> bool:
         """For one more context. Those that have ended are forgotten when they fill the list."""
         if len(self._held) >= _MOST_CONTEXTS:
-            ended: set[int] = set()
-            for helper in {held.helper for held in self._held.values()}:
-                numbers = [held.number for held in self._held.values() if held.helper is helper]
-                alive: list[int] = []
-                with contextlib.suppress(Unavailable):
-                    alive = (await helper.request({"op": "alive", "shadows": numbers}))[0]["shadows"]
-                ended |= {pid for pid, held in self._held.items() if held.helper is helper and held.number not in alive}
-            for pid in ended:
-                del self._held[pid]
+            await self._forget_ended()
         return len(self._held) < _MOST_CONTEXTS
+
+    async def _forget_ended(self) -> None:
+        ended: set[int] = set()
+        for helper in {held.helper for held in self._held.values()}:
+            numbers = [held.number for held in self._held.values() if held.helper is helper]
+            alive: list[int] = []
+            with contextlib.suppress(Unavailable):
+                alive = (await helper.request({"op": "alive", "shadows": numbers}))[0]["shadows"]
+            ended |= {pid for pid, held in self._held.items() if held.helper is helper and held.number not in alive}
+        for pid in ended:
+            del self._held[pid]
+
+    async def include(self, processes: Iterable[int]) -> bool:
+        """Whether each is a context that can be copied, by its number on the host; the room stands still."""
+        await self._forget_ended()
+        try:
+            return all(status.read_status(pid).room_pid in self._held for pid in processes)
+        except status.Unknown:
+            return False
 
     async def _settle(self, held: Held, fds: Sequence[int], *, last: bool) -> int:
         new, pid = await self.place.settle(held, fds, last=last)

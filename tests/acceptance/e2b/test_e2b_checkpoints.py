@@ -317,6 +317,61 @@ def test_memory_goes_to_disk_and_comes_back(tmp_path: Path, monkeypatch: pytest.
     assert Remains.of(data_dir) == NOTHING
 
 
+def test_what_is_paused_for_long_goes_to_disk_and_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data_dir = tmp_path / "data"
+    settings = LIMITS + "sandbox_pause_spill_s = 1\n"
+    server = Server(data_dir, config=settings).start()
+    share_packages(data_dir, data_packages())
+    for name in ("E2B_API_URL", "E2B_SANDBOX_URL"):
+        monkeypatch.setenv(name, server.url)
+    monkeypatch.setenv("E2B_API_KEY", "any")
+    box, other, third = (Sandbox.create(timeout=300) for _ in range(3))
+    with httpx.Client(base_url=server.url, headers={"x-api-key": "any"}, trust_env=False, timeout=60) as api:
+
+        def mode(of: Sandbox) -> str:
+            return str(api.get(f"/sandboxes/{of.sandbox_id}").raise_for_status().json().get("pauseMode"))
+
+        assert mode(box) == "None"
+        before = value(box, RANDOM)
+        made = box.create_code_context(cwd="/tmp")
+        assert box.run_code("y = 1", context=made).error is None
+        box.files.write("kept.txt", "kept")
+        assert value(other, "x = 1; x") == value(third, "x = 1; x") == "1"
+        other.commands.run("sleep 1000", background=True)
+        for one in (box, other, third):
+            one.pause()
+        assert mode(box) == "full"
+        until(lambda: mode(box) == mode(third) == "disk")
+        for _ in range(2):
+            Sandbox.connect(box.sandbox_id, timeout=300)
+            assert mode(box) == "None"
+            assert value(box, "hashlib.sha256(heap).hexdigest()") == before
+            assert box.run_code("y", context=made).text == "1"
+            assert box.files.read("kept.txt") == "kept"
+            checkpoint = take(api, box)
+            assert checkpoint["memory"] == "held"
+            box.pause()
+            until(lambda: mode(box) == "disk")
+        assert mode(other) == "full"  # something else runs in it
+        back(api, box, checkpoint)
+        assert value(box, "hashlib.sha256(heap).hexdigest()") == before
+        third = Sandbox.connect(third.sandbox_id)
+        assert value(third, "x") == "1"
+        third.pause()
+        until(lambda: mode(third) == "disk")
+        box.kill()
+        assert server.stop() == 0
+    server = Server(data_dir, config=settings).start()
+    for name in ("E2B_API_URL", "E2B_SANDBOX_URL"):
+        monkeypatch.setenv(name, server.url)
+    with httpx.Client(base_url=server.url, headers={"x-api-key": "any"}, trust_env=False, timeout=60) as api:
+        assert api.get(f"/sandboxes/{third.sandbox_id}").json()["pauseMode"] == "filesystem"
+    for id in (third.sandbox_id, other.sandbox_id):
+        Sandbox.connect(id).kill()
+    assert server.stop() == 0
+    assert Remains.of(data_dir) == NOTHING
+
+
 def caught(box: Sandbox, code: str) -> Any:
     """What a cell gives, or what prevented that."""
     try:
