@@ -25,7 +25,7 @@ from roost.isolation.tracing.memory import MOST_MAPPINGS, Unfit
 
 PAGE = 4096
 MOST_CHANGES = 10_000  # of mappings, each of which is a system call when the memory is made again
-_MOST_SCANNED = 64 << 30  # bytes of addresses
+_MOST_SCANNED = 16 << 30  # bytes of addresses
 _PIECE = 1 << 20
 _BITS_SWAPPED, _BITS_PRESENT, _BITS_OF_FILE = 1 << 62, 1 << 63, 1 << 61
 _NUMBER = (1 << 55) - 1
@@ -368,7 +368,7 @@ def _scan(source: Source, segment: Segment) -> tuple[list[Run], list[Run]]:
         old = os.pread(source.base_pagemap, 8 * count, 8 * first) if segment.base is not None else bytes(8 * count)
         if len(new) != 8 * count or len(old) != 8 * count:
             raise Unfit("it has ended")
-        if new == old and not any(new):
+        if new == old == _NOTHING[: len(new)]:
             continue
         before: Sequence[int] = memoryview(old).cast("Q")
         again = os.pread(source.base_pagemap, 8 * count, 8 * first) if segment.base is not None else old
