@@ -3,6 +3,8 @@
 "sandbox" is `fork`: files and memory, in a room of its own. "8 sandboxes, each" is one request for eight, divided.
 "checkpoint" and "rollback" are of the whole sandbox, to the first reply after it; "context", "context checkpoint" and
 "context rollback" are those of one context within its sandbox: memory alone. The first reply does not touch the heap.
+"checkpoint, to disk" and "rollback, from disk" are those of a server that may hold nothing in memory, with heaps of
+random numbers, which can't be compressed.
 Beside it, in the same sandbox: what `os.fork` of that process takes, which leads to no branch that anybody could speak
 to; and a fresh sandbox that computes the heap again. At the end, once for each heap: 64 branches of one checkpoint, and
 what each is charged for before and after it writes to a tenth of the heap.
@@ -27,12 +29,15 @@ from bench.sandboxes import Sandboxes
 
 MANY = 8
 BRANCHES = 64
+DISK_RUNS = 20
 GVISOR_RUNS = 10  # it is far from what it is compared with
 SETTINGS = "sandbox_memory_mb = 2560\nsandbox_disk_mb = 1024\ncheckpoints_memory_mb = 16384\n"
+ON_DISK = "sandbox_memory_mb = 2560\nsandbox_disk_mb = 1024\ncheckpoints_memory_mb = 1\n"
 FUNCTION = "sandbox:code-interpreter-v1"
 PAUSE_S = 0.05
 PORT = "49999"
 HEAP = "import numpy as np, os, time; heap = np.ones({mb} * 131072); x = 41"
+RANDOM = "import numpy as np, os, time; heap = np.random.default_rng(1).random({mb} * 131072); x = 41"
 FORK = """
 began = time.perf_counter(); pid = os.fork()
 if pid == 0: os._exit(0)
@@ -43,9 +48,10 @@ took = time.perf_counter() - began; os.waitpid(pid, 0); took * 1000
 class Branching:
     """One sandbox with a heap of so many MB."""
 
-    def __init__(self, sandboxes: Sandboxes, url: str, mb: int) -> None:
+    def __init__(self, sandboxes: Sandboxes, url: str, mb: int, heap: str = HEAP, memory: str = "held") -> None:
         self._sandboxes = sandboxes
-        self._heap = HEAP.format(mb=mb)
+        self._heap = heap.format(mb=mb)
+        self._memory = memory
         self._box = self._fresh()
         context = next(one for one in self._box.list_code_contexts() if one.language == "python")
         headers = {"e2b-sandbox-id": self._box.sandbox_id, "e2b-sandbox-port": PORT}
@@ -93,8 +99,8 @@ class Branching:
         started = time.perf_counter()
         made = self._own.post("checkpoints", json={}).raise_for_status().json()
         took = (time.perf_counter() - started) * 1000
-        if made["memory"] != "held":
-            raise RuntimeError(f"a checkpoint has no memory: {made['memory']}")
+        if made["memory"] != self._memory:
+            raise RuntimeError(f"a checkpoint's memory is not {self._memory}: {made['memory']}")
         self._own.delete(f"checkpoints/{made['checkpointID']}").raise_for_status()
         return took
 
@@ -203,6 +209,21 @@ def _on_gvisor(options: Any) -> None:
             _harness.table(f"On gVisor, a heap of {mb} MB", "ms", series, reference="sandbox")
 
 
+def _on_disk(options: Any) -> None:
+    with _servers.roost(packages=True, packages_of=options.packages, config=ON_DISK) as server:
+        for mb in options.mb:
+            url = f"http://127.0.0.1:{server.port}"
+            branching = Branching(Sandboxes(server.port), url, mb, RANDOM, memory="on disk")
+            named = {"checkpoint, to disk": branching.checkpoint, "rollback, from disk": branching.rollback}
+            try:
+                for measure in named.values():
+                    measure()
+                series = _harness.interleave(named, min(options.runs, DISK_RUNS))
+            finally:
+                branching.close()
+            _harness.table(f"On disk, a heap of {mb} MB", "ms", series, reference="checkpoint, to disk")
+
+
 def main() -> None:
     parser = _harness.arguments(__doc__)
     parser.add_argument("--mb", type=int, nargs="*", default=[1, 200], help="sizes of the heap")
@@ -235,6 +256,7 @@ def main() -> None:
                 branching.close()
         for mb in options.mb:
             gvisor(mb)
+    _on_disk(options)
     if options.gvisor:
         _on_gvisor(options)
     _harness.end(_harness.Promises(), options)

@@ -122,12 +122,16 @@ class Config:
     sandbox_memory_mb: int = 1024
     sandbox_disk_mb: int = 4096
     sandbox_cpu: float = 2.0
+    sandbox_pause_spill_s: int = 600  # after which the memory of a paused one goes to disk, where it can; 0: never
     sandbox_model_calls: int = 0  # of each sandbox to its model, in its life; 0: no limit
     mcp_tools: tuple[str, ...] = ()  # that are offered by MCP; empty: all
     max_snapshots: int = 1000  # of an account, forks aside; and as many built templates
     max_checkpoints: int = 32  # of a sandbox; the oldest goes
     checkpoints_days: float = 7.0  # after which they go
-    checkpoints_memory_mb: int = 4096  # that is held of all; the least used go on with their files alone
+    checkpoints_memory_mb: int = 4096  # that is held of all; the least used go to disk
+    checkpoints_disk_mb: int = (
+        16384  # what they take there; the least used go on with their files alone. 0: none is there
+    )
     snapshots_disk_mb: int = 102400  # of snapshots, forks and built templates together, on the host's disk
     build_cache_mb: int = 20480  # of uploads, and as much of steps that later builds may take over
     images: Mapping[str, str] = field(default_factory=dict)  # image in FROM -> the template that stands for it
@@ -318,8 +322,12 @@ def _check_sandboxes(config: Config) -> None:
     for name in ("sandbox_memory_mb", "sandbox_disk_mb", "snapshots_disk_mb", "volume_disk_mb"):
         if not 64 <= getattr(config, name) <= 1 << 24:
             raise ConfigError(f"'{name}' must be between 64 and {1 << 24}.")
+    if not 0 <= config.checkpoints_disk_mb <= 1 << 24:
+        raise ConfigError(f"'checkpoints_disk_mb' is at most {1 << 24}, or 0 to have none on disk.")
     if not 0 <= config.room_io_mb_per_s <= 1 << 20:
         raise ConfigError("'room_io_mb_per_s' is a number from 0, which is no limit.")
+    if not 0 <= config.sandbox_pause_spill_s <= 1 << 31:
+        raise ConfigError("'sandbox_pause_spill_s' is a number of seconds, or 0 to leave paused sandboxes in memory.")
     if not 0 <= config.sandbox_model_calls <= 1 << 40:
         raise ConfigError("'sandbox_model_calls' is a number from 0, which is no limit.")
     if not 0.01 <= config.sandbox_cpu <= 1024:

@@ -195,6 +195,10 @@ class Cgroup:
         except OSError:
             return False
 
+    def processes(self) -> list[int]:
+        """The room's own."""
+        return [int(pid) for pid in (self.inside / "cgroup.procs").read_text().split()]
+
     async def freeze(self, *, timeout_s: float = 5.0) -> None:
         """Stop every process of the room from running; returns when all have stopped."""
         await self._set_frozen(True, timeout_s)

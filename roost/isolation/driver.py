@@ -9,6 +9,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, Protocol
 
+from roost.model.errors import Unavailable
 from roost.model.function import NAMESPACES, Limits
 
 
@@ -64,6 +65,10 @@ class Left:
     files: tuple[str, ...]
 
 
+class MemoryLost(Unavailable):
+    """What was written to a file can't be had again. The text says why."""
+
+
 @dataclass(kw_only=True)
 class LiveCopy:
     """The memory of one context, as it was at one moment, held by the driver until it is dropped."""
@@ -77,6 +82,11 @@ class LiveCopy:
     alive: Callable[[], Awaitable[bool]]  # whether it is still there
     #: Bytes that it takes, each page shared among those who have it; 0 once it is gone. That takes a while to count.
     measure: Callable[[], Awaitable[int]]
+    #: Write its memory to a file without a name in a directory, of at most so many bytes, and give it back: the bytes
+    #: that the file takes. Raises StorageFull, Unavailable with why; it stays as it was then.
+    spill: Callable[[Path, int], Awaitable[int]] | None = None  # None: it can't be
+    #: Have it in memory again, if it is not. Raises MemoryLost, or Unavailable; it is on disk still then.
+    recall: Callable[[], Awaitable[None]] | None = None
     uses: int = 1  # rooms that are going to be made with it
     kept: bool = False  # whatever rooms are made with it; it outlives the room that it was copied of
 
@@ -110,6 +120,33 @@ class Branch:
     async def measure(self) -> int:
         """Bytes of all copies."""
         return sum([await copy.measure() for copy in self.copies])
+
+    @property
+    def spills(self) -> bool:
+        """Whether it can be on disk."""
+        return self.whole is None and all(copy.spill is not None for copy in self.copies)
+
+    async def spill(self, directory: Path, most: int) -> int:
+        """Have its memory in files without a name, of at most so many bytes together: what they take. All of it, or
+        none. Who asks sees to it that nobody makes rooms with it meanwhile, and before it is recalled.
+
+        Raises StorageFull, Unavailable with why.
+        """
+        taken = 0
+        try:
+            for copy in self.copies:
+                assert copy.spill is not None
+                taken += await copy.spill(directory, most - taken)
+        except BaseException:
+            await self.recall()
+            raise
+        return taken
+
+    async def recall(self) -> None:
+        """Have it in memory. Raises MemoryLost, or Unavailable; what is not yet is on disk then."""
+        for copy in self.copies:
+            if copy.recall is not None:
+                await copy.recall()
 
     def share(self, rooms: int) -> None:
         """So many rooms are going to be made with it."""
@@ -221,6 +258,13 @@ class Room(Protocol):
         Waits for cells that run, up to a bound; `now`: interrupts them. `keep`: the copies outlive the room, and any
         number of rooms may be made with them. Where `lets_go`, connections into the room may break, its control
         connection too.
+        """
+        ...
+
+    async def leave(self) -> Branch:
+        """The memory of its contexts, kept, for another room over its files to go on with; its caller ends this one.
+
+        Raises Unavailable with the reason if that would lose anything else that it has, or is not possible.
         """
         ...
 

@@ -29,6 +29,7 @@ class PauseMode(StrEnum):
     """What a paused sandbox kept."""
 
     FULL = "full"  # processes and memory too: the room is frozen and held
+    DISK = "disk"  # the memory of its contexts, on disk: the room is gone, as nothing else was in it
     FILESYSTEM = "filesystem"  # files alone: the room is gone, resuming starts another
 
 
@@ -132,7 +133,10 @@ class Sandbox:
     @property
     def wakes(self) -> bool:
         """Whether traffic may resume it: not what was paused for its files alone, nor what died of itself."""
-        kept = self.pause_mode is PauseMode.FULL or self.reason in (StopReason.SHUTDOWN, StopReason.LOST)
+        kept = self.pause_mode in (PauseMode.FULL, PauseMode.DISK) or self.reason in (
+            StopReason.SHUTDOWN,
+            StopReason.LOST,
+        )
         return self.state is SandboxState.PAUSED and self.auto_resume and kept
 
 

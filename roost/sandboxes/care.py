@@ -33,13 +33,16 @@ class SandboxCare:
         if entry is None or entry.instance is not None:
             return False
         sandbox = entry.sandbox
-        if sandbox.pause_mode is PauseMode.FILESYSTEM or not self._lives.assembly.has_files(sandbox.place):
+        if sandbox.pause_mode in (PauseMode.FILESYSTEM, PauseMode.DISK) or not self._lives.assembly.has_files(
+            sandbox.place
+        ):
             return False
         if about.get("place", sandbox.id) != sandbox.place:  # a rollback had left it, or not come to it yet
             return False
         instance = self._lives.new_instance(entry)
         if sandbox.state is SandboxState.PAUSED:
             instance.hold_once_up()
+            entry.still_since = self._lives.now()
         self._lives.background.spawn(instance.run(adopt=room))
         self._lives.set_timer(entry)
         return True

@@ -1,8 +1,8 @@
 """Checkpoints of a sandbox: its files and its contexts' memory as they were at one moment, in a tree, to go back to.
 
 Files are an image, as those of snapshots; what is known of a checkpoint is in its sandbox's record and goes with that.
-Memory is held by the driver, and by this server alone: what is dropped, by a rule or by the end of who held it, leaves
-a checkpoint of files.
+Memory is held by the driver, and by this server alone: by the rules it goes to disk first, and is dropped when that is
+full. What is dropped, by a rule or by the end of who held it, leaves a checkpoint of files.
 """
 
 from __future__ import annotations
@@ -12,9 +12,10 @@ import secrets
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 
-from roost.isolation.driver import Branch
-from roost.model.errors import Conflict, NotFound, RoostError
+from roost.isolation.driver import Branch, MemoryLost
+from roost.model.errors import Conflict, NotFound, RoostError, StorageFull, Unavailable
 from roost.model.sandbox import Checkpoint, Sandbox
 from roost.sandboxes.copies import NOTHING, Copied, Copies
 from roost.sandboxes.entry import Entry, HeldMemory
@@ -23,8 +24,10 @@ from roost.sandboxes.lives import Lives
 from roost.sandboxes.pruning import Bounds, Share, ancestor, least_used, surplus, without
 
 HELD = "held"
+ON_DISK = "on disk"
 LOST = "what held it has ended, as with a restart of the server"
 FULL = "the checkpoints of this server would take more memory than they may"
+DISK_FULL = "the checkpoints of this server would take more disk than they may"
 OVER_QUOTA = "the account has no more memory"
 CROWDED = "the sandbox needs its memory"
 BUSY = "A cell still runs. Wait for its end, or ask with when=now: it is interrupted then."
@@ -42,7 +45,7 @@ class NoCheckpoint(NotFound):
 
 @dataclass(frozen=True, kw_only=True)
 class Shown:
-    """One node of the tree. `memory`: HELD, or why it is not."""
+    """One node of the tree. `memory`: HELD, ON_DISK, or why it is neither."""
 
     checkpoint: Checkpoint
     memory: str
@@ -54,7 +57,8 @@ class Shown:
 class Checkpoints:
     """The verbs of an account, and the rules by which checkpoints go.
 
-    `over_quota` tells by how many bytes an account is above its memory.
+    `over_quota` tells by how many bytes an account is above its memory; `spills` is a directory for memory that is on
+    disk, which has no names there.
     """
 
     def __init__(
@@ -64,6 +68,7 @@ class Checkpoints:
         fleet: SandboxFleet,
         copies: Copies,
         bounds: Bounds,
+        spills: Path,
         over_quota: Callable[[str], int] = lambda account: 0,
     ) -> None:
         self._lives = lives
@@ -72,6 +77,9 @@ class Checkpoints:
         self._copies = copies
         self._bounds = bounds
         self._over_quota = over_quota
+        self._spills = spills
+        self._bounding = asyncio.Lock()  # else two would each give back what is too much
+        spills.mkdir(parents=True, exist_ok=True, mode=0o700)
 
     async def tree(self, account: str, id: str) -> list[Shown]:
         """The oldest first. Raises Gone."""
@@ -81,11 +89,15 @@ class Checkpoints:
 
     def _shown(self, entry: Entry, checkpoint: Checkpoint) -> Shown:
         held = entry.held.get(checkpoint.id)
+        if held is None:
+            memory, held = f"dropped: {why_dropped(checkpoint)}", HeldMemory(branch=Branch(), used=0)
+        else:
+            memory = ON_DISK if held.disk_bytes else HELD
         return Shown(
             checkpoint=checkpoint,
-            memory=HELD if held is not None else f"dropped: {why_dropped(checkpoint)}",
-            memory_bytes=held.bytes if held is not None else 0,
-            disk_bytes=self._images.used_bytes(checkpoint.foundation.layers[0]),
+            memory=memory,
+            memory_bytes=held.bytes,
+            disk_bytes=self._images.used_bytes(checkpoint.foundation.layers[0]) + held.disk_bytes,
             current=checkpoint.id == entry.sandbox.at,
         )
 
@@ -156,21 +168,51 @@ class Checkpoints:
 
     @asynccontextmanager
     async def using(self, entry: Entry, id: str) -> AsyncIterator[Copied]:
-        """A checkpoint as something to make rooms from; its files stay meanwhile. Raises NoCheckpoint."""
+        """A checkpoint as something to make rooms from; its files and its memory stay meanwhile. Raises NoCheckpoint,
+        Unavailable if its memory can't be had now."""
         found = _find(entry.sandbox, id)
         with self._images.holding(found.foundation.layers):
-            await self._miss(entry, id)
-            held = entry.held.get(id)
-            if held is not None:
-                held.used = self._lives.now()
-                branch, left, lost, memory = held.branch, found.left_behind, found.lost, found.memory
-            else:
-                found = _find(entry.sandbox, id)
-                branch, memory, lost = Branch(), NOTHING, (*found.lost, f"its memory was dropped: {why_dropped(found)}")
-                left = tuple(dict.fromkeys(("memory", *found.left_behind)))
-            # Another object, for whoever makes rooms of it does not own it.
-            shared = Branch(copies=branch.copies, whole=branch.whole)
-            yield Copied(foundation=found.foundation, left_behind=left, lost=lost, memory=memory, branch=shared)
+            async with self._recalled(entry, id) as recalled:
+                branch = recalled or Branch()
+                if recalled is not None:
+                    left, lost, memory = found.left_behind, found.lost, found.memory
+                else:
+                    found = _find(entry.sandbox, id)
+                    memory = NOTHING
+                    lost = (*found.lost, f"its memory was dropped: {why_dropped(found)}")
+                    left = tuple(dict.fromkeys(("memory", *found.left_behind)))
+                # Another object, for whoever makes rooms of it does not own it.
+                shared = Branch(copies=branch.copies, whole=branch.whole)
+                yield Copied(foundation=found.foundation, left_behind=left, lost=lost, memory=memory, branch=shared)
+
+    @asynccontextmanager
+    async def _recalled(self, entry: Entry, id: str) -> AsyncIterator[Branch | None]:
+        """The memory of a checkpoint, where it stays meanwhile; None if it has been dropped. Raises Unavailable."""
+        await self._miss(entry, id)
+        held = entry.held.get(id)
+        if held is not None:
+            async with held.moving:
+                await self._recall(entry, id, held)
+        if held is None or entry.held.get(id) is not held:
+            yield None
+            return
+        held.used = self._lives.now()
+        held.users += 1
+        try:
+            yield held.branch
+        finally:
+            held.users -= 1
+
+    async def _recall(self, entry: Entry, id: str, held: HeldMemory) -> None:
+        """Moving. From disk, if it is there."""
+        if not held.disk_bytes:
+            return
+        try:
+            await held.branch.recall()
+        except MemoryLost as error:
+            await self._drop_memory(entry, id, error.message)
+        else:
+            held.disk_bytes, held.bytes = 0, await held.branch.measure()
 
     async def remove(self, account: str, id: str, checkpoint: str) -> None:
         """Raises Gone, NoCheckpoint."""
@@ -221,31 +263,65 @@ class Checkpoints:
                     return  # it can't be stored now; later
 
     async def bound_memory(self) -> None:
-        """By memory, as it was last measured: of the server, of each account, of each sandbox."""
+        """By memory, as it was last measured: of the server, of each account, of each sandbox. Then by disk."""
+        async with self._bounding:
+            await self._bound_memory()
+            await self._bound_disk()
+
+    async def _bound_memory(self) -> None:
         entries = [entry for entry in self._lives.entries.values() if entry.held]
         total = sum(held.bytes for entry in entries for held in entry.held.values())
-        await self._drop_least_used(entries, total - self._bounds.memory_bytes, FULL)
+        await self._spill_least_used(entries, total - self._bounds.memory_bytes, FULL)
         for account in {entry.sandbox.account for entry in entries}:
             mine = [entry for entry in entries if entry.sandbox.account == account]
-            await self._drop_least_used(mine, self._over_quota(account), OVER_QUOTA)
+            await self._spill_least_used(mine, self._over_quota(account), OVER_QUOTA)
         for entry in entries:
             most = entry.sandbox.limits.memory_mb << 20
             excess = sum(held.bytes for held in entry.held.values()) - most
             room = entry.instance.room if entry.instance is not None else None
             if room is not None:
                 excess = max(excess, room.anonymous() - round(most * _CROWDED))
-            await self._drop_least_used([entry], excess, CROWDED)
+            await self._spill_least_used([entry], excess, CROWDED)
 
-    async def _drop_least_used(self, entries: Iterable[Entry], excess: int, why: str) -> None:
-        if excess <= 0:
-            return
+    async def _spill_least_used(self, entries: Iterable[Entry], excess: int, why: str) -> None:
+        """Not what is in use, nor what is on disk already."""
         shares = {
             id: (entry, Share(id=id, used=held.used, bytes=held.bytes))
             for entry in entries
             for id, held in entry.held.items()
+            if not held.users and not held.disk_bytes
         }
         for id in least_used((share for _, share in shares.values()), excess):
-            await self._drop_memory(shares[id][0], id, why)
+            await self._spill(shares[id][0], id, why)
+
+    async def _bound_disk(self) -> None:
+        shares = {
+            id: (entry, Share(id=id, used=held.used, bytes=held.disk_bytes))
+            for entry in self._lives.entries.values()
+            for id, held in entry.held.items()
+            if held.disk_bytes and not held.moving.locked()
+        }
+        excess = sum(entry.disk_bytes for entry in self._lives.entries.values()) - self._bounds.disk_bytes
+        for id in least_used((share for _, share in shares.values()), excess):
+            await self._drop_memory(shares[id][0], id, DISK_FULL)
+
+    async def _spill(self, entry: Entry, id: str, why: str) -> None:
+        """Have it on disk; what can't be there is dropped."""
+        held = entry.held.get(id)
+        if held is None:
+            return
+        async with held.moving:
+            if entry.held.get(id) is not held or held.users or held.disk_bytes:
+                return
+            if self._bounds.disk_bytes and held.branch.spills:
+                try:
+                    held.disk_bytes = await held.branch.spill(self._spills, self._bounds.disk_bytes)
+                except (StorageFull, Unavailable) as error:
+                    why = f"{why}, and it can't be on disk: {error.message}"
+                else:
+                    held.bytes = 0
+                    return
+            await self._drop_memory(entry, id, why)
 
     async def _drop_memory(self, entry: Entry, id: str, why: str) -> None:
         """Its files stay. The one place where memory is given up while its checkpoint stays."""
@@ -271,7 +347,10 @@ class Checkpoints:
     async def _look(self, entry: Entry, id: str) -> None:
         await self._miss(entry, id)
         if (held := entry.held.get(id)) is not None:
-            held.bytes, held.looked = await held.branch.measure(), self._lives.now()
+            measured = await held.branch.measure()
+            held.looked = self._lives.now()
+            if not held.disk_bytes:  # nor did it go there meanwhile
+                held.bytes = measured
 
     async def _miss(self, entry: Entry, id: str) -> None:
         """What is gone, with the process that held it or by itself, is known to be."""

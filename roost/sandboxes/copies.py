@@ -77,7 +77,7 @@ class Copies:
         taint = self._lives.assembly.spec(sandbox).egress.taint
         layers = (image, *below(sandbox.foundation.layers))
         foundation = replace(sandbox.foundation, layers=layers, labels=labels, taint=taint)
-        left = left_behind(branch) if instance is not None else ()
+        left = left_behind(branch) if instance is not None or entry.kept is not None else ()
         return Copied(
             foundation=foundation, left_behind=left, lost=branch.lost, memory=memory_of(branch), branch=branch
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from roost.instances.instance import Instance
 from roost.isolation.driver import Branch
@@ -20,11 +20,14 @@ _WHY_S = 1.0
 
 @dataclass(kw_only=True)
 class HeldMemory:
-    """What a checkpoint has in memory. `used`: when it was last made, or gone back to."""
+    """What a checkpoint has in memory, or on disk. `used`: when it was last made, or gone back to."""
 
     branch: Branch
     used: float
-    bytes: int = 0  # when it was last looked at
+    bytes: int = 0  # of memory, when it was last looked at
+    disk_bytes: int = 0  # of its files, while it is on disk
+    users: int = 0  # who make rooms with it
+    moving: asyncio.Lock = field(default_factory=asyncio.Lock)  # with which it goes to disk, or comes from there
     looked: float = 0.0
 
 
@@ -42,6 +45,9 @@ class Entry:
         self.lines = Lines()
         self.samples = Samples()
         self.held: dict[str, HeldMemory] = {}  # by checkpoint
+        self.kept: HeldMemory | None = None  # what it is resumed with, as its room is gone
+        self.still_since = 0.0  # it stands still, paused, since then
+        self.restored = False  # it was resumed with its files alone
 
     def at_once(self) -> Instance | None:
         """Its instance, if that takes a request now."""
@@ -57,11 +63,23 @@ class Entry:
             lease.why = why
             lease.revoke()
 
+    @property
+    def disk_bytes(self) -> int:
+        """Of memory that is on disk."""
+        return sum(held.disk_bytes for held in (*self.held.values(), *([self.kept] if self.kept else [])))
+
     async def drop_memory(self) -> None:
-        """Of all its checkpoints."""
+        """Of all its checkpoints, and its own."""
         held, self.held = self.held, {}
         for memory in held.values():
             await memory.branch.close()
+        await self.drop_kept()
+
+    async def drop_kept(self) -> None:
+        """Its own, that is on disk."""
+        kept, self.kept = self.kept, None
+        if kept is not None:
+            await kept.branch.close()
 
 
 class SandboxLease:

@@ -14,7 +14,7 @@ from typing import Any, Protocol, TypeVar
 from roost.instances.background import Background
 from roost.instances.instance import Instance
 from roost.instances.surroundings import Surroundings
-from roost.isolation.driver import Branch
+from roost.isolation.driver import Branch, MemoryLost
 from roost.model.errors import RoostError, Throttled, Unavailable
 from roost.model.instance import State, StopReason
 from roost.model.sandbox import PauseMode, Sandbox, SandboxState
@@ -161,6 +161,7 @@ class Lives:
             raise
         entry.instance = new
         entry.samples.new_room()
+        await entry.drop_kept()
         if old is not None:
             old.stop(StopReason.ROLLED_BACK, grace=0, abrupt=True)
         entry.revoke(StopReason.ROLLED_BACK)
@@ -216,11 +217,15 @@ class Lives:
         if entry.instance is not None and not memory:
             await self.take_down(entry, StopReason.PAUSED)
             await self.change(entry, pause_mode=PauseMode.FILESYSTEM, reason=StopReason.PAUSED)
+        entry.restored = False
         if entry.instance is not None:
             await entry.instance.let_go()
         else:
             self.check_room(entry.sandbox)
-            await self.boot(entry)
+            branch = await self._brought_back(entry, memory=memory)
+            await self.boot(entry, branch)
+            entry.restored = branch is None
+            await entry.drop_kept()
         return await self.change(
             entry,
             state=SandboxState.RUNNING,
@@ -229,6 +234,22 @@ class Lives:
             timeout_s=timeout_s,
             ends_at=self.after(timeout_s),
         )
+
+    async def _brought_back(self, entry: Entry, *, memory: bool) -> Branch | None:
+        """Locked. What went to disk, if it is wanted. Raises Unavailable if it can't be had now; it stays there."""
+        kept = entry.kept
+        if kept is None:
+            return None
+        if memory and await kept.branch.alive():
+            try:
+                await kept.branch.recall()
+                return Branch(copies=kept.branch.copies)  # who makes a room of it does not own it
+            except MemoryLost as error:
+                log.warning("sandbox %s goes on with its files alone: %s", entry.sandbox.id, error.message)
+        await entry.drop_kept()
+        reason = StopReason.LOST if memory else StopReason.PAUSED
+        await self.change(entry, pause_mode=PauseMode.FILESYSTEM, reason=reason)
+        return None
 
     async def pause(self, entry: Entry, *, memory: bool, reason: StopReason) -> Sandbox:
         """Locked. Hold its room, or take it down and keep the files. Raises Unavailable if it can't be held."""
@@ -250,6 +271,7 @@ class Lives:
                 memory = False  # its time is over, so it must stop; its files are kept in any case
         if not memory:
             await self.take_down(entry, reason)
+        entry.still_since = self.now()
         mode = PauseMode.FULL if memory else PauseMode.FILESYSTEM
         return await self.change(entry, state=SandboxState.PAUSED, pause_mode=mode, reason=reason)
 
@@ -283,8 +305,9 @@ class Lives:
         """The server stops: what has a room is paused with its files."""
         self.stop_timer(entry)
         async with entry.lock:
-            if entry.instance is not None and not entry.ending:
+            if (entry.instance is not None or entry.kept is not None) and not entry.ending:
                 await self.take_down(entry, StopReason.SHUTDOWN)
+                await entry.drop_kept()
                 await self.change(
                     entry, state=SandboxState.PAUSED, pause_mode=PauseMode.FILESYSTEM, reason=StopReason.SHUTDOWN
                 )

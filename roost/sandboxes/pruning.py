@@ -10,11 +10,13 @@ from roost.model.sandbox import Checkpoint
 
 @dataclass(frozen=True, kw_only=True)
 class Bounds:
-    """`most` and `age_s`: of one sandbox's checkpoints; `memory_bytes`: what all held memory of the server may take."""
+    """`most` and `age_s`: of one sandbox's checkpoints; `memory_bytes`: what all held memory of the server may take,
+    `disk_bytes`: what may be on disk in its place, 0 for nothing."""
 
     most: int = 32
     age_s: float = 7 * 24 * 3600.0
     memory_bytes: int = 4096 << 20
+    disk_bytes: int = 16384 << 20
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ import contextlib
 
 from roost.model.errors import Throttled, Unavailable
 from roost.model.instance import State
-from roost.model.sandbox import PauseMode, Sandbox, SandboxState
+from roost.model.sandbox import Sandbox, SandboxState
 from roost.sandboxes.assembly import SLOTS
 from roost.sandboxes.entry import Entry, SandboxLease
 from roost.sandboxes.fleet import Gone
@@ -58,8 +58,9 @@ class SandboxTraffic:
             async with asyncio.timeout(_SETTLE_S):
                 sandbox = await self._settled(id)
                 if sandbox is not None and sandbox.wakes:
-                    restored = sandbox.pause_mode is not PauseMode.FULL
-                    await self._woken(self._lives.entries[id])
+                    woken = self._lives.entries[id]
+                    await self._woken(woken)
+                    restored = woken.restored
         except TimeoutError:
             raise Unavailable(f"Sandbox {id} is still on its way to another state.", retry_after=1) from None
         entry = self._lives.entries.get(id)

@@ -49,6 +49,8 @@ def _line(row: Mapping[str, Any]) -> str:
     size = row.get("memoryBytes")
     if memory == "held" and isinstance(size, int):
         memory = f"memory held, {max(1, size // _MB)} MB"
+    elif memory == "on disk":
+        memory = "memory on disk"
     else:
         memory = f"files alone ({memory.removeprefix('dropped: ')})"
     label = f" {row['label']}" if row.get("label") else ""

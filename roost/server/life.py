@@ -140,6 +140,7 @@ class Server(Wiring):
             self.volumes.sweep(),
             self.sandbox_care.sample(),
             self.checkpoints.watch(),
+            self.ladder.watch(),
         ):
             stack.push_async_callback(_cancel, asyncio.create_task(task))
 

@@ -81,6 +81,7 @@ from roost.sandboxes.copies import Copies
 from roost.sandboxes.daemon import DaemonRunner
 from roost.sandboxes.fleet import SandboxFleet
 from roost.sandboxes.image_shelf import ImageShelf
+from roost.sandboxes.ladder import PauseLadder
 from roost.sandboxes.launcher import Launcher
 from roost.sandboxes.lives import Lives
 from roost.sandboxes.packages import ContextPackages
@@ -466,8 +467,16 @@ class Wiring:
                 most=config.max_checkpoints,
                 age_s=config.checkpoints_days * 24 * 3600,
                 memory_bytes=config.checkpoints_memory_mb << 20,
+                disk_bytes=config.checkpoints_disk_mb << 20,
             ),
+            spills=config.data_dir / "spills",
             over_quota=lambda account: self.quotas.memory_over(account) << 20,
+        )
+        self.ladder = PauseLadder(
+            self.lives,
+            spills=config.data_dir / "spills",
+            disk_bytes=config.checkpoints_disk_mb << 20,
+            after_s=config.sandbox_pause_spill_s,
         )
         return Snapshots(
             lives=self.lives,

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from roost.isolation.driver import Branch, Left, LiveCopy
+from roost.isolation.driver import Branch, Left, LiveCopy, MemoryLost
 from roost.model.errors import Conflict, RoostError, StorageFull, Throttled, Unavailable
 from roost.model.sandbox import Sandbox, SandboxState
 from roost.sandboxes import checkpoints
-from roost.sandboxes.checkpoints import CROWDED, FULL, LOST, OVER_QUOTA, NoCheckpoint
+from roost.sandboxes.checkpoints import CROWDED, DISK_FULL, FULL, LOST, OVER_QUOTA, NoCheckpoint
 from roost.sandboxes.fleet import Gone
 from tests.integration.test_sandboxes_lives import ORDER
 from tests.integration.test_snapshots_lives import Copies
@@ -26,12 +26,33 @@ class Memory:
         self.bytes = bytes
         self.there = True
         self.drops = 0
+        self.spills = False  # whether it can
+        self.on_disk = 0
+        self.fails: RoostError | None = None
+        self.moves: list[str] = []
+        self.gate: asyncio.Event | None = None  # what a spill waits for
 
     async def alive(self) -> bool:
         return self.there
 
     async def measure(self) -> int:
+        return 0 if self.on_disk else self.bytes
+
+    async def spill(self, directory: Path, most: int) -> int:
+        assert directory.is_dir()
+        self.moves.append("spill")
+        if self.gate is not None:
+            await self.gate.wait()
+        if self.fails is not None:
+            raise self.fails
+        self.on_disk = self.bytes
         return self.bytes
+
+    async def recall(self) -> None:
+        if self.on_disk and self.fails is not None:
+            raise self.fails
+        self.moves += ["recall"] if self.on_disk else []
+        self.on_disk = 0
 
     async def drop(self) -> None:
         self.drops += 1
@@ -44,6 +65,8 @@ class Memory:
             drop=self.drop,
             alive=self.alive,
             measure=self.measure,
+            spill=self.spill if self.spills else None,
+            recall=self.recall if self.spills else None,
             id="c0",
             cwd="/",
             default=True,
@@ -260,6 +283,94 @@ async def test_by_memory_the_least_used_keep_their_files(world: World) -> None:
     await world.verbs.bound_memory()
     assert (await world.tree())[third] == f"dropped: {CROWDED}"
     assert not world.entry.held
+
+
+def spilling(bytes: int) -> Memory:
+    memory = Memory(bytes)
+    memory.spills = True
+    return memory
+
+
+async def test_by_memory_the_least_used_go_to_disk_and_come_back(world: World) -> None:
+    memories = [spilling(400) for _ in range(3)]
+    first, second, third = [await world.take(str(number), memory) for number, memory in enumerate(memories)]
+    assert await world.tree() == {first: "on disk", second: "held", third: "held"}
+    (shown, *_) = await world.verbs.tree("acme", world.id)
+    assert (shown.memory_bytes, shown.disk_bytes) == (0, 400)
+    world.bench.clock.ahead += 1
+    _, copied = await world.verbs.rollback("acme", world.id, first)
+    assert (copied.lost, memories[0].moves) == ((), ["spill", "recall"])
+    room = world.bench.room(world.entry.sandbox)
+    assert room.spec.branch is not None and len(room.spec.branch.copies) == 1
+    await world.verbs.bound_memory()
+    assert await world.tree() == {first: "held", second: "on disk", third: "held"}
+    world.copies.over_quota = 1
+    await world.verbs.bound_memory()
+    world.copies.over_quota = 0
+    assert await world.tree() == {first: "held", second: "on disk", third: "on disk"}
+    (fork,), copied = await world.copies.snapshots.fork("acme", world.id, count=1, timeout_s=60, checkpoint=third)
+    assert isinstance(fork, Sandbox) and copied.lost == ()
+    assert sum(memory.drops for memory in memories) == 0
+    await world.bench.fleet.kill("acme", world.id)
+    assert [memory.drops for memory in memories] == [1, 1, 1]
+
+
+async def test_by_disk_the_least_used_keep_their_files(world: World) -> None:
+    memories = [spilling(600) for _ in range(3)]
+    first, second, third = [await world.take(str(number), memory) for number, memory in enumerate(memories)]
+    assert await world.tree() == {first: f"dropped: {DISK_FULL}", second: "on disk", third: "held"}
+    assert [memory.drops for memory in memories] == [1, 0, 0]
+
+
+async def test_what_can_not_be_on_disk_is_dropped(world: World) -> None:
+    memory = spilling(600)
+    memory.fails = StorageFull("The disk is full.")
+    first = await world.take("first", memory)
+    await world.take("second", spilling(600))
+    assert (await world.tree())[first] == f"dropped: {FULL}, and it can't be on disk: The disk is full."
+    assert memory.drops == 1
+
+
+async def test_an_image_that_can_not_be_read(world: World) -> None:
+    memory = spilling(600)
+    first = await world.take("first", memory)
+    second = await world.take("second", spilling(600))
+    before = world.entry.sandbox
+    memory.fails = Unavailable("no memory")
+    with pytest.raises(Unavailable, match="no memory"):
+        await world.back(first)
+    assert world.entry.sandbox == before
+    assert await world.tree() == {first: "on disk", second: "held"}
+    memory.fails = MemoryLost("its image was changed")
+    _, copied = await world.verbs.rollback("acme", world.id, first)
+    assert copied.lost == ("its memory was dropped: its image was changed",)
+    assert (await world.tree())[first] == "dropped: its image was changed"
+    assert memory.drops == 1
+
+
+async def test_what_is_on_its_way_to_disk_is_waited_for_or_goes(world: World) -> None:
+    memories = [spilling(600), spilling(600)]
+    first = await world.take("first", memories[0])
+    memories[0].gate = asyncio.Event()
+    taking = asyncio.create_task(world.take("second", memories[1]))
+    async with asyncio.timeout(5):
+        while memories[0].moves != ["spill"]:
+            await asyncio.sleep(0.01)
+    going_back = asyncio.create_task(world.back(first))
+    await asyncio.sleep(0.05)
+    assert not going_back.done()
+    memories[0].gate.set()
+    await asyncio.gather(going_back, taking)
+    assert memories[0].moves == ["spill", "recall"]
+    memories[1].gate = asyncio.Event()
+    bounding = asyncio.create_task(world.verbs.bound_memory())
+    async with asyncio.timeout(5):
+        while memories[1].moves != ["spill"]:
+            await asyncio.sleep(0.01)
+    await world.bench.fleet.kill("acme", world.id)
+    memories[1].gate.set()
+    await bounding
+    assert [memory.drops for memory in memories] == [1, 1]
 
 
 async def test_rules_are_seen_to_while_nobody_asks(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -62,7 +62,8 @@ class Copies:
             lives=self.bench.lives,
             fleet=self.bench.fleet,
             copies=copies,
-            bounds=Bounds(most=4, age_s=1000.0, memory_bytes=1000),
+            bounds=Bounds(most=4, age_s=1000.0, memory_bytes=1000, disk_bytes=1000),
+            spills=folder / "spills",
             over_quota=lambda account: self.over_quota,
         )
         self.over_quota = 0

@@ -129,6 +129,11 @@ class FakeRoom:
             raise Unavailable(f"The room {self.id} ended while a snapshot of it was taken.")
         target.touch(exist_ok=False)
 
+    async def leave(self) -> Branch:
+        if not self.branches:
+            raise Unavailable("it runs other programs")
+        return self.branches.pop(0)
+
     async def branch(
         self,
         target: Path,

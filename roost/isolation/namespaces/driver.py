@@ -27,6 +27,7 @@ from roost.isolation.namespaces.policy import RoomPolicy
 from roost.isolation.namespaces.pool import Pool, Pools, Quiet
 from roost.isolation.namespaces.room import COPIES, NamespacesRoom, start_time
 from roost.isolation.namespaces.seeds import Seeds
+from roost.isolation.namespaces.spills import Spills
 from roost.isolation.namespaces.terms import GuestBundle, check, listen, mounts_of, order_of, request_of, setup
 from roost.isolation.namespaces.vacant import Inner, Shape, VacantRoom
 from roost.isolation.namespaces.zygotes import Zygotes
@@ -65,6 +66,7 @@ class NamespacesDriver:
         self._first_id = first_id(self._data_dir)
         self.disks = Disks(self._data_dir / "disks")
         self._cgroups: Cgroups | None = None
+        self._spills: Spills | None = None
         self._ranges = Ranges()
         self._ids: dict[str, str] = {}  # of rooms, by the names of their cgroups, which are made before
         self._maker = Standing("maker")
@@ -100,6 +102,7 @@ class NamespacesDriver:
             if match := _CGROUP.fullmatch(name):
                 self._ranges.reserve(int(match["range"]))
         self._cgroups = cgroups
+        self._spills = Spills(cgroups.held_fds)
         await self._maker.get()
         self._identities.refill()
 
@@ -122,6 +125,8 @@ class NamespacesDriver:
         await self._zygotes.close()
         await self._maker.close()
         await self._doors.close()
+        if self._spills is not None:
+            self._spills.close()
         await self._tracer.close()
         if self._cgroups is not None:
             await self._cgroups.remove_parents()
@@ -228,8 +233,8 @@ class NamespacesDriver:
             capabilities=vacant.capabilities,
             open_files=shape.limits.open_files,
         )
-        assert self._cgroups is not None
-        contexts = Contexts(ours, place, partial(self._seeds.get, shape.template), self._cgroups.held_fds)
+        assert self._spills is not None
+        contexts = Contexts(ours, place, partial(self._seeds.get, shape.template), self._spills)
         undo.push_async_callback(contexts.close)
         return contexts, [theirs.fileno()]
 

@@ -14,16 +14,17 @@ import logging
 import os
 import socket
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, AbstractContextManager, ExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from roost.isolation.cgroups import Cgroup
-from roost.isolation.driver import Left, LiveCopy
+from roost.isolation.driver import LiveCopy
 from roost.isolation.namespaces import wire
-from roost.isolation.namespaces.helper import Helper
+from roost.isolation.namespaces.held import Held
+from roost.isolation.namespaces.spills import Kept, Spills
+from roost.isolation.tracing import status
 from roost.model.errors import Unavailable
 
 log = logging.getLogger(__name__)
@@ -39,44 +40,6 @@ _MOST_BRANCHES = 64  # that a room holds of its own contexts
 #: What a room's daemon asks for takes a quarter of the time at most, but for so many seconds that it may be ahead.
 _SHARE = 0.25
 _AHEAD_S = 2.0
-
-
-@dataclass(frozen=True)
-class Held:
-    """A shadow, or a branch, of the tracer's."""
-
-    helper: Helper
-    number: int
-    process: int = 0  # of a branch, on the host
-
-    async def ask(self, op: str, fds: Sequence[int] = (), **fields: Any) -> dict[str, Any]:
-        """Raises Unavailable, also if the tracer has ended since: with it, all that it held has."""
-        reply, _ = await self.helper.request({"op": op, "shadow": self.number, **fields}, fds)
-        return reply
-
-    async def branch(self, *, keep: bool = False, into: Sequence[int] = ()) -> tuple[Held, Left]:
-        """A copy of the memory as it is. The room is frozen. `keep`: it is to be settled more than once. `into`: where
-        it outlives the room."""
-        reply = await self.ask("branch", into, keep=keep)
-        left = reply["left"]
-        return Held(self.helper, reply["shadow"], reply["process"]), Left(
-            threads=left["threads"], processes=left["processes"], files=tuple(left["files"])
-        )
-
-    async def drop(self) -> None:
-        with contextlib.suppress(Unavailable):
-            await self.ask("drop")
-
-    async def alive(self) -> bool:
-        try:
-            reply, _ = await self.helper.request({"op": "alive", "shadows": [self.number]})
-        except Unavailable:
-            return False
-        return self.number in reply["shadows"]
-
-    async def measure(self) -> int:
-        """To count a large memory takes milliseconds, so others are served meanwhile."""
-        return await asyncio.to_thread(_share_of, self.process)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,7 +81,7 @@ class Contexts:
     lifeline: socket.socket
     place: Settling
     seed: Callable[[], Awaitable[Held | None]]  # what new contexts are copies of
-    shelf: Callable[[], AbstractContextManager[list[int]]]  # descriptors of where copies outlive the room
+    spills: Spills
     still: Callable[[], AbstractAsyncContextManager[None]] | None = None  # in which the room stands still
     _held: dict[int, Held] = field(default_factory=dict)  # by the number of the process in the room
     _reply: asyncio.Future[dict[str, Any]] | None = None
@@ -154,16 +117,27 @@ class Contexts:
     async def _has_room(self) -> bool:
         """For one more context. Those that have ended are forgotten when they fill the list."""
         if len(self._held) >= _MOST_CONTEXTS:
-            ended: set[int] = set()
-            for helper in {held.helper for held in self._held.values()}:
-                numbers = [held.number for held in self._held.values() if held.helper is helper]
-                alive: list[int] = []
-                with contextlib.suppress(Unavailable):
-                    alive = (await helper.request({"op": "alive", "shadows": numbers}))[0]["shadows"]
-                ended |= {pid for pid, held in self._held.items() if held.helper is helper and held.number not in alive}
-            for pid in ended:
-                del self._held[pid]
+            await self._forget_ended()
         return len(self._held) < _MOST_CONTEXTS
+
+    async def _forget_ended(self) -> None:
+        ended: set[int] = set()
+        for helper in {held.helper for held in self._held.values()}:
+            numbers = [held.number for held in self._held.values() if held.helper is helper]
+            alive: list[int] = []
+            with contextlib.suppress(Unavailable):
+                alive = (await helper.request({"op": "alive", "shadows": numbers}))[0]["shadows"]
+            ended |= {pid for pid, held in self._held.items() if held.helper is helper and held.number not in alive}
+        for pid in ended:
+            del self._held[pid]
+
+    async def include(self, processes: Iterable[int]) -> bool:
+        """Whether each is a context that can be copied, by its number on the host; the room stands still."""
+        await self._forget_ended()
+        try:
+            return all(status.read_status(pid).room_pid in self._held for pid in processes)
+        except status.Unknown:
+            return False
 
     async def _settle(self, held: Held, fds: Sequence[int], *, last: bool) -> int:
         new, pid = await self.place.settle(held, fds, last=last)
@@ -198,7 +172,7 @@ class Contexts:
         copies: list[LiveCopy] = []
         lost: list[str] = []
         opened = ExitStack()
-        into = opened.enter_context(self.shelf()) if keep else []
+        into = opened.enter_context(self.spills.shelf()) if keep else []
         try:
             for one in contexts:
                 held = self._held.get(one["pid"])
@@ -210,12 +184,15 @@ class Contexts:
                 except Unavailable as error:
                     lost.append(f"context {one['id']}: {error.message}")
                     continue
+                kept = Kept(made, self.spills)
                 copies.append(
                     LiveCopy(
                         held=made,
-                        drop=made.drop,
-                        alive=made.alive,
-                        measure=made.measure,
+                        drop=kept.drop,
+                        alive=kept.alive,
+                        measure=kept.measure,
+                        spill=kept.spill if keep else None,
+                        recall=kept.recall,
                         id=one["id"],
                         cwd=one["cwd"],
                         default=one["default"],
@@ -338,14 +315,6 @@ class Contexts:
 def is_busy(lost: Sequence[str]) -> bool:
     """Whether a context was lost because a cell of it ran. Pure."""
     return any(reason.endswith(_STILL_RUNS) for reason in lost)
-
-
-def _share_of(process: int) -> int:
-    try:
-        text = Path(f"/proc/{process}/smaps_rollup").read_text()
-    except OSError:
-        return 0
-    return next((int(line.split()[1]) << 10 for line in text.splitlines() if line.startswith("Pss:")), 0)
 
 
 def _ends(opened: ExitStack) -> tuple[list[int], list[int]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,7 +13,7 @@ from roost.isolation import linux
 from roost.isolation.cgroups import Cgroup
 from roost.isolation.disks import Disks
 from roost.isolation.drafts import Draft
-from roost.isolation.driver import Branch, Usage, WholeCopy
+from roost.isolation.driver import Branch, Left, Usage, WholeCopy
 from roost.isolation.namespaces.live import Contexts, is_busy
 from roost.model.errors import InvalidArgument, Unavailable
 
@@ -21,6 +21,8 @@ SOCKETS = ("guest.sock", "app.sock")
 COPIES = "copies.sock"  # where a kernel of the room's own is asked for copies
 NO_SHADOWS = "its contexts have no shadows, as after a restart of the server, or with sandbox_live = false"
 _KILL_TIMEOUT_S = 10.0
+#: Places of a room that are in memory, and what each new one has there.
+_IN_MEMORY = {"/dev/shm": frozenset[str](), "/run": frozenset({"roost", "roost-sudo.sock"})}  # noqa: S108
 
 
 class Whole(Protocol):
@@ -150,6 +152,34 @@ class NamespacesRoom:
                 await made.close()
                 raise
         return made
+
+    async def leave(self) -> Branch:
+        """What could be lost is looked at while it stands still."""
+        if self._contexts is None:
+            raise Unavailable(NO_SHADOWS)
+        contexts = self._contexts
+        async with contexts.standing_still() as (still, lost), self._still():
+            tied = [*lost, *await self._tied(contexts)]
+            copies, others = await contexts.copied(still, keep=True) if not tied else ([], [])
+        made = Branch(copies=tuple(copies))
+        tied += [*others, *(what for copy in copies for what in ties(copy.left))]
+        if tied:
+            await made.close()
+            raise Unavailable(tied[0])
+        return made
+
+    async def _tied(self, contexts: Contexts) -> list[str]:
+        """What it has beside contexts and files that last."""
+        found: list[str] = []
+        try:
+            if not await contexts.include(pid for pid in self._cgroup.processes() if pid != self.pid):
+                found.append("it runs other programs")
+            for place, usual in _IN_MEMORY.items():
+                if not usual.issuperset(_names(f"/proc/{self.pid}/root{place}")):
+                    found.append(f"it has files in {place}")
+        except OSError:
+            found.append("it has ended")
+        return found
 
     @property
     def lets_go(self) -> bool:
@@ -287,6 +317,20 @@ async def _publish(drafts: Iterable[tuple[Draft, Path]]) -> None:
         for target in published:
             target.unlink(missing_ok=True)
         raise
+
+
+def ties(left: Left) -> Iterator[str]:
+    """What a context has that would be lost with its room. Pure."""
+    if left.threads:
+        yield "a context has threads"
+    if left.processes:
+        yield "a context has processes"
+    if any(name.startswith(("socket:", "pipe:")) for name in left.files):
+        yield "a context has connections"
+
+
+def _names(directory: str) -> list[str]:
+    return [path.name for path in Path(directory).iterdir()]
 
 
 def _is_cancelled() -> bool:

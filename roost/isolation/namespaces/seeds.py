@@ -17,8 +17,8 @@ from typing import Any, Protocol
 
 from roost.isolation.driver import Template
 from roost.isolation.namespaces import wire
+from roost.isolation.namespaces.held import Held
 from roost.isolation.namespaces.helper import Reply, Standing
-from roost.isolation.namespaces.live import Held
 from roost.isolation.namespaces.zygotes import AGE_S
 from roost.model.errors import Unavailable
 

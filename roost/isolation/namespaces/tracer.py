@@ -11,11 +11,17 @@ The first message is the policy of rooms. Then each request is `{"id", "op", ...
 the room | `shadow`, `left`, `process` |
 | settle | `shadow`, `last`, the room as `shadows.Place`; pidfd, two cgroups, three of the process, v1 cgroups | \
 `shadow`, `pid` within the room |
+| look | `shadow`, a branch | `area`, and open files as `images.Source` has them |
+| shelve | `shadow`, a branch: its memory ends, its number stays | |
+| unshelve | `shadow`, and `cgroup.procs` of where it is then; its image | `process`, and its memory, to be \
+written to; or why it is `lost` |
 | drop | `shadow` | |
 | alive | `shadows` | `shadows`: those that have not ended |
 
 Of what is kept to be settled again, a copy is made ahead, between requests: most of the time that it takes to settle
 one is that of the copy.
+
+A seed that is dropped stays as long as there is something that is a copy of it: images are the difference to it.
 
 A shadow ends with its process, and with its room. When this process ends, all of them do; rooms live on. What a task
 made just before something else killed it is held by this process too, which nobody told of it: unless it were ended
@@ -38,8 +44,8 @@ from typing import Any
 from roost.isolation import linux
 from roost.isolation.namespaces import wire
 from roost.isolation.namespaces.policy import RoomPolicy
-from roost.isolation.tracing import ptrace, shadows, status
-from roost.isolation.tracing.tracee import Refused, end
+from roost.isolation.tracing import images, ptrace, shadows, shelving, status
+from roost.isolation.tracing.tracee import AREA, Refused, end
 from roost.isolation.tracing.x86_64 import MACHINE
 
 _MOST = 4096  # shadows
@@ -62,6 +68,9 @@ class Tracer:
         )
         self._filters = 1 if policy.seccomp else 0
         self._shadows: dict[int, shadows.Shadow] = {}
+        self._shelved: dict[int, shelving.Shelved] = {}
+        self._seeds: dict[int, int] = {}  # the number of what each is a copy of, in the end; of a seed, its own
+        self._unwanted: set[int] = set()  # seeds that were dropped
         self._ready: OrderedDict[int, shadows.Shadow] = OrderedDict()  # by what they are copies of
         self._watched: dict[int, int] = {}  # pidfds of shadows and of their processes: number of the shadow
         self._ending: dict[int, shadows.Shadow] = {}  # by pidfd
@@ -104,9 +113,10 @@ class Tracer:
             return False
         message, fds = received
         reply: dict[str, Any] = {}
+        opened: list[int] = []
         try:
             with _in_time():
-                reply = self._do(message, fds)
+                reply = self._do(message, fds, opened)
         except Refused as error:
             reply = {"error": str(error)}
         except (OSError, status.Unknown) as error:
@@ -115,7 +125,10 @@ class Tracer:
             reply = {"error": f"it is not as expected: {error!r}"[:300]}
         finally:
             wire.close_all(fds)
-        wire.send(self._sock, {**reply, "id": message["id"]})
+        try:
+            wire.send(self._sock, {**reply, "id": message["id"]}, opened)
+        finally:
+            wire.close_all(opened)
         if "shadow" in reply and message["op"] == "branch" and message["keep"]:
             self._prepare(reply["shadow"])
         elif "shadow" in reply and message["op"] == "settle" and not message["last"]:
@@ -132,7 +145,8 @@ class Tracer:
         if len(self._ready) > _MOST_READY:
             self._end(self._ready.popitem(last=False)[1])
 
-    def _do(self, message: dict[str, Any], fds: list[int]) -> dict[str, Any]:
+    def _do(self, message: dict[str, Any], fds: list[int], opened: list[int]) -> dict[str, Any]:
+        """`opened`: descriptors that go with the reply."""
         if os.uname().machine != MACHINE:
             raise Refused(f"live branches are for {MACHINE}, not for {os.uname().machine}")
         if len(self._shadows) >= _MOST and message["op"] not in ("drop", "alive"):
@@ -143,22 +157,34 @@ class Tracer:
                 fds.clear()  # it is the shadow's
                 return {"shadow": self._keep(held)}
             case "branch":
-                made, left = shadows.branch(self._find(message["shadow"]), self._filters)
+                source = message["shadow"]
+                made, left = shadows.branch(self._find(source), self._filters)
                 told = {"threads": left.threads, "processes": left.processes, "files": list(left.files)}
-                number = self._keep(made)
+                number = self._keep(made, self._seeds[source])
                 try:
-                    for fd in fds:
-                        os.write(fd, b"%d" % made.tracee.pid)
+                    _move(made.tracee.pid, fds)
                 except OSError:
                     self._drop(number)
                     raise
                 return {"shadow": number, "left": told, "process": made.tracee.pid}
             case "settle":
                 return self._settle(message, fds)
+            case "look":
+                found = self._find(message["shadow"])
+                opened += shelving.look(found, self._base(message["shadow"]))
+                return {"area": [found.area, found.area + AREA]}
+            case "shelve":
+                self._shelve(message["shadow"])
+                return {}
+            case "unshelve":
+                try:
+                    return self._unshelve(message["shadow"], fds, opened)
+                except images.Corrupt as error:
+                    return {"lost": str(error)}
             case "alive":
-                return {"shadows": [number for number in message["shadows"] if number in self._shadows]}
+                return {"shadows": [number for number in message["shadows"] if self._is_there(number)]}
             case "drop":
-                self._drop(message["shadow"])
+                self._dismiss(message["shadow"])
                 return {}
         raise Refused("there is no such request")
 
@@ -183,9 +209,10 @@ class Tracer:
         finally:
             if ready is not None:
                 self._end(ready)
+        kept = self._keep(made, self._seeds[number])
         if last:
             self._drop(number)
-        return {"shadow": self._keep(made), "pid": status.read_status(made.resident).room_pid}
+        return {"shadow": kept, "pid": status.read_status(made.resident).room_pid}
 
     def _take_ready(self, number: int) -> shadows.Shadow | None:
         ready = self._ready.pop(number, None)
@@ -200,16 +227,75 @@ class Tracer:
             raise Refused("it has ended")
         return found
 
-    def _keep(self, shadow: shadows.Shadow) -> int:
+    def _shelve(self, number: int) -> None:
+        self._base(number)
+        shelved = shelving.shelve(self._find(number))
+        self._release(number)
+        self._shelved[number] = shelved
+
+    def _unshelve(self, number: int, fds: list[int], opened: list[int]) -> dict[str, Any]:
+        shelved = self._shelved.get(number)
+        if shelved is None:
+            raise Refused("it has ended")
+        *into, image = fds
+        made = shelving.unshelve(shelved, self._base(number), images.read(image).layout)
+        try:
+            _move(made.tracee.pid, into)
+            opened.append(os.open(f"/proc/{made.tracee.pid}/mem", os.O_RDWR | os.O_CLOEXEC))
+        except OSError:
+            made.close()
+            raise
+        del self._shelved[number]
+        self._watch(number, made)
+        return {"process": made.tracee.pid}
+
+    def _is_there(self, number: int) -> bool:
+        if number in self._shelved:
+            return self._seeds[number] in self._shadows
+        return number in self._shadows and number not in self._unwanted
+
+    def _base(self, number: int) -> shadows.Shadow:
+        base = self._shadows.get(self._seeds.get(number, 0))
+        if base is None:
+            raise Refused("what it is a copy of has ended")
+        return base
+
+    def _keep(self, shadow: shadows.Shadow, seed: int = 0) -> int:
+        """Without a seed it is one itself."""
         number, self._next = self._next, self._next + 1
+        self._seeds[number] = seed or number
+        self._watch(number, shadow)
+        return number
+
+    def _watch(self, number: int, shadow: shadows.Shadow) -> None:
         self._shadows[number] = shadow
         for fd in (shadow.pidfd, shadow.resident_fd):
             if fd >= 0:
                 self._watched[fd] = number
                 self._poll.register(fd, select.EPOLLIN)
-        return number
+
+    def _dismiss(self, number: int) -> None:
+        """It is wanted no more: it ends, unless images and branches are the difference to it."""
+        if self._has_copies(number):
+            self._unwanted.add(number)
+        else:
+            self._drop(number)
+
+    def _has_copies(self, number: int) -> bool:
+        """Whether it is a seed that something is a copy of."""
+        return any(seed == number != other for other, seed in self._seeds.items())
 
     def _drop(self, number: int) -> None:
+        """End it, whether it is held or shelved, and with the last of them the seed that nobody wants any more."""
+        seed = self._seeds.pop(number, 0)
+        self._shelved.pop(number, None)
+        self._unwanted.discard(number)
+        self._release(number)
+        if seed in self._unwanted and not self._has_copies(seed):
+            self._drop(seed)
+
+    def _release(self, number: int) -> None:
+        """End its task."""
         shadow = self._shadows.pop(number, None)
         if shadow is None:
             return
@@ -226,6 +312,11 @@ class Tracer:
         shadow.kill()
         self._poll.register(shadow.pidfd, select.EPOLLIN)
         self._ending[shadow.pidfd] = shadow
+
+
+def _move(pid: int, groups: list[int]) -> None:
+    for fd in groups:
+        os.write(fd, b"%d" % pid)
 
 
 def _stirring() -> int:

@@ -103,12 +103,12 @@ class Shadow:
     base: int = 0  # of the room that its ids are of
 
     def kill(self) -> None:
-        """It may have ended: then its number may be another's."""
+        """Without a wait for its end; it may have ended, and its number be another's."""
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
 
     def close(self) -> None:
-        """After `kill`: take note of its end, and forget its process, which lives on."""
+        """End it, and forget its process, which lives on."""
         end(self.tracee.pid)
         self.tracee.close()
         for fd in (self.pidfd, self.resident_fd):

@@ -14,7 +14,7 @@ from roost.isolation.tracing.x86_64 import CALLS, SYSCALL, Call, Registers, asse
 _PROGRAM_AT = 64
 EXTRA = 16 << 10  # where there is room for what a program's data points to
 MOST_EXTRA = 32 << 10  # as much as a filter of system calls can have
-_MAPPED = EXTRA + MOST_EXTRA
+AREA = EXTRA + MOST_EXTRA  # its size
 _TRIES, _PAUSE_S = 1000, 0.001
 _READ_WRITE_EXECUTE, _PRIVATE_ANONYMOUS = 7, 0x22
 
@@ -115,13 +115,13 @@ class Tracee:
 
     def map_area(self) -> int:
         """Memory for `run`, in a task whose memory no other one runs in; it begins with a system call, for `call`."""
-        area = self.call("mmap", 0, _MAPPED, _READ_WRITE_EXECUTE, _PRIVATE_ANONYMOUS, -1, 0)
+        area = self.call("mmap", 0, AREA, _READ_WRITE_EXECUTE, _PRIVATE_ANONYMOUS, -1, 0)
         self.write(area, SYSCALL)
         return area
 
     def unmap_area(self) -> None:
         """Of a task that is `within` it."""
-        self.call("munmap", self.insn, _MAPPED)
+        self.call("munmap", self.insn, AREA)
 
     def within(self, area: int) -> Tracee:
         """The same task; what it is made to do, it does in its area. The other is not used meanwhile."""

@@ -24,6 +24,8 @@ CALLS = {
     "poll": 7,
     "mmap": 9,
     "munmap": 11,
+    "brk": 12,
+    "madvise": 28,
     "write": 1,
     "open": 2,
     "close": 3,

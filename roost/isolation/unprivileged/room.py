@@ -98,6 +98,10 @@ class UnprivilegedRoom:
         """Raises Unavailable."""
         raise Unavailable(NO_SNAPSHOTS)
 
+    async def leave(self) -> Branch:
+        """Raises Unavailable."""
+        raise Unavailable(NO_SNAPSHOTS)
+
     async def rest(self) -> bool:
         """It can't be told."""
         return True

@@ -14,7 +14,7 @@ import httpx
 import pytest
 from e2b_code_interpreter import Sandbox
 
-from roost.sandboxes.checkpoints import LOST
+from roost.sandboxes.checkpoints import DISK_FULL, LOST
 from tests.support.forks import value
 from tests.support.interpreter import data_packages
 from tests.support.server import NOTHING, Remains, Server, share_packages
@@ -270,6 +270,104 @@ def test_the_tracer_is_killed_and_the_server_is(tmp_path: Path, monkeypatch: pyt
         assert value(box, "x") == "1"
         box.kill()
     assert list((data_dir / "snapshots").iterdir()) == list((data_dir / "sandboxes").iterdir()) == []
+    assert server.stop() == 0
+    assert Remains.of(data_dir) == NOTHING
+
+
+RANDOM = "import hashlib, os; heap = os.urandom(50 << 20); hashlib.sha256(heap).hexdigest()"
+
+
+def test_memory_goes_to_disk_and_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data_dir = tmp_path / "data"
+    bounds = "checkpoints_memory_mb = 50\ncheckpoints_disk_mb = 130\n"
+    server = Server(data_dir, config=LIMITS + bounds).start()
+    share_packages(data_dir, data_packages())
+    for name in ("E2B_API_URL", "E2B_SANDBOX_URL"):
+        monkeypatch.setenv(name, server.url)
+    monkeypatch.setenv("E2B_API_KEY", "any")
+    box = Sandbox.create(timeout=300)
+    with httpx.Client(base_url=server.url, headers={"x-api-key": "any"}, trust_env=False, timeout=60) as api:
+
+        def memory() -> list[str]:
+            return [node["memory"] for node in tree(api, box)]
+
+        sums, taken = [], []
+        for _ in range(3):
+            sums.append(value(box, RANDOM))
+            taken.append(take(api, box))
+        assert value(box, "heap = b''; 1") == "1"
+        until(lambda: memory() == ["on disk", "on disk", "held"])  # what the sandbox does not share any more is counted
+        on_disk = tree(api, box)[0]
+        assert on_disk["memoryBytes"] == 0 and on_disk["diskBytes"] > 50 << 20
+        reply = back(api, box, taken[0])
+        assert (reply["notCopied"], reply["leftBehind"]) == ([], ["processes"])
+        assert value(box, "hashlib.sha256(heap).hexdigest()") == sums[0]
+        assert memory()[0] == "held"
+        until(lambda: memory().count("on disk") == 2)
+        (fork,) = api.post(f"/sandboxes/{box.sandbox_id}/fork", json={"checkpointID": taken[1]["checkpointID"]}).json()
+        other = Sandbox.connect(fork["sandbox"]["sandboxID"])
+        assert value(other, "hashlib.sha256(heap).hexdigest()") == sums[1]
+        other.kill()
+        assert value(box, RANDOM) not in sums
+        take(api, box)
+        until(lambda: f"dropped: {DISK_FULL}" in memory() and memory().count("on disk") == 2)
+        box.kill()
+        assert list((data_dir / "spills").iterdir()) == []
+    assert server.stop() == 0
+    assert Remains.of(data_dir) == NOTHING
+
+
+def test_what_is_paused_for_long_goes_to_disk_and_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data_dir = tmp_path / "data"
+    settings = LIMITS + "sandbox_pause_spill_s = 1\n"
+    server = Server(data_dir, config=settings).start()
+    share_packages(data_dir, data_packages())
+    for name in ("E2B_API_URL", "E2B_SANDBOX_URL"):
+        monkeypatch.setenv(name, server.url)
+    monkeypatch.setenv("E2B_API_KEY", "any")
+    box, other, third = (Sandbox.create(timeout=300) for _ in range(3))
+    with httpx.Client(base_url=server.url, headers={"x-api-key": "any"}, trust_env=False, timeout=60) as api:
+
+        def mode(of: Sandbox) -> str:
+            return str(api.get(f"/sandboxes/{of.sandbox_id}").raise_for_status().json().get("pauseMode"))
+
+        assert mode(box) == "None"
+        before = value(box, RANDOM)
+        made = box.create_code_context(cwd="/tmp")
+        assert box.run_code("y = 1", context=made).error is None
+        box.files.write("kept.txt", "kept")
+        assert value(other, "x = 1; x") == value(third, "x = 1; x") == "1"
+        other.commands.run("sleep 1000", background=True)
+        for one in (box, other, third):
+            one.pause()
+        assert mode(box) == "full"
+        until(lambda: mode(box) == mode(third) == "disk")
+        for _ in range(2):
+            Sandbox.connect(box.sandbox_id, timeout=300)
+            assert mode(box) == "None"
+            assert value(box, "hashlib.sha256(heap).hexdigest()") == before
+            assert box.run_code("y", context=made).text == "1"
+            assert box.files.read("kept.txt") == "kept"
+            checkpoint = take(api, box)
+            assert checkpoint["memory"] == "held"
+            box.pause()
+            until(lambda: mode(box) == "disk")
+        assert mode(other) == "full"  # something else runs in it
+        back(api, box, checkpoint)
+        assert value(box, "hashlib.sha256(heap).hexdigest()") == before
+        third = Sandbox.connect(third.sandbox_id)
+        assert value(third, "x") == "1"
+        third.pause()
+        until(lambda: mode(third) == "disk")
+        box.kill()
+        assert server.stop() == 0
+    server = Server(data_dir, config=settings).start()
+    for name in ("E2B_API_URL", "E2B_SANDBOX_URL"):
+        monkeypatch.setenv(name, server.url)
+    with httpx.Client(base_url=server.url, headers={"x-api-key": "any"}, trust_env=False, timeout=60) as api:
+        assert api.get(f"/sandboxes/{third.sandbox_id}").json()["pauseMode"] == "filesystem"
+    for id in (third.sandbox_id, other.sandbox_id):
+        Sandbox.connect(id).kill()
     assert server.stop() == 0
     assert Remains.of(data_dir) == NOTHING
 

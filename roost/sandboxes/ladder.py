@@ -1,0 +1,88 @@
+"""Paused sandboxes, rung by rung: a room that stands still takes its memory all the while, so after some time that of
+its contexts goes to disk and the room ends. To resume is to make a room of it, over the same files.
+
+Only where that loses nothing: a room with other programs, threads, connections or files in memory stands still for as
+long as it is paused.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from pathlib import Path
+
+from roost.instances.instance import Instance
+from roost.isolation.driver import Branch
+from roost.model.errors import RoostError, Unavailable
+from roost.model.instance import StopReason
+from roost.model.sandbox import PauseMode, SandboxState
+from roost.sandboxes.entry import Entry, HeldMemory
+from roost.sandboxes.lives import Lives
+
+log = logging.getLogger(__name__)
+
+_EVERY_S = 5.0
+
+
+class PauseLadder:
+    """`spills` and `disk_bytes` are those of checkpoints, with which it shares them; `after_s`: how long a sandbox
+    stands still, 0 for as long as it is paused."""
+
+    def __init__(self, lives: Lives, *, spills: Path, disk_bytes: int, after_s: float) -> None:
+        self._lives = lives
+        self._spills = spills
+        self._disk_bytes = disk_bytes
+        self._after_s = after_s
+
+    async def watch(self) -> None:
+        """Runs until it is cancelled."""
+        while self._after_s and self._disk_bytes:
+            await asyncio.sleep(min(_EVERY_S, self._after_s))
+            for entry in list(self._lives.entries.values()):
+                if self._is_due(entry):
+                    await self._lives.do(self._descend(entry))
+
+    def _is_due(self, entry: Entry) -> bool:
+        return (
+            entry.sandbox.state is SandboxState.PAUSED
+            and entry.sandbox.pause_mode is PauseMode.FULL
+            and entry.instance is not None
+            and not entry.ending
+            and not self._lives.closing
+            and self._lives.now() - entry.still_since >= self._after_s
+        )
+
+    async def _descend(self, entry: Entry) -> None:
+        async with entry.lock:
+            instance = entry.instance
+            if instance is None or not self._is_due(entry):
+                return
+            entry.still_since = self._lives.now()  # if it can't be now, perhaps after as long again
+            try:
+                entry.kept = await self._moved(instance)
+            except RoostError as error:
+                log.info("sandbox %s stays in memory: %s", entry.sandbox.id, error.message)
+                return
+            await self._lives.take_down(entry, StopReason.PAUSED)
+            await self._lives.change(entry, pause_mode=PauseMode.DISK)
+
+    async def _moved(self, instance: Instance) -> HeldMemory:
+        """The memory of its contexts, on disk; its room is to end. Raises RoostError, and it stands still as before, or
+        has ended."""
+        await instance.let_go()  # nobody gets a lease, as its record says that it is paused
+        try:
+            if instance.room is None:
+                raise Unavailable("it has no room")
+            branch = await instance.room.leave()
+            try:
+                return HeldMemory(branch=branch, used=self._lives.now(), disk_bytes=await self._spilled(branch))
+            except BaseException:
+                await branch.close()
+                raise
+        except RoostError:
+            await instance.hold()
+            raise
+
+    async def _spilled(self, branch: Branch) -> int:
+        left = self._disk_bytes - sum(entry.disk_bytes for entry in self._lives.entries.values())
+        return await branch.spill(self._spills, max(0, left))
