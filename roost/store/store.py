@@ -94,7 +94,14 @@ class Store:
         await self._database.close()
 
     async def _seal_all(self) -> None:
-        """Until that, and what the files have left of it, is done, each start begins again."""
+        """Until that, and what the files have left of it, is done, each start begins again. Raises Unavailable when
+        what is sealed already does not open: no store has two keys."""
+        for key in await self.access_keys.list_all():
+            if not key.revoked:
+                self.sealer.unseal(key.sealed, key.id)
+        await self.secrets.check()
+        await self.sandboxes.load()
+        await self.sessions.list_all()
 
         def work(connection: Connection) -> None:
             for column in sealed.ALL:

@@ -16,15 +16,22 @@ import psycopg
 import pytest
 
 from roost.model.errors import StorageFull, Unavailable
+from roost.model.role import Role
+from roost.model.secret import Secret
 from roost.model.task import Task, TaskState, Verdict
 from roost.store import migrate, sealed
+from roost.store.access_keys import AccessKeys, KeyRecord
 from roost.store.functions import FunctionRecord
 from roost.store.migrate import revisions
 from roost.store.provision import QualifierKind, QualifierRecord
+from roost.store.sandboxes import Sandboxes
+from roost.store.sealing import Sealer
+from roost.store.secrets import Secrets
 from roost.store.store import Store
 from roost.store.task_outbox import Letter
 from roost.store.triggers import TriggerRecord
 from roost.store.versions import VersionRecord
+from tests.support.sandboxes import record
 from tests.support.stores import Place
 
 HIDDEN = "sk-of-somebody"
@@ -260,6 +267,38 @@ async def test_without_its_key_file_a_store_does_not_open_and_with_another_nothi
     with pytest.raises(Unavailable, match="destination of event e can't be opened"):
         await store.task_outbox.due(now=9.0, limit=9)
     await store.close()
+    file.write_bytes(kept)
+    store = place.store()
+    await store.open()
+    try:
+        await check(store)
+    finally:
+        await store.close()
+
+
+@pytest.mark.parametrize("kind", ["key", "secret", "sandbox"])
+async def test_a_former_store_is_not_sealed_with_another_key_than_it_has_already(
+    place: Place, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    file: Path = place.path.with_name("keys.sealing")
+    await make_old(place, monkeypatch)
+    sealer = Sealer(file)
+    sealer.open()
+    async with place.opened() as database:  # as the last server of the former Roost left it
+        key = KeyRecord(id="k", account="a", name="", role=Role.ADMIN, sealed=sealer.seal("s", "k"), created=1.0)
+        secret = Secret(account="a", id="1", name="n", value=HIDDEN, created=1.0, updated=1.0)
+        if kind == "key":
+            await AccessKeys(database).create(key, most=9)
+        elif kind == "secret":
+            await Secrets(database, sealer).create(secret)
+        else:
+            await Sandboxes(database, sealer).create(record(network={"rules": {}}), None)
+    kept = file.read_bytes()
+    file.write_bytes(bytes(32))
+    with pytest.raises(Unavailable, match=r"can't be opened with the key file"):
+        await place.store().open()
+    assert note(place) == [("true",)]
+    assert HIDDEN in str(place.rows("SELECT config FROM functions")), "it is as it was"
     file.write_bytes(kept)
     store = place.store()
     await store.open()
