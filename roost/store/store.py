@@ -107,6 +107,7 @@ class Store:
             for column in sealed.ALL:
                 column.seal_all(self.sealer, connection)
 
+        log.info("sealing what an earlier Roost stored in plain text; a large store takes a while")
         await self._database.run(work)
         try:
             await self._database.renew(["secrets", "sandboxes", *(column.table for column in sealed.ALL)])
