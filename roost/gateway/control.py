@@ -13,6 +13,10 @@ from roost.gateway.upstream import Pool
 from roost.instances.chains import HOPS, Chains
 from roost.model.errors import RoostError, Unavailable
 
+_WEBHOOKS = b"/webhooks/"
+#: Characters that the audit is told of an account's and a function's name, which nobody has looked at yet.
+_NAME = 64
+
 
 class _Reply:
     strip_ours = False
@@ -38,9 +42,11 @@ class ControlPlane:
 
     async def run(self, request: Request, request_id: str) -> None:
         extra = b""
-        if request.head.target.startswith(b"/webhooks/"):
+        if request.head.target.startswith(_WEBHOOKS):
+            account, _, rest = request.head.target[len(_WEBHOOKS) :].decode("latin-1").partition("/")
+            function, said = rest.partition("/")[0][:_NAME], request.head.values.get(HOPS.encode())
             try:
-                hops = self._chains.admit(request.connection.source, request.head.values.get(HOPS.encode()))
+                hops = self._chains.admit(request.connection.source, said, account[:_NAME], function)
             except RoostError as refused:
                 request.reply(render(refused, style=Style.API, request_id=request_id))
                 return

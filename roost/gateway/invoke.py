@@ -153,7 +153,7 @@ class Invoker:
             )
             call.deferred = _is_async(call)
             target = route.target
-        call.hops = self._chains.admit(call.request.connection.source, head.values.get(_HOPS))
+        call.hops = self._chains.admit(call.request.connection.source, head.values.get(_HOPS), account, spec.name)
         plan = call.session = sessions.plan(spec.sessions, head, target=target)
         if plan.ref is not None and not call.deferred:
             spec = call.spec = self._same_version(call, spec, plan.ref)

@@ -13,7 +13,9 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from roost.model.audit import Audit, AuditEvent
 from roost.model.errors import InvalidArgument, LoopDetected
+from roost.model.role import ANONYMOUS
 
 #: Of a request: how many invocations led to the one that sends it. A function is told its own by it.
 HOPS = "x-roost-hops"
@@ -32,11 +34,15 @@ class _Room:
 
 
 class Chains:
-    """Of one server. `most` invocations may lead to another. Clocks are monotonic."""
+    """Of one server. `most` invocations may lead to another; `audit` is told of those that are refused. Clocks are
+    monotonic."""
 
-    def __init__(self, most: int, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, most: int, clock: Callable[[], float] = time.monotonic, audit: Audit = lambda event: None
+    ) -> None:
         self._most = most
         self._clock = clock
+        self._audit = audit
         self._rooms: dict[str, _Room] = {}
         self._beginnings: dict[str, int] = {}  # on how many requests that nothing led to each instance works
         self._dialled: dict[tuple[str, int], str] = {}
@@ -82,17 +88,27 @@ class Chains:
             return min(room.now)
         return room.last if self._clock() - room.ended < LINGER_S else 0
 
-    def admit(self, source: tuple[str, int] | None, said: bytes | None) -> int:
-        """How many led to a request that comes from there and says so much. Raises LoopDetected when it is too many,
-        InvalidArgument for what is no number."""
-        hops = 0
+    def admit(self, source: tuple[str, int] | None, said: bytes | None, account: str, function: str) -> int:
+        """How many led to a request that comes from there, says so much, and is for this function. Raises LoopDetected
+        when it is too many, InvalidArgument for what is no number."""
+        hops, actor = 0, ANONYMOUS
         if said is not None:
             if not said.isdigit() or len(said) > 9:
                 raise InvalidArgument(f"{HOPS}: a number is expected.")
             hops = int(said) + 1
         if self._dialled and source is not None and (instance := self._dialled.get(source)) is not None:
-            hops = max(hops, self.of(instance) + 1)
+            hops, actor = max(hops, self.of(instance) + 1), f"instance/{instance}"
         if hops > self._most:
+            self._audit(
+                AuditEvent(
+                    action="invocation.refuse",
+                    account=account,
+                    actor=actor,
+                    target=f"function/{function}",
+                    outcome="denied",
+                    detail={"hops": hops},
+                )
+            )
             raise LoopDetected(
                 f"{self._most} invocations have led to this one, each started by the one before: the function goes "
                 "round in circles, or the server's max_hops is too low."

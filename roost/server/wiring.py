@@ -362,7 +362,6 @@ class Wiring:
 
     def _who(self, config: Config) -> None:
         """Who may do what, and how much of it."""
-        self.chains = Chains(config.max_hops)
         self.key_book = KeyBook(self.keys, self.store.access_keys, self.store.sealer, clock=time.time)
         self.quotas = Quotas(
             Quota(**asdict(config.quota)),
@@ -372,6 +371,7 @@ class Wiring:
             holdings=self._holdings,
         )
         self.audit = AuditLog(config.data_dir / "audit", clock=time.time, most_bytes=config.audit_mb << 20)
+        self.chains = Chains(config.max_hops, audit=self.audit.record)
         self.identity = Identity(
             self.keys, clock=time.time, audit=self._login, used=self.key_book.used, meter=self.quotas.request
         )

@@ -81,7 +81,7 @@ Outcome = tuple[Any, Exception | None]
 
 
 class Backend(Protocol):
-    """One kind of database. Apart from `hurry`, all is called by one thread at a time."""
+    """One kind of database. Apart from `hurry` and `renew`, all is called by one thread at a time."""
 
     def open(self) -> None:
         """Connect, and bring the schema up to date. Raises RoostError: one sentence for the operator."""
@@ -94,6 +94,12 @@ class Backend(Protocol):
 
     def tidy(self) -> bool:
         """Nobody waits: give a little of the unused space back. Whether there is more to do."""
+
+    def renew(self, tables: Sequence[str]) -> None:
+        """Write at least these tables anew, so that the database's files have nothing of what their rows once held.
+
+        Called by any thread, while nothing else is asked for. Raises RoostError: that may still be there.
+        """
 
     def hurry(self) -> None:
         """The store is closing: wait for nothing any more. Called by any thread."""
@@ -137,6 +143,10 @@ class Database:
         self._queue.put(None)
         await asyncio.to_thread(thread.join)
         os.close(self._lock_fd)
+
+    async def renew(self, tables: Sequence[str]) -> None:
+        """See `Backend.renew`."""
+        await asyncio.to_thread(self._backend.renew, tables)
 
     def run(self, work: Callable[[Connection], T], *, synced: bool = True) -> asyncio.Future[T]:
         """Run `work` on the writer thread inside a transaction; what it returns, once it is committed.

@@ -102,6 +102,14 @@ class PostgresBackend:
     def close(self) -> None:
         self._drop()
 
+    def renew(self, tables: Sequence[str]) -> None:
+        try:
+            with contextlib.closing(self._dial()) as connection:
+                connection.execute(f"SET lock_timeout = {round(1000 * RECONNECT_S)}")
+                connection.execute(f"VACUUM FULL {', '.join(tables)}")
+        except psycopg.Error as error:
+            raise self._translate(error) from error
+
     def hurry(self) -> None:
         self._hurry.set()
 

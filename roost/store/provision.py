@@ -9,6 +9,8 @@ from enum import StrEnum
 from typing import Any
 
 from roost.store.database import Connection, Database
+from roost.store.sealed import SETTING
+from roost.store.sealing import Sealer
 from roost.store.sql import upsert
 
 _PUT = upsert("provision", "account, function, qualifier, kind", "config, created, modified")
@@ -34,23 +36,16 @@ class QualifierRecord:
 
 
 class Provision:
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, sealer: Sealer) -> None:
         self._database = database
+        self._sealer = sealer
 
     async def put(self, record: QualifierRecord) -> None:
+        key = (record.account, record.function, record.qualifier, record.kind.value)
+        config = SETTING.seal(self._sealer, json.dumps(dict(record.config)), *key)
+
         def work(connection: Connection) -> None:
-            connection.execute(
-                _PUT,
-                (
-                    record.account,
-                    record.function,
-                    record.qualifier,
-                    record.kind.value,
-                    json.dumps(dict(record.config)),
-                    record.created,
-                    record.modified,
-                ),
-            )
+            connection.execute(_PUT, (*key, config, record.created, record.modified))
 
         await self._database.run(work)
 
@@ -74,7 +69,7 @@ class Provision:
                     function=row[1],
                     qualifier=row[2],
                     kind=QualifierKind(row[3]),
-                    config=json.loads(row[4]),
+                    config=json.loads(SETTING.unseal(self._sealer, row[4], *row[:4])),
                     created=row[5],
                     modified=row[6],
                 )

@@ -29,6 +29,16 @@ class Secrets:
 
         await self._database.run(work)
 
+    async def check(self) -> None:
+        """Raises Unavailable when one of them does not open."""
+
+        def work(connection: Connection) -> None:
+            row = connection.execute("SELECT account, id, name, data FROM secrets LIMIT 1").fetchone()
+            if row is not None:
+                self._secret(row)
+
+        await self._database.run(work, synced=False)
+
     async def create(self, secret: Secret) -> None:
         """Raises Conflict when the account has one of this name."""
 

@@ -30,3 +30,11 @@ class Settings:
             connection.execute(upsert("settings", "name", "value"), (name, text))
 
         await self._database.run(work)
+
+    async def delete(self, name: str) -> None:
+        """Does nothing when there is none."""
+
+        def work(connection: Connection) -> None:
+            connection.execute("DELETE FROM settings WHERE name=?", (name,))
+
+        await self._database.run(work)

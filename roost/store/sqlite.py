@@ -59,6 +59,17 @@ class SqliteBackend:
         if connection is not None:
             connection.close()
 
+    def renew(self, tables: Sequence[str]) -> None:
+        """The file as a whole: parts of former rows are left wherever a page had room."""
+        try:
+            with contextlib.closing(sqlite3.connect(self._path, isolation_level=None, timeout=5.0)) as connection:
+                connection.execute("VACUUM")
+                busy = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
+        except sqlite3.Error as error:
+            raise _translate(error, self._path) from error
+        if busy:
+            raise Unavailable(f"Another program reads {self._path}.")
+
     def hurry(self) -> None:
         """Nothing here waits for long."""
 

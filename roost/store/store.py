@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
+from roost.model.errors import RoostError
+from roost.store import sealed
 from roost.store.access_keys import AccessKeys
 from roost.store.aliases import Aliases
 from roost.store.concurrency import Concurrency
@@ -31,6 +34,11 @@ from roost.store.triggers import Triggers
 from roost.store.versions import Versions
 from roost.store.volumes import Volumes
 
+log = logging.getLogger(__name__)
+
+#: The setting of a store that had in plain text what is sealed now (`schema/012_sealed.sql`).
+_PLAIN = "plain text"
+
 
 class Store:
     """Durable state of one server. `await open()` before use, `await close()` after.
@@ -44,14 +52,14 @@ class Store:
         self._database = database(path, url)
         #: What is secret is sealed with it: whoever has the database alone has none of that.
         self.sealer = Sealer(path.with_name("keys.sealing"))
-        self.functions = Functions(self._database)
-        self.versions = Versions(self._database)
+        self.functions = Functions(self._database, self.sealer)
+        self.versions = Versions(self._database, self.sealer)
         self.aliases = Aliases(self._database)
         self.layers = Layers(self._database)
         self.tags = Tags(self._database)
         self.concurrency = Concurrency(self._database)
-        self.provision = Provision(self._database)
-        self.triggers = Triggers(self._database)
+        self.provision = Provision(self._database, self.sealer)
+        self.triggers = Triggers(self._database, self.sealer)
         self.trigger_objects = TriggerObjects(self._database)
         self.trigger_rows = TriggerRows(self._database)
         self.sessions = Sessions(self._database, self.sealer)
@@ -64,9 +72,9 @@ class Store:
         self.quotas = Quotas(self._database)
         self.labels = LabelRows(self._database)
         self.settings = Settings(self._database)
-        self.tasks = Tasks(self._database)
+        self.tasks = Tasks(self._database, self.sealer)
         self.task_outputs = TaskOutputs(self._database)
-        self.task_outbox = TaskOutbox(self._database)
+        self.task_outbox = TaskOutbox(self._database, self.sealer)
 
     async def open(self) -> None:
         """Raises Unavailable when another server uses the data directory, the file can't be used, or the key file is
@@ -76,6 +84,8 @@ class Store:
             self.sealer.open(may_make=not await self._database.run(_has_sealed, synced=False))
             await self.secrets.seal_all()
             await self.sandboxes.seal_all()
+            if await self.settings.get(_PLAIN):
+                await self._seal_all()
         except BaseException:
             await self._database.close()
             raise
@@ -83,13 +93,38 @@ class Store:
     async def close(self) -> None:
         await self._database.close()
 
+    async def _seal_all(self) -> None:
+        """Until that, and what the files have left of it, is done, each start begins again. Raises Unavailable when
+        what is sealed already does not open: no store has two keys."""
+        for key in await self.access_keys.list_all():
+            if not key.revoked:
+                self.sealer.unseal(key.sealed, key.id)
+        await self.secrets.check()
+        await self.sandboxes.load()
+        await self.sessions.list_all()
+
+        def work(connection: Connection) -> None:
+            for column in sealed.ALL:
+                column.seal_all(self.sealer, connection)
+
+        log.info("sealing what an earlier Roost stored in plain text; a large store takes a while")
+        await self._database.run(work)
+        try:
+            await self._database.renew(["secrets", "sandboxes", *(column.table for column in sealed.ALL)])
+        except RoostError as error:
+            log.warning("what was stored in plain text may be left in unused parts of the store: %s", error.message)
+        else:
+            await self.settings.delete(_PLAIN)
+
 
 def _has_sealed(connection: Connection) -> bool:
-    sealed = ('%"sealed"%',)
+    mark = ('%"sealed"%',)
     queries = (
         ("SELECT count(*) FROM access_keys WHERE revoked=0", ()),
-        ("SELECT count(*) FROM secrets WHERE data LIKE ?", sealed),
-        ("SELECT count(*) FROM sessions WHERE data LIKE ?", sealed),
+        ("SELECT count(*) FROM secrets WHERE data LIKE ?", mark),
+        ("SELECT count(*) FROM sessions WHERE data LIKE ?", mark),
         ("SELECT count(*) FROM sandboxes WHERE data LIKE ?", ('%"network": {"sealed": %',)),
     )
-    return any(connection.execute(*query).fetchone()[0] for query in queries)
+    return any(connection.execute(*query).fetchone()[0] for query in queries) or any(
+        column.has_sealed(connection) for column in sealed.ALL
+    )

@@ -6,11 +6,13 @@ became of it. In between it may be delivered more often than once, always with t
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import attrgetter
 
 from roost.model import task as model
 from roost.store.database import Connection, Database, rows_changed
+from roost.store.sealed import LETTER
+from roost.store.sealing import Sealer
 from roost.store.task_rows import KEY, SELECT, UPDATE, to_changes, to_task
 
 _NAMES = (
@@ -38,14 +40,16 @@ class Letter:
     body: bytes
 
 
-def post(connection: Connection, letter: Letter) -> None:
+def post(connection: Connection, sealer: Sealer, letter: Letter) -> None:
     """Part of another change."""
-    connection.execute(_INSERT, _VALUES(letter))
+    sealed = replace(letter, destination=LETTER.seal(sealer, letter.destination, letter.id))
+    connection.execute(_INSERT, _VALUES(sealed))
 
 
 class TaskOutbox:
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, sealer: Sealer) -> None:
         self._database = database
+        self._sealer = sealer
 
     async def due(self, *, now: float, limit: int) -> tuple[list[Letter], float | None]:
         """Those that are due, and when the first of the others is."""
@@ -56,7 +60,8 @@ class TaskOutbox:
                 (now, limit),
             ).fetchall()
             later = connection.execute("SELECT min(due) FROM task_outbox WHERE due > ?", (now,)).fetchone()
-            return [Letter(**dict(zip(_NAMES, row, strict=True))) for row in rows], later[0]
+            letters = [Letter(**dict(zip(_NAMES, row, strict=True))) for row in rows]
+            return [self._opened(letter) for letter in letters], later[0]
 
         return await self._database.run(work, synced=False)
 
@@ -94,3 +99,6 @@ class TaskOutbox:
             return int(connection.execute("SELECT count(*) FROM task_outbox").fetchone()[0])
 
         return await self._database.run(work, synced=False)
+
+    def _opened(self, letter: Letter) -> Letter:
+        return replace(letter, destination=LETTER.unseal(self._sealer, letter.destination, letter.id))

@@ -15,6 +15,7 @@ from roost.model import task as model
 from roost.model.errors import Conflict, InvalidArgument, NotFound, RoostError
 from roost.model.task import Busy, SessionBusy, Task, TaskKey, TaskState, Verdict
 from roost.store.database import Connection, Cursor, Database, rows_changed
+from roost.store.sealing import Sealer
 from roost.store.task_outbox import Letter, post
 from roost.store.task_rows import (
     CLAIM,
@@ -86,8 +87,9 @@ class Kept:
 
 
 class Tasks:
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, sealer: Sealer) -> None:
         self._database = database
+        self._sealer = sealer
 
     async def enqueue(self, task: Task, payload: bytes, *, busy: Busy = Busy.ENQUEUE, occupied: bool = False) -> Kept:
         """Keep a new task, unless its id is known: then nothing changes.
@@ -204,7 +206,7 @@ class Tasks:
                 ended = model.with_destination(after, _follow(connection, *follow))
             if letter is not None:
                 ended = replace(after, destination="Pending")
-                post(connection, replace(letter, epoch=ended.epoch))
+                post(connection, self._sealer, replace(letter, epoch=ended.epoch))
             return check(connection, connection.execute(UPDATE_KNOWN, values(ended)), ended=ended)
 
         if follow is None and letter is None:

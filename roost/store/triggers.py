@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from roost.store.database import Connection, Database
+from roost.store.sealed import TRIGGER
+from roost.store.sealing import Sealer
 from roost.store.sql import upsert
 
 _COLUMNS = (
@@ -40,13 +42,15 @@ class TriggerRecord:
 
 
 class Triggers:
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, sealer: Sealer) -> None:
         self._database = database
+        self._sealer = sealer
 
     async def put(self, record: TriggerRecord) -> None:
-        values = tuple(
-            json.dumps(dict(record.config)) if name == "config" else getattr(record, name) for name in _COLUMNS
+        config = TRIGGER.seal(
+            self._sealer, json.dumps(dict(record.config)), record.account, record.function, record.name
         )
+        values = tuple(config if name == "config" else getattr(record, name) for name in _COLUMNS)
 
         def work(connection: Connection) -> None:
             connection.execute(_PUT, values)
@@ -64,7 +68,7 @@ class Triggers:
 
     async def list_all(self) -> list[TriggerRecord]:
         def work(connection: Connection) -> list[TriggerRecord]:
-            return [_record(row) for row in connection.execute(_SELECT)]
+            return [self._record(row) for row in connection.execute(_SELECT)]
 
         return await self._database.run(work, synced=False)
 
@@ -86,8 +90,7 @@ class Triggers:
 
         await self._database.run(work)
 
-
-def _record(row: tuple[Any, ...]) -> TriggerRecord:
-    values = dict(zip(_COLUMNS, row, strict=True))
-    values["config"] = json.loads(values["config"])
-    return TriggerRecord(**values)
+    def _record(self, row: tuple[Any, ...]) -> TriggerRecord:
+        values = dict(zip(_COLUMNS, row, strict=True))
+        values["config"] = json.loads(TRIGGER.unseal(self._sealer, values["config"], *row[:3]))
+        return TriggerRecord(**values)

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from roost.store.database import Connection, Database
+from roost.store.sealed import VERSION
+from roost.store.sealing import Sealer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,24 +25,19 @@ class VersionRecord:
 
 
 class Versions:
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, sealer: Sealer) -> None:
         self._database = database
+        self._sealer = sealer
 
     async def publish(self, record: VersionRecord) -> None:
         """Add the version and move the function's counter to it, together."""
+        key, snapshot = (record.account, record.function, record.version), json.dumps(dict(record.snapshot))
 
         def work(connection: Connection) -> None:
             connection.execute(
                 "INSERT INTO versions (account, function, version, description, snapshot, created)"
                 " VALUES (?,?,?,?,?,?)",
-                (
-                    record.account,
-                    record.function,
-                    record.version,
-                    record.description,
-                    json.dumps(dict(record.snapshot)),
-                    record.created,
-                ),
+                (*key, record.description, VERSION.seal(self._sealer, snapshot, *key), record.created),
             )
             connection.execute(
                 "UPDATE functions SET last_version=? WHERE account=? AND name=?",
@@ -74,7 +71,7 @@ class Versions:
                     function=row[1],
                     version=row[2],
                     description=row[3],
-                    snapshot=json.loads(row[4]),
+                    snapshot=json.loads(VERSION.unseal(self._sealer, row[4], *row[:3])),
                     created=row[5],
                 )
                 for row in rows

@@ -16,6 +16,8 @@ from typing import Any
 
 import pytest
 
+from roost.store.sealed import SETTING
+from roost.store.sealing import Sealer
 from tests.support.crashing_server import CrashingServer
 from tests.support.hook import Hook
 from tests.support.server import NOTHING, Remains, Server, running
@@ -259,8 +261,11 @@ def test_addresses_are_checked_and_their_passwords_not_shown(server: Server) -> 
         assert "hunter2" not in client.get(path).text
         assert "hunter2" not in client.get("/2023-03-30/async-invoke-configs").text
         with contextlib.closing(sqlite3.connect(server.data_dir / "roost.db")) as database:
-            kept = database.execute("SELECT config FROM provision WHERE function='source'").fetchall()
-        assert secret in str(kept), "the password is kept when what was shown comes back"
+            row = database.execute("SELECT config, qualifier, kind FROM provision WHERE function='source'").fetchone()
+        sealer = Sealer(server.data_dir / "keys.sealing")
+        sealer.open(may_make=False)
+        kept = SETTING.unseal(sealer, row[0], "default", "source", *row[1:])
+        assert secret in kept, "the password is kept when what was shown comes back"
         for url, why in (("ftp://x/y", "ftp://"), ("http://", "no destination"), ("http://x:99999/", "not an address"),
                          ("http://:80/", "not an address")):  # fmt: skip
             refused = put(url)

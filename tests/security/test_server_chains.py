@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -77,6 +79,24 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     assert Remains.of(data_dir) == NOTHING
 
 
+def refusals(server: Server) -> list[dict[str, Any]]:
+    """Of the function that goes round in circles, in the audit."""
+    command = [sys.executable, "-m", "roost.sdk.cli", "audit", "show", "--json", "-n", "10000", "--action",
+               "invocation.refuse", "--data-dir", str(server.data_dir)]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    return [one for one in found if one["target"] == "function/again"]
+
+
+def check_refusal(server: Server, before: int) -> None:
+    """One more than there were, and by a room."""
+    server.until(lambda: len(refusals(server)) > before)
+    found = refusals(server)[before:]
+    seen = [(one["account"], one["outcome"], one["detail"]) for one in found]
+    assert seen == [("default", "denied", {"hops": MOST + 1})]
+    assert found[0]["actor"].startswith("instance/")
+
+
 def port(server: Server) -> int:
     return int(server.url.rpartition(":")[2])
 
@@ -102,23 +122,30 @@ def tasks(server: Server, function: str, wanted: int) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("way", ["proxy", "tunnel", "socks"])
 def test_a_function_that_calls_itself_is_stopped_whatever_it_says(server: Server, way: str) -> None:
     for headers in ({}, {"x-roost-hops": "0"}):
+        known = len(refusals(server))
         reply = begin(server, way, headers=headers)
         assert reply.json() == {"depth": MOST, "status": 400, "code": "LoopDetected"}
+        check_refusal(server, known)
     # Control: who begins anew is not counted with those before.
+    known = len(refusals(server))
     assert begin(server, way, depth=100).json()["depth"] == 100 + MOST
+    check_refusal(server, known)
 
 
 def test_tasks_that_start_tasks_are_stopped(server: Server) -> None:
+    known = len(refusals(server))
     begin(server, "tunnel", headers={"x-fc-invocation-type": "Async"}, x_fc_invocation_type="Async")
     assert len(tasks(server, "again", MOST + 1)) == MOST + 1
+    check_refusal(server, known)
     with server.client() as client:
         client.delete(f"{FC}/again/async-tasks")
 
 
 def test_a_webhook_that_calls_itself_is_stopped(server: Server) -> None:
-    before = len(tasks(server, "again", 0))
+    before, known = len(tasks(server, "again", 0)), len(refusals(server))
     assert begin(server, "webhook").json() == {"depth": 0, "status": 202, "code": None}
     assert len(tasks(server, "again", before + MOST)) == before + MOST
+    check_refusal(server, known)
 
 
 def test_a_function_that_is_its_own_model_is_stopped(server: Server) -> None:

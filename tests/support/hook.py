@@ -18,7 +18,10 @@ class Hook:
 
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
-                body = self.rfile.read(int(self.headers["content-length"]))
+                length = int(self.headers["content-length"])
+                body = self.rfile.read(length)
+                if len(body) < length:
+                    return  # its sender was killed meanwhile: that was no event
                 hook.came.append(({name.lower(): value for name, value in self.headers.items()}, body))
                 status = hook.statuses.pop(0) if hook.statuses else 204
                 self.send_response(status)

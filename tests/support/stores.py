@@ -57,6 +57,20 @@ class Place:
         with contextlib.closing(sqlite3.connect(f"file:{self.path}?mode=ro", uri=True)) as file:
             return file.execute(sql).fetchall()
 
+    def raw(self, *, log: bool = True) -> bytes:
+        """All that the database's files hold, unused parts as well, and PostgreSQL's log if asked for."""
+        if not self.url:
+            return b"".join(file.read_bytes() for file in self.path.parent.glob(f"{self.path.name}*"))
+        with psycopg.connect(self.url, autocommit=True) as connection:
+            connection.execute("CHECKPOINT")
+            found = connection.execute(
+                "SELECT current_setting('data_directory'), oid FROM pg_database WHERE datname=current_database()"
+            ).fetchone()
+        assert found is not None
+        data = Path(found[0])
+        folders = [data / "base" / str(found[1]), *([data / "pg_wal"] if log else [])]
+        return b"".join(file.read_bytes() for folder in folders for file in folder.iterdir() if file.is_file())
+
 
 @pytest.fixture(params=["sqlite", "postgres"])
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:

@@ -1,0 +1,56 @@
+"""Columns that are sealed, each text for its own row: whoever has the database alone reads none of them.
+
+SQL can't look into them either: what it asks for has columns of its own.
+"""
+
+from __future__ import annotations
+
+import base64
+from dataclasses import dataclass
+
+from roost.store.database import Connection
+from roost.store.sealing import Sealer
+
+_MARK = "sealed:"  # what begins so is; plain JSON and addresses don't
+
+
+@dataclass(frozen=True)
+class SealedColumn:
+    """`key` are the columns that name a row. `row` names it for people, and a text opens with the words that it was
+    sealed with alone: they stay as they are."""
+
+    table: str
+    name: str
+    key: tuple[str, ...]
+    row: str
+
+    def seal(self, sealer: Sealer, text: str, *key: object) -> str:
+        return _MARK + base64.b64encode(sealer.seal(text, self.row.format(*key))).decode()
+
+    def unseal(self, sealer: Sealer, text: str, *key: object) -> str:
+        """Also what a former Roost left in plain text. Raises Unavailable as the sealer does."""
+        if not text.startswith(_MARK):
+            return text
+        return sealer.unseal(base64.b64decode(text[len(_MARK) :]), self.row.format(*key))
+
+    def seal_all(self, sealer: Sealer, connection: Connection) -> None:
+        """Those that a former Roost left in plain text."""
+        names, row_is = ", ".join(self.key), " AND ".join(f"{name}=?" for name in self.key)
+        select = f"SELECT {self.name}, {names} FROM {self.table} WHERE {self.name} NOT LIKE ?"  # noqa: S608
+        for text, *key in connection.execute(select, (f"{_MARK}%",)).fetchall():
+            update = f"UPDATE {self.table} SET {self.name}=? WHERE {row_is}"  # noqa: S608
+            connection.execute(update, (self.seal(sealer, text, *key), *key))
+
+    def has_sealed(self, connection: Connection) -> bool:
+        found = f"SELECT 1 FROM {self.table} WHERE {self.name} LIKE ? LIMIT 1"  # noqa: S608
+        return connection.execute(found, (f"{_MARK}%",)).fetchone() is not None
+
+
+#: Environment variables, and whatever else defines a function.
+FUNCTION = SealedColumn("functions", "config", ("account", "name"), "Function {}/{}")
+VERSION = SealedColumn("versions", "snapshot", ("account", "function", "version"), "Function {}/{}, version {},")
+#: Tokens, and passwords in addresses.
+TRIGGER = SealedColumn("triggers", "config", ("account", "function", "name"), "Function {}/{}, trigger {},")
+SETTING = SealedColumn("provision", "config", ("account", "function", "qualifier", "kind"), "Function {}/{}:{}, {},")
+LETTER = SealedColumn("task_outbox", "destination", ("id",), "The destination of event {}")
+ALL = (FUNCTION, VERSION, TRIGGER, SETTING, LETTER)
