@@ -43,6 +43,7 @@ class Copies:
         self._pid = 0
         self._worker: Worker | None = None
         self._asked = False  # by the host, which has no answer yet
+        self._number: object = None  # of what it asked last
         self._limit: Timer | None = None
 
     def begin(self, start: Message) -> Forked | None:
@@ -134,6 +135,7 @@ class Copies:
         for fd in fds:
             os.close(fd)
         if message.get("op") == "hold":
+            self._number = message.get("number")
             self._hold(float(message["wait_s"]))
         elif message.get("op") == "release":
             self._release()
@@ -161,7 +163,7 @@ class Copies:
         if self._asked:
             self._asked = False
             with contextlib.suppress(OSError):
-                self._sock.send(json.dumps({"held": held, "lost": lost}).encode())
+                self._sock.send(json.dumps({"held": held, "lost": lost, "number": self._number}).encode())
 
     def _wait(self, seconds: float, then: Callable[[], None] | None) -> None:
         if self._limit is not None:

@@ -88,6 +88,9 @@ class Still:
     def _stand(self) -> bool:
         """Until it may go on. True: this is the copy."""
         self._report.pause()  # what comes from now on is read here
+        if not self.wanted:  # what came just before
+            self._report.resume()
+            return False
         opened = remember()
         ctypes.pythonapi.PyOS_BeforeFork()
         born = _first(_HELD) == BORN

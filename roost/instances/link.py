@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from roost.instances.pace import Pace
+from roost.isolation.pace import Pace
 from roost.model.errors import Fault, InitializerFailed, InstanceExited, RoostError, Unavailable
 
 LINE_LIMIT = 1 << 20

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import logging
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
@@ -13,6 +15,10 @@ from roost.model.sandbox import PauseMode, SandboxState
 from roost.sandboxes.entry import Entry
 from roost.sandboxes.lives import Lives
 from roost.sandboxes.samples import EVERY_S
+
+log = logging.getLogger(__name__)
+
+_CLOSE_S = 30.0  # a room that is killed ends in a moment, unless a process of it is stuck in the kernel
 
 
 class SandboxCare:
@@ -98,9 +104,15 @@ class SandboxCare:
         )
 
     async def close(self) -> None:
-        """Take down every room; what ran is paused, with its files."""
+        """Take down every room; what ran is paused, with its files. Returns also when it is clear that one does not
+        end, or can't be recorded: the next server finds it."""
         self._lives.closing = True
-        await asyncio.gather(*(self._lives.put_away(entry) for entry in list(self._lives.entries.values())))
+        leaving = (self._lives.put_away(entry) for entry in list(self._lives.entries.values()))
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_CLOSE_S):
+                for error in await asyncio.gather(*leaving, return_exceptions=True):
+                    if error is not None:
+                        log.warning("a sandbox was not put away: %s", error)
         for entry in self._lives.entries.values():
             await entry.drop_memory()
         await self._lives.background.close()

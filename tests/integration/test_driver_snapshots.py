@@ -426,7 +426,7 @@ async def test_what_is_cancelled_before_a_thread_has_time_for_it_leaves_no_descr
     await asyncio.gather(publishing, return_exceptions=True)
     busy.set()
     made.close()
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(os.listdir("/proc/self/fd")) <= before  # fewer, where another test's are collected meanwhile
     assert not (tmp_path / "copy").exists()
 
 

@@ -208,12 +208,11 @@ async def test_what_fails_is_started_again_later_and_later(world: World, monkeyp
 
 async def test_close_waits_for_sources_to_end_but_not_for_ever(world: World) -> None:
     world.manager.start()
-    world.end_s = 0.3
+    world.end_s = 3.0
     await world.trigger()
     await until(lambda: world.log == ["t begins"])
-    began = asyncio.get_running_loop().time()
     await world.manager.close(grace_s=0.1)
-    assert asyncio.get_running_loop().time() - began < 0.25
+    assert world.log == ["t begins"]
     await until(lambda: world.log == ["t begins", "t ends"])
 
 

@@ -11,6 +11,7 @@ import json
 import os
 import signal
 import sys
+import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -233,7 +234,7 @@ async def test_the_shadow_is_not_in_the_room_and_ends_with_its_process(lab: Lab)
     await lab.driver._tracer.get()
     await _until(lambda: lab.shadows("seen") == [])
     await lab.gone("seen")
-    assert not Path(f"/proc/{shadow}").exists()
+    await _until(lambda: not Path(f"/proc/{shadow}").exists())
 
 
 async def _until(met: Any) -> None:
@@ -454,23 +455,132 @@ async def test_a_room_that_does_not_stand_still_goes_on(lab: Lab, monkeypatch: p
     await lab.gone("restless")
 
 
+def _mortal(when: str, number: int) -> Any:
+    """As `within.python`, with `mortal_tracer` in place of the tracer."""
+
+    def python(module: str, fd: str) -> list[str]:
+        if not module.endswith(".tracer"):
+            return within.python(module, fd)
+        return [sys.executable, "-P", str(Path(mortal_tracer.__file__)), fd, when, str(number)]
+
+    return python
+
+
 @pytest.mark.parametrize("number", [1, 2, 3, 4])
 async def test_what_was_made_by_one_that_was_killed_does_not_hold_up_its_room(
     lab: Lab, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     await lab.end_tracer()
 
-    def python(module: str, fd: str) -> list[str]:
-        if not module.endswith(".tracer"):
-            return within.python(module, fd)
-        return [sys.executable, "-P", str(Path(mortal_tracer.__file__)), fd, str(number)]
-
     with monkeypatch.context() as patched:
-        patched.setattr(helper, "python", python)
+        patched.setattr(helper, "python", _mortal("making", number))
         await lab.room(f"killed-{number}")
         assert await lab.cell(f"killed-{number}", "41 + 1") == "42"
         await asyncio.wait_for(lab.gone(f"killed-{number}"), 10)
     await lab.end_tracer()
+
+
+async def test_a_shadow_that_is_killed_while_it_is_copied_takes_nobody_with_it(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its parent has taken note of its end too: its number is nobody's by then, or another's."""
+    await lab.end_tracer()
+    with monkeypatch.context() as patched:
+        patched.setattr(helper, "python", _mortal("branching", 1))
+        for name in ("bystander", "victim"):
+            await lab.room(name)
+            await lab.cell(name, "x = 41")
+        assert await lab.refusal("victim") == "it has ended"
+        await lab.gone("victim")
+        await lab.copy("bystander", "copied-bystander")
+        assert await lab.cell("copied-bystander", "x + 1") == "42"
+        for name in ("copied-bystander", "bystander"):
+            await lab.gone(name)
+    await lab.end_tracer()
+
+
+async def test_nothing_is_made_in_a_room_that_stands_still(lab: Lab) -> None:
+    """The tracer would wait for what is frozen half made, and all rooms for the tracer."""
+    await lab.room("hurried")
+    await lab.cell("hurried", "x = 1")
+    tracer = await lab.driver._tracer.get()
+    for number in range(8):
+        _, body = await request(lab.directory / "hurried", "POST", "/contexts", {})  # and the next one is made ahead
+        began = time.monotonic()
+        if number % 2:
+            await (await lab.branch("hurried")).close()
+        else:
+            await lab.rooms["hurried"].freeze()
+            await tracer.request({"op": "alive", "shadows": []})
+            await lab.rooms["hurried"].thaw()
+        assert time.monotonic() - began < 4
+        await request(lab.directory / "hurried", "DELETE", f"/contexts/{json.loads(body)['id']}")
+    await lab.gone("hurried")
+
+
+async def test_an_answer_that_nobody_waits_for_is_not_the_next_ones(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    await lab.room("mixed")
+    place, ids = lab.directory / "mixed", []
+    for name in ("a", "b"):
+        _, body = await request(place, "POST", "/contexts", {})
+        ids.append(json.loads(body)["id"])
+        assert (await run_code(place, f"who = {name!r}", context_id=ids[-1])).error is None
+    branch, reached = live.Contexts._branch, asyncio.Event()
+
+    async def slow(self: Any, pid: int, *, keep: bool) -> int:
+        made = await branch(self, pid, keep=keep)
+        reached.set()
+        await asyncio.sleep(1)
+        return made
+
+    with monkeypatch.context() as patched:
+        patched.setattr(live.Contexts, "_branch", slow)
+        leaving = asyncio.ensure_future(request(place, "POST", f"/contexts/{ids[0]}/checkpoints", {}))
+        await reached.wait()
+        leaving.cancel()
+        await asyncio.gather(leaving, return_exceptions=True)
+        _, body = await request(place, "POST", f"/contexts/{ids[1]}/checkpoints", {})
+    assert (await run_code(place, "who = 'later'", context_id=ids[1])).error is None
+    back = {"checkpoint": json.loads(body)["id"]}
+    assert (await request(place, "POST", f"/contexts/{ids[1]}/rollback", back))[0] == 200
+    assert (await run_code(place, "who", context_id=ids[1])).value == "b"
+    held = lab.rooms["mixed"]._contexts
+    assert held is not None
+    await _until(lambda: len(held._branches) == 1)  # what nobody waited for was dropped
+    await lab.gone("mixed")
+
+
+async def test_a_fork_that_fails_leaves_no_copy_of_the_memory(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    await lab.room("full")
+    await lab.cell("full", "x = 41")
+    held = lab.rooms["full"]._contexts
+    assert held is not None
+    _, body = await request(lab.directory / "full", "GET", "/contexts")
+    forks = f"/contexts/{json.loads(body)[0]['id']}/fork"
+
+    async def settle(*_: Any, **options: Any) -> Any:
+        raise Unavailable("clone3: Resource temporarily unavailable")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(live.Settling, "settle", settle)
+        for _ in range(3):
+            assert (await request(lab.directory / "full", "POST", forks, {}))[0] >= 400
+    await _until(lambda: not held._branches)
+    assert (await request(lab.directory / "full", "POST", forks, {}))[0] in (200, 201)
+    await lab.gone("full")
+
+
+async def test_a_seed_that_has_ended_is_made_anew(lab: Lab) -> None:
+    await lab.room("before")
+    await lab.cell("before", "1")
+    seed = next(one.held for one in lab.driver._seeds._seeds.values() if one.held is not None)
+    await seed.drop()  # as when the machine's memory is at its end
+    await lab.room("after")
+    await lab.cell("after", "x = 41")
+    await lab.copy("after", "copied-after")
+    assert await lab.cell("copied-after", "x + 1") == "42"
+    for name in ("copied-after", "after", "before"):
+        await lab.gone(name)
 
 
 async def test_without_the_tracer_rooms_live_on_and_later_ones_are_live_again(lab: Lab) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from roost.instances.link import GuestLink, WorkerExit
-from roost.instances.pace import Pace
+from roost.isolation.pace import Pace
 from roost.model.errors import InitializerFailed, RoostError
 from roost.telemetry.attribution import Attributor
 from roost.telemetry.log_record import visible

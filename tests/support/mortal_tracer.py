@@ -1,35 +1,79 @@
-"""The tracer, of whose tasks one is killed when it has just made another, and before it could tell which.
+"""The tracer, of whose tasks one is killed at a certain step.
 
-Run with a socket's descriptor and a number: which of those that make one, counted from 1.
+Run with a socket's descriptor, a moment, and which of those it is, counted from 1: `making`, when it has just made
+another, and before it could tell which; `branching`, while it is made to copy a branch, and both its parents know.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from roost.isolation.namespaces import tracer
 from roost.isolation.tracing import ptrace
 
+counts = itertools.count(1)
 
-def main() -> None:
-    tell, left = ptrace.event_message, int(sys.argv[2])
+
+def counted() -> bool:
+    return next(counts) == int(sys.argv[3])
+
+
+def state(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return ""
+
+
+def kill(pid: int, until: str) -> None:
+    os.kill(pid, signal.SIGKILL)
+    while state(pid) not in until:
+        time.sleep(0.001)
+
+
+def mortal_making() -> None:
+    tell = ptrace.event_message
 
     def event_message(pid: int) -> int:
-        nonlocal left
-        left -= 1
-        if left == 0:
-            os.kill(pid, signal.SIGKILL)
-            while Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX":
-                time.sleep(0.001)
+        if counted():
+            kill(pid, "ZX")
         return tell(pid)
 
     ptrace.event_message = event_message
-    tracer.main()
 
+
+def mortal_branching() -> None:
+    step, do, killed = ptrace.step, tracer.Tracer._do, []
+    branches = False
+
+    def one_step(pid: int) -> None:
+        step(pid)
+        if branches and counted():
+            os.kill(pid, signal.SIGKILL)
+            killed.append(pid)
+
+    def work(self: Any, message: dict[str, Any], *more: Any) -> Any:
+        nonlocal branches
+        branches = message["op"] == "branch"
+        try:
+            return do(self, message, *more)
+        finally:
+            while killed and state(killed[0]):
+                time.sleep(0.001)
+            killed.clear()
+
+    ptrace.step, tracer.Tracer._do = one_step, work  # type: ignore[method-assign]
+
+
+MORTAL: dict[str, Callable[[], None]] = {"making": mortal_making, "branching": mortal_branching}
 
 if __name__ == "__main__":
-    main()
+    MORTAL[sys.argv[2]]()
+    tracer.main()

@@ -37,6 +37,7 @@ class World:
         self.copies = Copies(self.reactor, theirs, self.app)
         self.worker = FakeWorker()
         self.order, ours = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.number = 0
         self.pid = os.fork()
         if self.pid == 0:
             select.select([], [], [])
@@ -49,7 +50,8 @@ class World:
         return begun
 
     def say(self, **message: Any) -> None:
-        self.host.send(json.dumps(message).encode())
+        self.number += 1
+        self.host.send(json.dumps({**message, "number": self.number}).encode())
         self.reactor.turn(1)
 
     def until(self, condition: Callable[[], object]) -> None:
@@ -60,7 +62,9 @@ class World:
 
     def answer(self) -> Any:
         self.until(lambda: select.select([self.host], [], [], 0)[0])
-        return json.loads(self.host.recv(65536))
+        told = json.loads(self.host.recv(65536))
+        assert told.pop("number") == self.number
+        return told
 
 
 @pytest.fixture

@@ -67,7 +67,7 @@ def test_no_descriptor_is_left_open(volumes: Volumes, tmp_path: Path) -> None:
             os.close(volumes.open("acc", "notes", path))
         except InvalidArgument:
             continue
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(os.listdir("/proc/self/fd")) <= before
 
 
 def test_each_path_has_an_image_of_its_own(volumes: Volumes) -> None:

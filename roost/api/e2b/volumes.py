@@ -16,6 +16,7 @@ from starlette.routing import Route
 from roost.api.e2b.call import Answer, Call, Endpoints, Shape, guarded
 from roost.api.e2b.render import moment
 from roost.api.fc.body import Body
+from roost.isolation.threads import on_thread
 from roost.model.errors import InvalidArgument
 from roost.model.sandbox import Volume
 from roost.sandboxes.fleet import SandboxFleet
@@ -157,8 +158,8 @@ class VolumeContent:
             fd = await asyncio.to_thread(files.begin, parts)
             try:
                 async for piece in request.stream():
-                    await asyncio.to_thread(files.write, fd, piece)
-                made = await asyncio.to_thread(files.finish, fd, parts, owner, force=force)
+                    await on_thread(files.write, fd, piece)
+                made = await on_thread(files.finish, fd, parts, owner, force=force)
             finally:
                 os.close(fd)
         return JSONResponse(_shown(made), status_code=201)

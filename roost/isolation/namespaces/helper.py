@@ -145,10 +145,11 @@ class Helper:
         self._lost()
 
     async def drain(self) -> None:
-        """Wait until nothing that was asked is unanswered."""
-        pending = list(self._pending.values())
-        if pending:
-            await asyncio.wait(pending)
+        """Wait until nothing that was asked is unanswered. Nobody asks any more."""
+        for _ in range(_IN_FLIGHT):
+            await self._slots.acquire()  # behind who waits for one already
+        for _ in range(_IN_FLIGHT):
+            self._slots.release()
 
     async def close(self) -> None:
         """End the process. Rooms that it made live on."""

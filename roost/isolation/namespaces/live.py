@@ -14,8 +14,8 @@ import logging
 import os
 import socket
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,6 +24,7 @@ from roost.isolation.driver import LiveCopy
 from roost.isolation.namespaces import wire
 from roost.isolation.namespaces.held import Held
 from roost.isolation.namespaces.spills import Kept, Spills
+from roost.isolation.pace import Pace
 from roost.isolation.tracing import status
 from roost.model.errors import Unavailable
 
@@ -40,6 +41,7 @@ _MOST_BRANCHES = 64  # that a room holds of its own contexts
 #: What a room's daemon asks for takes a quarter of the time at most, but for so many seconds that it may be ahead.
 _SHARE = 0.25
 _AHEAD_S = 2.0
+_MOST_PAUSE_S = 5.0  # less than a daemon waits for a reply
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,8 +61,11 @@ class Settling:
     async def settle(self, held: Held, fds: Sequence[int], *, last: bool) -> tuple[Held, int]:
         """Make a process of a branch here: its shadow, and its number within the room. Raises Unavailable."""
         with ExitStack() as opened:
-            inside, *joins = opened.enter_context(self.cgroup.join_fds())
-            outside = os.open(self.cgroup.directory(), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                inside, *joins = opened.enter_context(self.cgroup.join_fds())
+                outside = os.open(self.cgroup.directory(), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            except OSError as error:
+                raise Unavailable(f"the room has ended ({error.strerror})") from error
             opened.callback(os.close, outside)
             reply = await held.ask(
                 "settle",
@@ -80,9 +85,10 @@ class Contexts:
 
     lifeline: socket.socket
     place: Settling
-    seed: Callable[[], Awaitable[Held | None]]  # what new contexts are copies of
+    seed: Callable[[Held | None], Awaitable[Held | None]]  # what new contexts are copies of, but not this one
     spills: Spills
     still: Callable[[], AbstractAsyncContextManager[None]] | None = None  # in which the room stands still
+    runs: Callable[[], AbstractAsyncContextManager[None]] = nullcontext  # in which it does not begin to
     _held: dict[int, Held] = field(default_factory=dict)  # by the number of the process in the room
     _reply: asyncio.Future[dict[str, Any]] | None = None
     _asking: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -90,29 +96,43 @@ class Contexts:
     _branches: dict[int, Held] = field(default_factory=dict)
     _serving: asyncio.Task[None] | None = None
     _next: int = 1
-    _credit: float = _AHEAD_S  # seconds
-    _ended: float = field(default_factory=time.monotonic)
+    _asked: dict[str, Any] | None = None  # by the daemon, and not served yet
+    _number: int = 0  # of what the daemon was asked last
+    _pace: Pace = field(default_factory=lambda: Pace(share=_SHARE, burst=_AHEAD_S))
+    _pause_s: float = 0.0
+    _closing: asyncio.Event = field(default_factory=asyncio.Event)
 
     def begin(self) -> None:
         """Have the room's first context made in the background; without one, the daemon makes it by a fork."""
         self._listen()
-        self._first = asyncio.get_running_loop().create_task(self._spare("first"))
+        self._first = asyncio.get_running_loop().create_task(self._spare({"op": "first"}))
 
-    async def _spare(self, op: str) -> None:
+    async def _spare(self, message: Mapping[str, Any]) -> None:
         """Hand over a process that waits to be a context."""
         ours, theirs = wire.pair()
         with ours, theirs:
             pid = 0
-            held = await self.seed() if await self._has_room() else None
-            if held is not None:
-                null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-                try:
-                    pid = await self._settle(held, [theirs.fileno(), null, null], last=False)
-                except Unavailable as error:  # the daemon forks: its contexts are there, but can't be copied
-                    log.info("a room goes without live contexts: %s", error.message)
-                finally:
-                    os.close(null)
-            self._tell({"op": op, "pid": pid}, [ours.fileno()] if pid else [])
+            try:
+                if await self._has_room():
+                    pid = await self._seeded(theirs.fileno())
+            except Unavailable as error:  # the daemon forks: its contexts are there, but can't be copied
+                log.info("a room goes without live contexts: %s", error.message)
+            self._tell({**message, "pid": pid}, [ours.fileno()] if pid else [])
+
+    async def _seeded(self, sock: int) -> int:
+        """A copy of the seed; 0 if there is none. Raises Unavailable."""
+        null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            held = await self.seed(None)
+            try:
+                return 0 if held is None else await self._settle(held, [sock, null, null], last=False)
+            except Unavailable:
+                if held is None or await held.alive():
+                    raise
+            held = await self.seed(held)  # the machine's memory was at its end, or so
+            return 0 if held is None else await self._settle(held, [sock, null, null], last=False)
+        finally:
+            os.close(null)
 
     async def _has_room(self) -> bool:
         """For one more context. Those that have ended are forgotten when they fill the list."""
@@ -140,7 +160,9 @@ class Contexts:
             return False
 
     async def _settle(self, held: Held, fds: Sequence[int], *, last: bool) -> int:
-        new, pid = await self.place.settle(held, fds, last=last)
+        async with self.runs():  # what is made in a room that stands still would stand still half made
+            with self._spending():
+                new, pid = await self.place.settle(held, fds, last=last)
         self._held[pid] = new
         return pid
 
@@ -229,8 +251,9 @@ class Contexts:
 
     async def _ask(self, message: dict[str, Any], timeout_s: float) -> dict[str, Any]:
         self._reply = asyncio.get_running_loop().create_future()
+        self._number += 1
         try:
-            wire.send(self.lifeline, message)
+            wire.send(self.lifeline, {**message, "number": self._number})
             return await asyncio.wait_for(self._reply, timeout_s)
         except (OSError, TimeoutError) as error:
             raise Unavailable("the room's daemon does not answer") from error
@@ -254,41 +277,55 @@ class Contexts:
         if not data:
             asyncio.get_running_loop().remove_reader(self.lifeline)
         if isinstance(message, dict) and "ask" in message:
-            asyncio.get_running_loop().remove_reader(self.lifeline)  # one thing at a time
-            self._serving = asyncio.get_running_loop().create_task(self._serve(message))
+            self._asked = message  # one at a time: what is asked in between takes the place of what waits
+            if self._serving is None or self._serving.done():
+                self._serving = asyncio.get_running_loop().create_task(self._serve())
         elif self._reply is not None and not self._reply.done():
-            if isinstance(message, dict):
-                self._reply.set_result(message)
-            else:
+            if not isinstance(message, dict):
                 self._reply.set_exception(Unavailable("the room's daemon does not keep to the protocol"))
+            elif message.get("number") == self._number:
+                self._reply.set_result(message)
 
-    async def _serve(self, message: Mapping[str, Any]) -> None:
-        """What the room's daemon asks for, for code that it serves: hostile. Its own contexts and branches alone."""
-        began = time.monotonic()
+    async def _serve(self) -> None:
+        """What the room's daemon asks for, at its share of the time."""
+        while self._asked is not None and not self._closing.is_set():
+            message, self._asked = self._asked, None
+            self._pause_s = 0.0
+            await self._do(message)
+            if self._pause_s:
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._closing.wait(), min(self._pause_s, _MOST_PAUSE_S))
+
+    async def _do(self, message: Mapping[str, Any]) -> None:
+        """For code that the daemon serves: hostile. Its own contexts and branches alone."""
+        number = message.get("number")
+        reply = {"op": "reply", "number": number if isinstance(number, int) else 0}
         try:
             match message:
                 case {"ask": "another"}:
-                    await self._spare("reply")
+                    await self._spare(reply)
                 case {"ask": "branch", "pid": int(pid), "keep": bool(keep)}:
-                    self._tell({"op": "reply", "branch": await self._branch(pid, keep=keep)})
-                case {"ask": "settle", "branch": int(number), "last": bool(last)} if number in self._branches:
-                    await self._hand_over(self._branches[number], {"op": "reply"}, last=last)
+                    self._tell({**reply, "branch": await self._branch(pid, keep=keep)})
+                case {"ask": "settle", "branch": int(branch), "last": bool(last)} if branch in self._branches:
+                    await self._hand_over(self._branches[branch], reply, last=last)
                     if last:
-                        del self._branches[number]
-                case {"ask": "drop", "branch": int(number)} if number in self._branches:
-                    await self._branches.pop(number).drop()
-                    self._tell({"op": "reply"})
+                        del self._branches[branch]
+                case {"ask": "drop", "branch": int(branch)} if branch in self._branches:
+                    await self._branches.pop(branch).drop()
+                    self._tell(reply)
                 case _:
                     raise Unavailable("there is no such branch")
         except Unavailable as error:
-            self._tell({"op": "reply", "error": error.message})
-        now = time.monotonic()
-        self._credit = min(_AHEAD_S, self._credit + _SHARE * (began - self._ended)) - (now - began)
-        self._ended = now
-        if self._credit < 0:
-            await asyncio.sleep(-self._credit / _SHARE)
-        if self.lifeline.fileno() >= 0:
-            self._listen()
+            self._tell({**reply, "error": error.message})
+
+    @contextlib.contextmanager
+    def _spending(self) -> Iterator[None]:
+        """Time of the tracer's, which serves all rooms."""
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self._pause_s = max(self._pause_s, self._pace.spend(began, time.monotonic()))
 
     async def _branch(self, pid: int, *, keep: bool) -> int:
         """Of a context that stands still, kept until it is settled or dropped, or the room ends."""
@@ -298,13 +335,15 @@ class Contexts:
         if len(self._branches) >= _MOST_BRANCHES:
             raise Unavailable(f"a room holds {_MOST_BRANCHES} branches of its contexts at most")
         async with self.still():
-            made, _ = await held.branch(keep=keep)
+            with self._spending():
+                made, _ = await held.branch(keep=keep)
         number, self._next = self._next, self._next + 1
         self._branches[number] = made
         return number
 
     async def close(self) -> None:
         """The room has ended, and with it all that was held of it."""
+        self._closing.set()
         while begun := [task for task in (self._first, self._serving) if task is not None and not task.done()]:
             await asyncio.wait(begun)
         asyncio.get_running_loop().remove_reader(self.lifeline)

@@ -114,10 +114,10 @@ class Pools(Generic[K, T]):
         """As `Pool.take`."""
         pool = self._pools.pop(kind, None)
         if pool is None:
-            if len(self._pools) >= self._most:
-                await self._pools.pop(next(iter(self._pools))).close()
             pool = Pool(partial(self._make, kind), self._release, ahead=self._ahead, quiet=self._quiet)
         self._pools[kind] = pool  # the last one
+        while len(self._pools) > self._most:
+            await self._pools.pop(next(iter(self._pools))).close()
         return await pool.take()
 
     async def close(self) -> None:

@@ -62,7 +62,7 @@ class NamespacesRoom:
         self.whole: Whole | None = None  # set by the driver whose kernel the room has
         self._contexts = contexts
         if contexts is not None:
-            contexts.still = self._still
+            contexts.still, contexts.runs = self._still, self._runs
         self._started = start_time(pid)
         self._last_usage: Usage | None = None
         self._ended = asyncio.Event()
@@ -199,6 +199,14 @@ class NamespacesRoom:
                 made.lost, made.busy = (error.message,), is_busy([error.message])
             await self._copy(target, beside)
         return made
+
+    @asynccontextmanager
+    async def _runs(self) -> AsyncIterator[None]:
+        """The room does not begin to stand still. Raises Unavailable if it does already."""
+        async with self._stilling:
+            if not self._has_ended() and self._cgroup.is_frozen():
+                raise Unavailable(f"The room {self.id} stands still.")
+            yield
 
     @asynccontextmanager
     async def _still(self) -> AsyncIterator[None]:

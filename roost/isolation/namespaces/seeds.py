@@ -53,13 +53,13 @@ class Seeds:
         self._fork = fork
         self._seeds: OrderedDict[Template, _Seed] = OrderedDict()
 
-    async def get(self, template: Template) -> Held | None:
-        """None where the template has no contexts, or they can't be copied on this machine."""
+    async def get(self, template: Template, dead: Held | None = None) -> Held | None:
+        """Another than `dead`. None where the template has no contexts, or they can't be copied on this machine."""
         seed = self._seeds.setdefault(template, _Seed())
         self._seeds.move_to_end(template)
         async with seed.making:
             old = seed.held
-            if old is None or not old.helper.alive or seed.uses >= _CONTEXTS_EACH or self._old(seed):
+            if old in (None, dead) or not old.helper.alive or seed.uses >= _CONTEXTS_EACH or self._old(seed):
                 try:
                     seed.held, seed.uses, seed.born = await self._make(template), 0, self._clock()
                 except Unavailable as error:
@@ -68,11 +68,14 @@ class Seeds:
                 if old is not None:
                     await old.drop()
             seed.uses += 1
-        while len(self._seeds) > _MOST:
-            _, unused = self._seeds.popitem(last=False)
-            if unused.held is not None:
-                await unused.held.drop()
-        return seed.held
+        held = seed.held
+        for unused in [one for one, its in self._seeds.items() if not its.making.locked()]:
+            if len(self._seeds) <= _MOST:
+                break
+            dropped = self._seeds.pop(unused, None)
+            if dropped is not None and dropped.held is not None:
+                await dropped.held.drop()
+        return held
 
     def _old(self, seed: _Seed) -> bool:
         return self._clock() - seed.born >= AGE_S

@@ -65,7 +65,11 @@ class Branches:
             await self._drop(branch)
             raise
         try:
-            made.take_over(await self._settled(branch, last=True))
+            try:
+                made.take_over(await self._settled(branch, last=True))
+            except BaseException:
+                await self._drop(branch)
+                raise
             await made.start()
         except BaseException:
             self._contexts.remove(made)

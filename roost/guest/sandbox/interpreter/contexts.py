@@ -254,6 +254,8 @@ class Context:
         if self._kernel is None:
             if self._prepare is not None:
                 await self._prepare()
+            if self._closed:  # by now
+                raise CannotStart("the context was removed")
             self.begin()
         kernel = self._kernel
         assert kernel is not None
@@ -268,6 +270,8 @@ class Context:
                     self._lost = f"what it is a copy of does not go on here: {error}"
                 return await self._live()  # else it had waited, and ended before anybody had anything in it
             except BaseException:
+                if kernel.adopted:
+                    self._lost = "nobody waited until its copy went on"
                 self._forget(kernel)
                 raise
         return kernel

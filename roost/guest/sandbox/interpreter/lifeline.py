@@ -11,7 +11,8 @@ Messages are JSON, with descriptors from the host alone:
 to be now; answered by `held` and `lost` |
 | `release` | they may go on |
 
-Exactly one of `first` and `whole` comes, before `hold`. The daemon asks for one thing at a time, answered by `reply`:
+Exactly one of `first` and `whole` comes, before `hold`. The daemon asks for one thing at a time, answered by `reply`.
+Who asks gives a `number`, which the answer has too: an answer that nobody waits for any more is not the next one's.
 
 | daemon asks for | reply |
 |---|---|
@@ -95,7 +96,9 @@ class Lifeline:
         self._task: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._reply: asyncio.Future[Reply] | None = None
+        self._number = 0  # of what was asked last
         self._asking = asyncio.Lock()
+        self._undoing: set[asyncio.Future[Reply]] = set()
         self._open = True
 
     async def another(self) -> Spare | None:
@@ -107,13 +110,40 @@ class Lifeline:
             return None
 
     async def ask(self, what: str, **fields: Any) -> Reply:
-        """Raises NotCopied."""
+        """Raises NotCopied. Whoever does not wait for the answer leaves nothing with the host."""
+        exchange = asyncio.ensure_future(self._exchange({"ask": what, **fields}))
+        try:
+            return await asyncio.shield(exchange)
+        except asyncio.CancelledError:
+            exchange.add_done_callback(self._abandoned)
+            raise
+
+    def _abandoned(self, exchange: asyncio.Future[Reply]) -> None:
+        if not exchange.cancelled() and exchange.exception() is None:
+            self._undo(*exchange.result())
+
+    def _undo(self, reply: dict[str, Any], fds: list[int]) -> None:
+        """What nobody waits for: a process ends with its socket, a branch is dropped."""
+        for fd in fds:
+            os.close(fd)
+        if "branch" in reply and self._open:
+            dropping = asyncio.ensure_future(self._exchange({"ask": "drop", "branch": reply["branch"]}))
+            self._undoing.add(dropping)
+            dropping.add_done_callback(self._undone)
+
+    def _undone(self, dropping: asyncio.Future[Reply]) -> None:
+        self._undoing.discard(dropping)
+        if not dropping.cancelled():
+            dropping.exception()  # seen
+
+    async def _exchange(self, message: dict[str, Any]) -> Reply:
         async with self._asking:
             if not self._open:
                 raise NotCopied("the host that held it has gone")
             self._reply = asyncio.get_running_loop().create_future()
+            self._number += 1
             try:
-                self._sock.send(json.dumps({"ask": what, **fields}).encode())
+                self._sock.send(json.dumps({**message, "number": self._number}).encode())
                 reply, fds = await asyncio.wait_for(self._reply, _REPLY_S)
             except (OSError, TimeoutError) as error:
                 raise NotCopied("the host does not answer") from error
@@ -166,21 +196,25 @@ class Lifeline:
                 self._reply.set_exception(NotCopied("the host that held it has gone"))
             self._release(holder)
             return
-        if message.get("op") == "reply" and self._reply is not None and not self._reply.done():
-            self._reply.set_result((message, fds))
+        if message.get("op") == "reply":
+            if message.get("number") == self._number and self._reply is not None and not self._reply.done():
+                self._reply.set_result((message, fds))
+            else:
+                self._undo(message, fds)
             return
         for fd in fds:
             os.close(fd)
         if message.get("op") == "hold":
-            self._run(self._hold(holder, float(message["wait_s"]), now=bool(message.get("now"))))
+            held = self._hold(holder, message.get("number"), float(message["wait_s"]), now=bool(message.get("now")))
+            self._run(held)
         elif message.get("op") == "release":
             self._release(holder)
 
-    async def _hold(self, holder: Holder, wait_s: float, *, now: bool) -> None:
+    async def _hold(self, holder: Holder, number: object, wait_s: float, *, now: bool) -> None:
         self._timer = asyncio.get_running_loop().call_later(wait_s + _RELEASE_S, holder.release)
         reply = await holder.hold(wait_s, now=now)
         with contextlib.suppress(OSError):
-            self._sock.send(json.dumps(reply).encode())
+            self._sock.send(json.dumps({**reply, "number": number}).encode())
 
     def _release(self, holder: Holder) -> None:
         if self._timer is not None:
