@@ -114,12 +114,14 @@ async def test_what_was_in_memory_is_there_again(lab: Lab) -> None:
     for _ in range(2):
         (held,) = _held(branch)
         process = held._held.process
+        groups = Path(f"/proc/{process}/cgroup").read_text()
         size = await branch.spill(lab.directory, MOST)
         assert 50 << 20 < size < 150 << 20
         assert (await branch.measure(), await branch.alive()) == (0, True)
         await _until(lambda process=process: not Path(f"/proc/{process}").exists())
         await branch.recall()
         assert await branch.measure() > 50 << 20
+        assert Path(f"/proc/{held._held.process}/cgroup").read_text() == groups
     assert _descriptors(lab) == []
     for name in ("recalled", "again"):
         await lab.room(name, branch, (image,))
