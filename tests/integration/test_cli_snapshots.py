@@ -90,7 +90,7 @@ NODES = [
     {"checkpointID": "c2", "label": "left", "parentID": "c1", "memory": "held", "memoryBytes": 10, "current": True},
     {"checkpointID": "c3", "label": "", "parentID": "c2", "memory": "dropped: \x1b[2Jfull"},
     {"checkpointID": "c4", "label": "right", "parentID": "c1", "memory": "held", "memoryBytes": 2 << 20},
-    {"checkpointID": "c5", "label": "right", "parentID": None, "memory": "held", "memoryBytes": 3 << 20},
+    {"checkpointID": "c5", "label": "right", "parentID": None, "memory": "on disk", "memoryBytes": 0},
 ]
 
 
@@ -114,7 +114,7 @@ def test_checkpoints_are_made_drawn_and_gone_back_to(server: FakeRoost, capsys: 
     lines = capsys.readouterr().out.splitlines()
     assert lines[:2] == ["c1 start: memory held, 5 MB", "├── * c2 left: memory held, 1 MB"]
     assert lines[2].startswith("│   └── c3: files alone (") and "\x1b" not in lines[2]
-    assert lines[3:] == ["└── c4 right: memory held, 2 MB", "c5 right: memory held, 3 MB"]
+    assert lines[3:] == ["└── c4 right: memory held, 2 MB", "c5 right: memory on disk"]
 
     token = "secret"
     server.replies[f"POST {path}/rollback"] = (

@@ -154,6 +154,17 @@ async def test_it_goes_with_the_sandbox_with_a_rollback_and_with_the_server(paus
     assert paused.bench.layers == []
 
 
+async def test_forks_and_checkpoints_of_it_have_files_alone(paused: Paused) -> None:
+    memory = spilling(400)
+    await paused.paused(memory)
+    await paused.later()
+    _, copied = await paused.copies.snapshots.fork("acme", paused.id, count=1, timeout_s=60)
+    assert copied.left_behind == ("memory", "processes")
+    checkpoint = await paused.take("one")
+    assert await paused.tree() == {checkpoint: "dropped: no Python context ran"}
+    assert (memory.moves, memory.drops) == (["spill"], 0)
+
+
 async def test_checkpoints_give_place_to_it(paused: Paused) -> None:
     first = await paused.take("first", spilling(600))
     await paused.take("second", spilling(600))

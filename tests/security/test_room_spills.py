@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import errno
 import os
+import struct
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -114,12 +115,14 @@ async def test_what_was_in_memory_is_there_again(lab: Lab) -> None:
     for _ in range(2):
         (held,) = _held(branch)
         process = held._held.process
+        groups = Path(f"/proc/{process}/cgroup").read_text()
         size = await branch.spill(lab.directory, MOST)
         assert 50 << 20 < size < 150 << 20
         assert (await branch.measure(), await branch.alive()) == (0, True)
         await _until(lambda process=process: not Path(f"/proc/{process}").exists())
         await branch.recall()
         assert await branch.measure() > 50 << 20
+        assert Path(f"/proc/{held._held.process}/cgroup").read_text() == groups
     assert _descriptors(lab) == []
     for name in ("recalled", "again"):
         await lab.room(name, branch, (image,))
@@ -185,7 +188,7 @@ async def test_the_seed_stays_as_long_as_there_are_copies_of_it(lab: Lab, monkey
     await lab.gone("new")
 
 
-@pytest.mark.parametrize("damage", ["truncated", "header", "table", "page", "empty"])
+@pytest.mark.parametrize("damage", ["truncated", "header", "layout", "table", "page", "empty"])
 async def test_an_image_that_was_changed_is_refused_and_nothing_is_left_of_it(lab: Lab, damage: str) -> None:
     await lab.room(f"damaged-{damage}")
     await lab.cell(f"damaged-{damage}", "x = 41")
@@ -198,7 +201,8 @@ async def test_an_image_that_was_changed_is_refused_and_nothing_is_left_of_it(la
     elif damage == "empty":
         os.ftruncate(held._image, 0)
     else:
-        at = {"header": 10, "table": size - 50, "page": 4096 + 100}[damage]
+        layout, _, _, table = struct.unpack_from("<QQIQ", os.pread(held._image, 64, 0), 12)
+        at = {"header": 10, "layout": layout + 50, "table": table + 50, "page": 4096 + 100}[damage]
         (byte,) = os.pread(held._image, 1, at)
         os.pwrite(held._image, bytes([byte ^ 1]), at)
     for _ in range(2):

@@ -147,7 +147,7 @@ class Rounds:
         made.close()
         for fd in source:
             os.close(fd)
-        again = shelving.unshelve(shelved, self.base, images.read(image).layout)
+        again = shelving.unshelve(shelved, self.base, images.read_layout(image))
         memory = os.open(f"/proc/{again.tracee.pid}/mem", os.O_RDWR)
         images.restore(image, memory)
         os.close(memory)

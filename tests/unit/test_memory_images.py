@@ -132,10 +132,10 @@ def test_what_is_made_keeps_what_it_is() -> None:
 def test_an_image_that_is_none(tmp_path: Path) -> None:
     fd = os.open(tmp_path / "image", os.O_RDWR | os.O_CREAT)
     try:
-        for data in (b"", b"roostmem", bytes(5000), struct.pack("<8sIIQQ", b"roostmem", 1, 0, 0, 1 << 62)):
+        for data in (b"", b"roostmem", bytes(5000), struct.pack("<8sIQQI", b"roostmem", 1, 1 << 62, 1 << 62, 0)):
             os.ftruncate(fd, 0)
             os.pwrite(fd, data, 0)
             with pytest.raises(images.Corrupt):
-                images.read(fd)
+                images.read_layout(fd)
     finally:
         os.close(fd)

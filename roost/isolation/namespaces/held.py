@@ -44,6 +44,11 @@ class Held:
         with contextlib.suppress(Unavailable):
             await self.ask("drop")
 
+    async def shelve(self) -> None:
+        """Its memory ends; what else it is stays known."""
+        with contextlib.suppress(Unavailable):
+            await self.ask("shelve")
+
     async def alive(self) -> bool:
         try:
             reply, _ = await self.helper.request({"op": "alive", "shadows": [self.number]})

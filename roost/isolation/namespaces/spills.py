@@ -7,15 +7,14 @@ process; nothing is left to be found by the next one.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import threading
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Coroutine, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from roost.isolation.driver import MemoryLost
 from roost.isolation.images import storage
@@ -45,7 +44,7 @@ class Spills:
         message, fds = await held.open("look")
         begin, end = message["area"]
         with storage(directory):
-            return await self._run(lambda: self._write(fds, (begin, end), directory, most), fds, os.close)
+            return await self._run(lambda: self._write(fds, (begin, end), directory, most), fds)
 
     def _write(self, fds: Sequence[int], area: tuple[int, int], directory: Path, most: int) -> int:
         smaps, pagemap, memory, base_smaps, base_pagemap = fds
@@ -59,7 +58,7 @@ class Spills:
         return image
 
     async def read(self, held: Held, image: int) -> Held:
-        """The branch again. Raises Unavailable, and it is not there then."""
+        """The branch again. Raises MemoryLost, Unavailable, and it is not there then."""
         image = os.dup(image)  # it may be dropped meanwhile
         try:
             with self.shelf() as into:
@@ -71,69 +70,73 @@ class Spills:
             raise
         try:
             await self._run(lambda: images.restore(image, opened[0], self._closing.is_set), [image, *opened])
-        except BaseException as error:
-            with contextlib.suppress(Unavailable):
-                await asyncio.shield(asyncio.ensure_future(held.ask("shelve")))
-            if isinstance(error, images.Corrupt):
-                raise MemoryLost(f"its image can't be used: {error}") from error
-            if isinstance(error, OSError):  # as where its group may have no more memory
-                raise Unavailable(f"its memory can't be written: {error.strerror}") from error
-            raise
+        except (images.Corrupt, OSError, Unavailable) as error:
+            await held.shelve()
+            match error:
+                case images.Corrupt():
+                    raise MemoryLost(f"its image can't be used: {error}") from error
+                case OSError():  # as where its group may have no more memory
+                    raise Unavailable(f"its memory can't be written: {error.strerror}") from error
+                case _:
+                    raise
         return replace(held, process=message["process"])
 
-    async def _run(
-        self, work: Callable[[], T], fds: Sequence[int], discard: Callable[[T], None] = lambda result: None
-    ) -> T:
-        """In a thread. `fds` are closed when it is done, also if nobody waits for that any more; its result is
-        discarded then. Raises Unavailable for what is Unfit."""
-
-        def unwanted(future: Future[T]) -> None:
-            if future.exception() is None:
-                discard(future.result())
-
+    async def _run(self, work: Callable[[], T], fds: Sequence[int]) -> T:
+        """In a thread, after which `fds` are closed. Raises Unavailable for what is Unfit."""
         future = self._pool.submit(work)
         future.add_done_callback(lambda _: wire.close_all(fds))
         try:
-            return await asyncio.shield(asyncio.wrap_future(future))
-        except asyncio.CancelledError:
-            future.add_done_callback(unwanted)
-            raise
+            return await asyncio.wrap_future(future)
         except Unfit as error:
             raise Unavailable(str(error)) from error
 
     def close(self) -> None:
+        """What is under way fails."""
         self._closing.set()
         self._pool.shutdown(wait=False)
 
 
 class Kept:
-    """A branch that is kept, in memory or on disk. Who moves it sees to it that nobody uses it meanwhile."""
+    """A branch that is kept, in memory or on disk. Who has it moved sees to it that nobody uses it meanwhile.
+
+    It may be dropped at any time. What has begun goes on to its end, whoever waits for that: else the tracer would know
+    otherwise than this where it is.
+    """
 
     def __init__(self, held: Held, spills: Spills) -> None:
         self._held = held
         self._spills = spills
         self._image = -1
         self._dropped = False
+        self._moving = asyncio.Lock()
 
     async def spill(self, directory: Path, most: int) -> int:
         """As `LiveCopy.spill`."""
-        image = await self._spills.write(self._held, directory, most)
-        try:
-            await self._held.ask("shelve")
-        except BaseException:
-            os.close(image)
-            raise
-        self._image = image
-        if self._dropped:  # meanwhile
-            self._forget_image()
-            raise Unavailable("it was dropped")
-        return os.fstat(image).st_size
+        return await _to_its_end(self._spill(directory, most))
+
+    async def _spill(self, directory: Path, most: int) -> int:
+        async with self._moving:
+            image = await self._spills.write(self._held, directory, most)
+            try:
+                await self._held.ask("shelve")
+            except BaseException:
+                os.close(image)
+                raise
+            self._image = image
+            if self._dropped:
+                self._forget_image()
+                raise Unavailable("it was dropped")
+            return os.fstat(image).st_size
 
     async def recall(self) -> None:
         """As `LiveCopy.recall`."""
-        if self._image >= 0:
-            self._held = await self._spills.read(self._held, self._image)
-            self._forget_image()
+        await _to_its_end(self._recall())
+
+    async def _recall(self) -> None:
+        async with self._moving:
+            if self._image >= 0:
+                self._held = await self._spills.read(self._held, self._image)
+                self._forget_image()
 
     def _forget_image(self) -> None:
         image, self._image = self._image, -1
@@ -141,7 +144,7 @@ class Kept:
             os.close(image)
 
     async def drop(self) -> None:
-        """Also while it is moved."""
+        """Idempotent."""
         self._dropped = True
         self._forget_image()
         await self._held.drop()
@@ -152,3 +155,9 @@ class Kept:
     async def measure(self) -> int:
         """Of an image, nothing."""
         return 0 if self._image >= 0 else await self._held.measure()
+
+
+async def _to_its_end(work: Coroutine[Any, Any, T]) -> T:
+    task = asyncio.ensure_future(work)
+    task.add_done_callback(lambda done: done.cancelled() or done.exception())  # seen, also where nobody waits any more
+    return await asyncio.shield(task)

@@ -238,7 +238,7 @@ class Tracer:
         if shelved is None:
             raise Refused("it has ended")
         *into, image = fds
-        made = shelving.unshelve(shelved, self._base(number), images.read(image).layout)
+        made = shelving.unshelve(shelved, self._base(number), images.read_layout(image))
         try:
             _move(made.tracee.pid, into)
             opened.append(os.open(f"/proc/{made.tracee.pid}/mem", os.O_RDWR | os.O_CLOEXEC))

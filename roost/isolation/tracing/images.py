@@ -4,7 +4,8 @@ Pages that are the same page of the machine's at the same address are not in it.
 otherwise, are in it with all that they hold, as plain memory: also those of files, which may have changed by the time
 that the memory is wanted again. What decides (`compare`, `pages`) is pure.
 
-An image is a header, the pages, and a table of both; the header is written last, so what is incomplete is none.
+An image is a header, blocks of pages, a table of these, and the layout, which is all that the tracer reads. The header
+is written last, so what is incomplete is none.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import struct
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from roost.isolation.tracing.memory import MOST_MAPPINGS, Unfit
 
@@ -32,7 +33,8 @@ _NUMBER = (1 << 55) - 1
 _WHICH = _BITS_SWAPPED | _BITS_PRESENT | _NUMBER
 _MAGIC = b"roostmem"
 _VERSION = 1
-_HEADER = struct.Struct("<8sIIQQ")  # magic, version, checksum of the table, where it begins, its length
+_HEADER = struct.Struct("<8sI")  # magic, version; then where layout and table are
+_TABLE = struct.Struct("<QQI")  # offset, length, checksum
 _NOTHING = bytes(_PIECE)
 _GROWS, _WIPED = "gd", "wf"  # of the kernel's names for what a mapping is: a stack; empty after a fork
 _UNREAD = {"io", "pf", "ht"}  # a device's, or of huge pages
@@ -302,11 +304,14 @@ def write(source: Source, target: int, most: int, stop: Callable[[], bool] = lam
         _write_all(target, packed, offset)
         blocks.append(Block(offset, len(packed), zlib.crc32(packed), pieces))
         offset += len(packed)
-    body = {"wanted": layout.wanted, "made": layout.made, "emptied": layout.emptied, "blocks": blocks}
-    table = json.dumps(body, separators=(",", ":")).encode()
-    _write_all(target, table, offset)
-    _write_all(target, _HEADER.pack(_MAGIC, _VERSION, zlib.crc32(table), offset, len(table)), 0)
-    return offset + len(table)
+    head = _HEADER.pack(_MAGIC, _VERSION)
+    for body in ((layout.wanted, layout.made, layout.emptied), blocks):
+        table = json.dumps(body, separators=(",", ":")).encode()
+        _write_all(target, table, offset)
+        head += _TABLE.pack(offset, len(table), zlib.crc32(table))
+        offset += len(table)
+    _write_all(target, head, 0)
+    return offset
 
 
 def _packed(content: bytes) -> bytes:
@@ -439,39 +444,41 @@ def _write_all(target: int, data: bytes | memoryview, offset: int) -> None:
 # --- reading one
 
 
-@dataclass(frozen=True)
-class Image:
-    """What a complete one has beside the pages."""
-
-    layout: Layout
-    blocks: tuple[Block, ...]
-
-
-def read(fd: int) -> Image:
+def read_layout(fd: int) -> Layout:
     """Raises Corrupt."""
+    wanted, made, emptied = _read_table(fd, 0)
+    return Layout(
+        wanted=tuple(Range(*one) for one in wanted),
+        made=tuple(Part(*one) for one in made),
+        emptied=tuple((begin, end) for begin, end in emptied),
+    )
+
+
+def read_blocks(fd: int) -> list[Block]:
+    """Raises Corrupt."""
+    return [
+        Block(offset, stored, checksum, tuple((at, size) for at, size in pieces))
+        for offset, stored, checksum, pieces in _read_table(fd, 1)
+    ]
+
+
+def _read_table(fd: int, which: int) -> list[Any]:
     try:
-        magic, version, checksum, offset, length = _HEADER.unpack(os.pread(fd, _HEADER.size, 0))
-        table = os.pread(fd, length, offset) if length <= os.fstat(fd).st_size else b""
+        head = os.pread(fd, _HEADER.size + 2 * _TABLE.size, 0)
+        known = _HEADER.unpack_from(head) == (_MAGIC, _VERSION)
+        offset, length, checksum = _TABLE.unpack_from(head, _HEADER.size + which * _TABLE.size)
+        table = os.pread(fd, length, offset) if known and length <= os.fstat(fd).st_size else b""
     except (OSError, struct.error, OverflowError):
         raise Corrupt("it is not complete") from None
-    if (magic, version) != (_MAGIC, _VERSION) or len(table) != length or zlib.crc32(table) != checksum:
+    if not table or len(table) != length or zlib.crc32(table) != checksum:
         raise Corrupt("it is not complete, or was changed")
-    body = json.loads(table)
-    layout = Layout(
-        wanted=tuple(Range(*one) for one in body["wanted"]),
-        made=tuple(Part(*one) for one in body["made"]),
-        emptied=tuple((begin, end) for begin, end in body["emptied"]),
-    )
-    blocks = tuple(
-        Block(offset, stored, checksum, tuple((at, size) for at, size in pieces))
-        for offset, stored, checksum, pieces in body["blocks"]
-    )
-    return Image(layout, blocks)
+    found: list[Any] = json.loads(table)
+    return found
 
 
 def restore(fd: int, memory: int, stop: Callable[[], bool] = lambda: False) -> None:
     """Write the pages of an image to memory that has its layout. Raises Corrupt, Unfit if it is to `stop`, OSError."""
-    for block in read(fd).blocks:
+    for block in read_blocks(fd):
         if stop():
             raise Unfit("the server ends")
         content = os.pread(fd, block.stored, block.offset)
