@@ -1,0 +1,94 @@
+"""What is made ahead and what is asked of helpers, where several want it at once: nobody's things are left."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from roost.isolation.driver import Template
+from roost.isolation.namespaces import wire
+from roost.isolation.namespaces.helper import Helper
+from roost.isolation.namespaces.pool import Pools, Quiet
+from roost.isolation.namespaces.seeds import _MOST, Seeds
+
+pytestmark = pytest.mark.asyncio
+
+
+async def test_two_who_want_a_new_kind_at_once_have_one_pool() -> None:
+    made: list[str] = []
+    released: list[str] = []
+
+    async def make(kind: str) -> str:
+        await asyncio.sleep(0)
+        made.append(f"{kind}{len(made)}")
+        return made[-1]
+
+    async def release(thing: str) -> None:
+        await asyncio.sleep(0.02)
+        released.append(thing)
+
+    pools = Pools(make, release, ahead=1, most=1, quiet=Quiet())
+    taken = [await pools.take("old")]
+    await asyncio.sleep(0.1)
+    taken += await asyncio.gather(pools.take("new"), pools.take("new"))
+    await asyncio.sleep(0.1)
+    await pools.close()
+    assert sorted(taken + released) == sorted(made)
+
+
+async def test_a_helper_is_drained_when_those_who_wait_for_their_turn_are_answered_too() -> None:
+    ours, theirs = wire.pair()
+    ours.setblocking(False)
+    helper = Helper("launcher")
+    helper._sock = ours
+    helper._ready = asyncio.get_running_loop().create_future()
+    helper._ready.set_result(({}, []))
+    asyncio.get_running_loop().add_reader(ours, helper._receive)
+    asked = [asyncio.create_task(helper.request({"n": number})) for number in range(20)]
+    await asyncio.sleep(0.01)
+
+    async def renew() -> None:
+        await helper.drain()
+        await helper.close()
+
+    renewing = asyncio.create_task(renew())
+    for _ in asked:
+        received = await asyncio.to_thread(wire.receive, theirs)
+        assert received is not None
+        wire.send(theirs, {"id": received[0]["id"]})
+    assert len(await asyncio.gather(*asked)) == 20
+    await renewing
+    theirs.close()
+
+
+class _Held:
+    alive = True  # its helper
+
+    def __init__(self, held: set[_Held]) -> None:
+        self.helper = self
+        self._all = held
+        held.add(self)
+
+    async def drop(self) -> None:
+        self._all.remove(self)
+
+
+async def test_a_seed_that_is_just_being_made_is_not_forgotten() -> None:
+    held: set[_Held] = set()
+
+    class Slow(Seeds):
+        async def _make(self, template: Template) -> Any:
+            await asyncio.sleep(0.05 if template.name == "slow" else 0)
+            return _Held(held)
+
+    seeds = Slow(None, None)  # type: ignore[arg-type]
+    slow = asyncio.create_task(seeds.get(Template(name="slow", root=Path("/"))))
+    await asyncio.sleep(0)
+    for number in range(_MOST):
+        await seeds.get(Template(name=str(number), root=Path("/")))
+    await slow
+    assert held == {one.held for one in seeds._seeds.values()}
+    assert len(held) == _MOST
