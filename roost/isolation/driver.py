@@ -261,6 +261,10 @@ class Room(Protocol):
         """
         ...
 
+    async def tied(self) -> str:
+        """Why `leave` would refuse, as far as that can be told of one that stands still; "" if nothing is known."""
+        ...
+
     async def leave(self) -> Branch:
         """The memory of its contexts, kept, for another room over its files to go on with; its caller ends this one.
 

@@ -69,11 +69,14 @@ class PauseLadder:
     async def _moved(self, instance: Instance) -> HeldMemory:
         """The memory of its contexts, on disk; its room is to end. Raises RoostError, and it stands still as before, or
         has ended."""
+        room = instance.room
+        if room is None:
+            raise Unavailable("it has no room")
+        if why := await room.tied():  # before it runs, if only for a moment
+            raise Unavailable(why)
         await instance.let_go()  # nobody gets a lease, as its record says that it is paused
         try:
-            if instance.room is None:
-                raise Unavailable("it has no room")
-            branch = await instance.room.leave()
+            branch = await room.leave()
             try:
                 return HeldMemory(branch=branch, used=self._lives.now(), disk_bytes=await self._spilled(branch))
             except BaseException:

@@ -83,11 +83,16 @@ async def test_it_is_seen_to_while_nobody_asks(paused: Paused, monkeypatch: pyte
 async def test_what_can_not_go_stands_still_as_before(paused: Paused, error: RoostError | None) -> None:
     memory = spilling(400)
     memory.fails = error
-    await paused.paused(memory if error is not None else None)  # without: something else runs in it
+    await paused.paused(memory if error is not None else None)  # without: a thread runs in it
     room = paused.bench.room(paused.entry.sandbox)
     assert await paused.later() is PauseMode.FULL
     assert room.frozen and paused.alive == [paused.id] and paused.entry.kept is None
     assert memory.drops == (1 if error is not None else 0)
+    thaws = room.thaws
+    room.ties = "it runs other programs"
+    assert await paused.later() is PauseMode.FULL
+    assert room.thaws == thaws  # it did not run for that
+    room.ties = ""
     again = spilling(400)
     room.branches.append(again.branch)
     await paused.ladder._descend(paused.entry)

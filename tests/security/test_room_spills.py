@@ -273,6 +273,11 @@ async def test_a_room_is_left_where_nothing_else_is_in_it(lab: Lab) -> None:
         with pytest.raises(Unavailable, match=why):
             await lab.rooms["quiet"].leave()
         await lab.cell("quiet", end + "; 1")
+    cell = asyncio.create_task(lab.cell("quiet", "time.sleep(1.5); 1"))
+    await asyncio.sleep(0.5)
+    with pytest.raises(Unavailable, match="a cell of it still runs"):
+        await lab.rooms["quiet"].leave()
+    assert await cell == "1"
     branch = await lab.rooms["quiet"].leave()
     await branch.spill(lab.directory, MOST)
     await lab.rooms.pop("quiet").destroy()

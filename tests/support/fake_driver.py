@@ -47,6 +47,8 @@ class FakeRoom:
         self.busy = False  # a cell runs, and does not end
         self.anonymous_bytes = 0
         self.branches: list[Branch] = []  # what `branch` gives next
+        self.ties = ""  # why its memory can't go elsewhere
+        self.thaws = 0
         self.restarts = 0
         self.ended = asyncio.Event()
         self.writers: set[asyncio.StreamWriter] = set()
@@ -123,15 +125,19 @@ class FakeRoom:
 
     async def thaw(self) -> None:
         self.frozen = False
+        self.thaws += 1
 
     async def snapshot(self, target: Path, beside: Mapping[Path, Path] | None = None) -> None:
         if self.ended.is_set():
             raise Unavailable(f"The room {self.id} ended while a snapshot of it was taken.")
         target.touch(exist_ok=False)
 
+    async def tied(self) -> str:
+        return self.ties
+
     async def leave(self) -> Branch:
         if not self.branches:
-            raise Unavailable("it runs other programs")
+            raise Unavailable("a context has threads")
         return self.branches.pop(0)
 
     async def branch(

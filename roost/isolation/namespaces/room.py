@@ -21,6 +21,7 @@ SOCKETS = ("guest.sock", "app.sock")
 COPIES = "copies.sock"  # where a kernel of the room's own is asked for copies
 NO_SHADOWS = "its contexts have no shadows, as after a restart of the server, or with sandbox_live = false"
 _KILL_TIMEOUT_S = 10.0
+_LEAVE_S = 0.1  # for which a cell is waited for: a room that is to stand still does not run on for it
 #: Places of a room that are in memory, and what each new one has there.
 _IN_MEMORY = {"/dev/shm": frozenset[str](), "/run": frozenset({"roost", "roost-sudo.sock"})}  # noqa: S108
 
@@ -157,10 +158,9 @@ class NamespacesRoom:
         """What could be lost is looked at while it stands still."""
         if self._contexts is None:
             raise Unavailable(NO_SHADOWS)
-        contexts = self._contexts
-        async with contexts.standing_still() as (still, lost), self._still():
-            tied = [*lost, *await self._tied(contexts)]
-            copies, others = await contexts.copied(still, keep=True) if not tied else ([], [])
+        async with self._contexts.standing_still(_LEAVE_S) as (still, lost), self._still():
+            tied = [*lost, *([why] if (why := await self.tied()) else [])]
+            copies, others = await self._contexts.copied(still, keep=True) if not tied else ([], [])
         made = Branch(copies=tuple(copies))
         tied += [*others, *(what for copy in copies for what in ties(copy.left))]
         if tied:
@@ -168,18 +168,19 @@ class NamespacesRoom:
             raise Unavailable(tied[0])
         return made
 
-    async def _tied(self, contexts: Contexts) -> list[str]:
+    async def tied(self) -> str:
         """What it has beside contexts and files that last."""
-        found: list[str] = []
+        if self._contexts is None:
+            return NO_SHADOWS
         try:
-            if not await contexts.include(pid for pid in self._cgroup.processes() if pid != self.pid):
-                found.append("it runs other programs")
+            if not await self._contexts.include(pid for pid in self._cgroup.processes() if pid != self.pid):
+                return "it runs other programs"
             for place, usual in _IN_MEMORY.items():
                 if not usual.issuperset(_names(f"/proc/{self.pid}/root{place}")):
-                    found.append(f"it has files in {place}")
+                    return f"it has files in {place}"
         except OSError:
-            found.append("it has ended")
-        return found
+            return "it has ended"
+        return ""
 
     @property
     def lets_go(self) -> bool:

@@ -98,6 +98,9 @@ class UnprivilegedRoom:
         """Raises Unavailable."""
         raise Unavailable(NO_SNAPSHOTS)
 
+    async def tied(self) -> str:
+        return NO_SNAPSHOTS
+
     async def leave(self) -> Branch:
         """Raises Unavailable."""
         raise Unavailable(NO_SNAPSHOTS)
