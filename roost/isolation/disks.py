@@ -115,6 +115,7 @@ class Disks:
         while self._shared:
             self._shared.popitem()[1].close()
         self._drafts.close()
+        loops.unbound()
 
     async def create(self, path: Path, size_mb: int) -> None:
         """Make an empty image at `path`, which must not exist.
@@ -269,6 +270,7 @@ class Disks:
             self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         for image in self._directory.glob(f"*{_NAMELESS}"):
             image.unlink()
+        loops.unbound()
 
     async def released(self, path: Path, *, timeout_s: float = _RELEASE_TIMEOUT_S) -> bool:
         """Wait until nothing uses the image (its file system is unmounted); False if the time is up first."""

@@ -15,6 +15,9 @@ _GET_FREE = 0x4C82
 _CONFIGURE = 0x4C0A
 _AUTOCLEAR = 4
 _TRIES = 50
+#: Bytes of one device that may wait to be written. The kernel writes them back at nobody's expense: a room that filled
+#: its disk again and again had others wait for a processor. So it has half a gigabyte a second, not two.
+_MOST_WAITING = 8 << 20
 
 
 def configure(image_fd: int) -> tuple[str, int]:
@@ -33,6 +36,7 @@ def configure(image_fd: int) -> tuple[str, int]:
             device_fd = os.open(device, os.O_RDWR | os.O_CLOEXEC)
             try:
                 fcntl.ioctl(device_fd, _CONFIGURE, _configuration(image_fd))
+                _bound(Path(f"/sys/block/loop{number}/bdi"))
                 return device, device_fd
             except OSError as error:
                 os.close(device_fd)
@@ -51,6 +55,22 @@ def device_of(path: Path) -> str | None:
             if file.read_text().rstrip("\n") == wanted:
                 return f"/dev/{file.parents[1].name}"
     return None
+
+
+def _bound(bdi: Path) -> None:
+    """It stays when the image goes. Linux 6.2 has it, and it takes root."""
+    with contextlib.suppress(OSError):
+        (bdi / "strict_limit").write_text("1")
+        (bdi / "max_bytes").write_text(str(_MOST_WAITING))
+
+
+def unbound() -> None:
+    """Have those that are free as the machine's other programs expect them."""
+    for bdi in Path("/sys/block").glob("loop*/bdi"):
+        with contextlib.suppress(OSError):
+            if not (bdi.parent / "loop").exists() and (bdi / "strict_limit").read_text().strip() == "1":
+                (bdi / "max_ratio").write_text("100")
+                (bdi / "strict_limit").write_text("0")
 
 
 def _configuration(image_fd: int) -> bytes:

@@ -48,6 +48,24 @@ async def test_files_stay_in_an_image(tmp_path: Path) -> None:
     assert await disks.released(image)
 
 
+async def test_what_waits_to_be_written_is_bounded_while_a_room_has_the_device(tmp_path: Path) -> None:
+    disks = Disks(tmp_path / "disks")
+    image = tmp_path / "image"
+    await disks.create(image, 16)
+    disk = await disks.attach(image)
+    block = Path("/sys/block") / Path(disk.device).name
+    if not (block / "bdi" / "strict_limit").exists():
+        pytest.skip("this kernel is older than Linux 6.2")
+    assert (block / "bdi" / "strict_limit").read_text() == "1\n"
+    assert 0 < int((block / "bdi" / "max_bytes").read_text()) <= 9 << 20  # the kernel rounds it
+    loops.unbound()
+    assert (block / "bdi" / "strict_limit").read_text() == "1\n"
+    disk.close()
+    assert await disks.released(image)
+    disks.close()
+    assert (block / "loop").exists() or (block / "bdi" / "strict_limit").read_text() == "0\n"  # or another test's now
+
+
 async def test_an_image_is_sparse_and_of_its_size(tmp_path: Path) -> None:
     disks = Disks(tmp_path / "disks")
     image = tmp_path / "image"

@@ -400,7 +400,7 @@ def _zygotes() -> set[int]:
     """Process ids of this process' zygotes."""
     found = set()
     for pid in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split():
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(OSError):  # it has ended
             if Path(f"/proc/{pid}/comm").read_text() == "roost-zygote\n":
                 found.add(int(pid))
     return found
