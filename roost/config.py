@@ -129,9 +129,7 @@ class Config:
     max_checkpoints: int = 32  # of a sandbox; the oldest goes
     checkpoints_days: float = 7.0  # after which they go
     checkpoints_memory_mb: int = 4096  # that is held of all; the least used go to disk
-    checkpoints_disk_mb: int = (
-        16384  # what they take there; the least used go on with their files alone. 0: none is there
-    )
+    checkpoints_disk_mb: int = 16384  # that they take there; the least used go on with their files alone. 0: none is
     snapshots_disk_mb: int = 102400  # of snapshots, forks and built templates together, on the host's disk
     build_cache_mb: int = 20480  # of uploads, and as much of steps that later builds may take over
     images: Mapping[str, str] = field(default_factory=dict)  # image in FROM -> the template that stands for it
