@@ -9,13 +9,15 @@
 const module_ = require('node:module')
 const path = require('node:path')
 const vm = require('node:vm')
+const { internalBinding } = require('internal/test/binding')
 const { MIME, bundleOf, resultOf, errorOf } = require('./results.cjs')
 const { rewrite } = require('./rewrite.cjs')
 const { send, sendAndWait, nextCell } = require('./wire.cjs')
 
 const [language, packages] = process.argv.slice(2)
-const runsUserCode = { now: false, interrupt: null }
+const runsUserCode = { now: false }
 let number = 1
+let looking // for an interrupt, while a cell waits
 
 // -- TypeScript
 
@@ -88,7 +90,20 @@ process.removeAllListeners('warning')
 process.on('warning', warn)
 process.on('uncaughtException', complain) // of timers and the like: the context goes on
 process.on('unhandledRejection', complain)
-process.on('SIGINT', () => runsUserCode.interrupt?.())
+
+// -- interrupts
+
+// Node.js' own watch for SIGINT, as its REPL has it, is on all the time. With a listener it would be taken off and on
+// around each cell, and a signal just then would end the process.
+const watch = internalBinding('contextify')
+watch.startSigintWatchdog()
+const LOOK_MS = 20
+
+// Whether there was one while no code of a cell ran; it is taken.
+function takeInterrupt() {
+  watch.startSigintWatchdog()
+  return watch.stopSigintWatchdog()
+}
 
 // -- cells
 
@@ -108,7 +123,7 @@ async function evaluate(source, filename) {
   const value = compile(code, filename).runInThisContext({ breakOnSigint: true, displayErrors: false })
   const interrupted = new Promise((_, reject) => {
     const error = Object.assign(new Error('interrupted'), { code: 'ERR_SCRIPT_EXECUTION_INTERRUPTED' })
-    runsUserCode.interrupt = () => reject(error)
+    looking = setInterval(() => takeInterrupt() && reject(error), LOOK_MS)
   })
   const found = await Promise.race([value, interrupted])
   return awaits ? await Promise.race([found?.value, interrupted]) : found
@@ -129,6 +144,7 @@ async function run(cell, strip) {
   const restore = replaceEnvironment(cell.env ?? {})
   const filename = `[cell ${number}]`
   number += 1
+  takeInterrupt() // the cell before had ended already
   runsUserCode.now = true
   try {
     const value = await evaluate(strip(cell.code), filename)
@@ -137,7 +153,7 @@ async function run(cell, strip) {
     send('E', { type: 'error', ...errorOf(error) })
   } finally {
     runsUserCode.now = false
-    runsUserCode.interrupt = null
+    clearInterval(looking)
     restore()
   }
 }
