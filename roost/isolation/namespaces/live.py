@@ -194,7 +194,8 @@ class Contexts:
         copies: list[LiveCopy] = []
         lost: list[str] = []
         opened = ExitStack()
-        into = opened.enter_context(self.spills.shelf()) if keep else []
+        # Not in the room, whose memory the page tables of all that is made of them would be.
+        into = opened.enter_context(self.spills.shelf())
         try:
             for one in contexts:
                 held = self._held.get(one["pid"])
