@@ -138,7 +138,8 @@ class Snapshots:
         self._lives.check_room(entry.sandbox)
         with self._copies.new_image() as image:
             async with entry.lock:
-                copied = await self._copies.copy(entry, image, memory=True, now=now)
+                # Of what is kept, beside the rooms, the page tables of many copies are not this sandbox's memory.
+                copied = await self._copies.copy(entry, image, memory=True, keep=count > 1, now=now)
             copied.branch.share(count)
             try:
                 return await self._launch_all(entry, copied, count, timeout_s), copied

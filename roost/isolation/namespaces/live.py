@@ -194,8 +194,7 @@ class Contexts:
         copies: list[LiveCopy] = []
         lost: list[str] = []
         opened = ExitStack()
-        # Not in the room, whose memory the page tables of all that is made of them would be.
-        into = opened.enter_context(self.spills.shelf())
+        into = opened.enter_context(self.spills.shelf()) if keep else []
         try:
             for one in contexts:
                 held = self._held.get(one["pid"])
