@@ -6,6 +6,7 @@ Standard library only: the zygote imports it inside the guest bundle.
 from __future__ import annotations
 
 import ctypes
+import errno
 import fcntl
 import os
 import select
@@ -223,6 +224,16 @@ def has_ended(pidfd: int) -> bool:
     poll = select.poll()
     poll.register(pidfd, select.POLLIN)
     return bool(poll.poll(0))
+
+
+def open_network(pid: int, pidfd: int) -> int:
+    """A descriptor of a process' network namespace. Raises OSError, also if it has ended: its number may be
+    another's."""
+    netns = os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    if pidfd < 0 or has_ended(pidfd):
+        os.close(netns)
+        raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH))
+    return netns
 
 
 def signal_descriptor(number: int) -> int:

@@ -96,7 +96,7 @@ class Contexts:
     _branches: dict[int, Held] = field(default_factory=dict)
     _serving: asyncio.Task[None] | None = None
     _next: int = 1
-    _asked: dict[str, Any] | None = None  # by the daemon, and not served yet
+    _waiting: dict[str, Any] | None = None  # by the daemon, and not served yet
     _number: int = 0  # of what the daemon was asked last
     _pace: Pace = field(default_factory=lambda: Pace(share=_SHARE, burst=_AHEAD_S))
     _pause_s: float = 0.0
@@ -277,7 +277,7 @@ class Contexts:
         if not data:
             asyncio.get_running_loop().remove_reader(self.lifeline)
         if isinstance(message, dict) and "ask" in message:
-            self._asked = message  # one at a time: what is asked in between takes the place of what waits
+            self._waiting = message  # one at a time: what is asked in between takes the place of what waits
             if self._serving is None or self._serving.done():
                 self._serving = asyncio.get_running_loop().create_task(self._serve())
         elif self._reply is not None and not self._reply.done():
@@ -288,8 +288,8 @@ class Contexts:
 
     async def _serve(self) -> None:
         """What the room's daemon asks for, at its share of the time."""
-        while self._asked is not None and not self._closing.is_set():
-            message, self._asked = self._asked, None
+        while self._waiting is not None and not self._closing.is_set():
+            message, self._waiting = self._waiting, None
             self._pause_s = 0.0
             await self._do(message)
             if self._pause_s:
@@ -317,6 +317,8 @@ class Contexts:
                     raise Unavailable("there is no such branch")
         except Unavailable as error:
             self._tell({**reply, "error": error.message})
+        except OSError as error:  # as where this process may open no more
+            self._tell({**reply, "error": str(error.strerror)})
 
     @contextlib.contextmanager
     def _spending(self) -> Iterator[None]:

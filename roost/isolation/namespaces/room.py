@@ -278,15 +278,10 @@ class NamespacesRoom:
 
     def network(self) -> int:
         """A descriptor of its network namespace. Raises Unavailable if it has ended."""
-        ended = Unavailable(f"The room {self.id} has ended.")
         try:
-            netns = os.open(f"/proc/{self.pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+            return linux.open_network(self.pid, self._pidfd)
         except OSError as error:
-            raise ended from error
-        if self._has_ended():  # then the number may have been another's already
-            os.close(netns)
-            raise ended
-        return netns
+            raise Unavailable(f"The room {self.id} has ended.") from error
 
     def usage(self) -> Usage:
         """Now; after `destroy`, what it was in the end."""

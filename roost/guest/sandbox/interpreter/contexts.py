@@ -94,7 +94,8 @@ class Context:
             raise
 
     @property
-    def adopted(self) -> bool:
+    def begun(self) -> bool:
+        """Whether a process was asked for, or taken over."""
         return self._kernel is not None
 
     def take_over(self, kernel: Kernel) -> None:
@@ -329,7 +330,7 @@ class Contexts:
         for name in self._languages:
             if LANGUAGES[name].listed:
                 context = self.default(name)
-                if LANGUAGES[name].ahead and not context.adopted:
+                if LANGUAGES[name].ahead and not context.begun:
                     with contextlib.suppress(CannotStart):  # who uses it is told why
                         context.begin()
 
