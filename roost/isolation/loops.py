@@ -7,6 +7,7 @@ import errno
 import fcntl
 import os
 import struct
+from itertools import chain
 from pathlib import Path
 
 from roost.model.errors import Unavailable
@@ -18,6 +19,8 @@ _TRIES = 50
 #: Bytes of one device that may wait to be written. The kernel writes them back at nobody's expense: a room that filled
 #: its disk again and again had others wait for a processor. So it has half a gigabyte a second, not two.
 _MOST_WAITING = 8 << 20
+#: Device and inode of the image that a device had when it was last looked at. There can be a thousand of them.
+_images: dict[str, tuple[int, int]] = {}
 
 
 def configure(image_fd: int) -> tuple[str, int]:
@@ -36,6 +39,7 @@ def configure(image_fd: int) -> tuple[str, int]:
             device_fd = os.open(device, os.O_RDWR | os.O_CLOEXEC)
             try:
                 fcntl.ioctl(device_fd, _CONFIGURE, _configuration(image_fd))
+                _images[device] = _identity(os.fstat(image_fd))
                 _bound(Path(f"/sys/block/loop{number}/bdi"))
                 return device, device_fd
             except OSError as error:
@@ -48,13 +52,22 @@ def configure(image_fd: int) -> tuple[str, int]:
 
 
 def device_of(path: Path) -> str | None:
-    """The loop device that has this image."""
-    wanted = str(path.resolve())
-    for file in Path("/sys/block").glob("loop*/loop/backing_file"):
+    """The loop device that has this image; None if it is not attached."""
+    try:
+        wanted, image = str(path.resolve()), _identity(path.stat())
+    except FileNotFoundError:
+        return None
+    known = [device for device, had in list(_images.items()) if had == image]
+    for device in chain(known, (f"/dev/{block.name}" for block in Path("/sys/block").glob("loop*"))):
         with contextlib.suppress(OSError):
-            if file.read_text().rstrip("\n") == wanted:
-                return f"/dev/{file.parents[1].name}"
+            if Path(f"/sys/block/{device[5:]}/loop/backing_file").read_text().rstrip("\n") == wanted:
+                _images[device] = image
+                return device
     return None
+
+
+def _identity(about: os.stat_result) -> tuple[int, int]:
+    return about.st_dev, about.st_ino
 
 
 def _bound(bdi: Path) -> None:

@@ -43,6 +43,7 @@ async def test_files_stay_in_an_image(tmp_path: Path) -> None:
     with await disks.attach(image) as disk:
         _write(disk.mount_fd, "file", b"kept")
     assert await disks.released(image)
+    assert loops.device_of(image) is None and loops.device_of(tmp_path / "missing") is None
     with await disks.attach(image) as disk:
         assert (_directory(disk) / "file").read_text() == "kept"
     assert await disks.released(image)
@@ -76,13 +77,21 @@ async def test_an_image_is_sparse_and_of_its_size(tmp_path: Path) -> None:
         await disks.create(image, 512)
 
 
-async def test_a_disk_gets_its_name_when_it_is_known(tmp_path: Path) -> None:
+async def test_a_disk_gets_its_name_when_it_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     disks = Disks(tmp_path / "disks")
     image = tmp_path / "image"
     unwanted = await disks.nameless(16)
     with (await disks.nameless(16)).name(image) as disk:
         _write(disk.mount_fd, "file", b"kept")
         assert loops.device_of(image) == disk.device  # by which another mount of it is made
+        with monkeypatch.context() as patched:  # what is known of devices may be old
+            for known in (
+                {},
+                {disk.device: (0, 0)},
+                {"/dev/loop-none": loops._identity(image.stat()), **loops._images},
+            ):
+                patched.setattr(loops, "_images", dict(known))
+                assert loops.device_of(image) == disk.device
         with pytest.raises(Unavailable, match="still in use"):
             await disks.attach(image, timeout_s=0.05)
     assert await disks.released(image)
