@@ -23,7 +23,8 @@ LAYOUT = """
 maps = open("/proc/1/maps").read().splitlines()
 def begin(name):
     return next(line.partition("-")[0] for line in maps if line.endswith(name))
-result = [next(line.partition("-")[0] for line in maps if "libc" in line), begin("[heap]"), begin("[stack]"), hash("x")]
+heap = open("/proc/1/stat").read().rpartition(")")[2].split()[44]  # start_brk, the 47th field
+result = [next(line.partition("-")[0] for line in maps if "libc" in line), heap, begin("[stack]"), hash("x")]
 """
 STATUS = """
 import os

@@ -24,6 +24,7 @@ from typing import Any
 from roost.isolation import linux
 from roost.isolation.namespaces import wire
 from roost.isolation.namespaces.enter import ZYGOTE_FILES, begin_shadow, enter, execute
+from roost.isolation.namespaces.memory_file import map_own_memory
 from roost.isolation.namespaces.policy import RoomPolicy
 from roost.isolation.namespaces.request import Request, ShadowRequest
 
@@ -146,7 +147,10 @@ def main() -> None:
     gc.disable()
     gc.collect()
     gc.freeze()
-    linux.use_huge_pages()
+    if map_own_memory():
+        getattr(guest, "repeat", lambda: None)()
+    else:
+        linux.use_huge_pages()
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):
         zygote.serve()
 

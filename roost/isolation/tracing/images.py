@@ -45,15 +45,17 @@ class Corrupt(Exception):
 
 
 class Mapping(NamedTuple):
-    """As /proc/<pid>/smaps has it. `source`: device, inode and name; of plain memory "", and offset 0."""
+    """As /proc/<pid>/smaps has it. `source`: device, inode and name; of plain memory "", and offset 0. `filled`: bytes
+    that it has pages for; `own`: of these, what is not a file's that is only seen there."""
 
     begin: int
     end: int
     rights: str
     offset: int
     source: str
-    filled: int  # bytes that it has pages for
+    filled: int
     flags: frozenset[str]
+    own: int = 0
 
     @property
     def special(self) -> bool:
@@ -121,15 +123,17 @@ def parse_smaps(text: str) -> list[Mapping]:
     """Raises Unfit if there are too many, or it is not the kernel's."""
     found: list[Mapping] = []
     head: re.Match[str] | None = None
-    filled = 0
+    filled = own = 0
     for line in text.splitlines():
         if line.startswith(("Rss:", "Swap:")):
             filled += int(line.split()[1]) << 10
+        elif line.startswith("Anonymous:"):
+            own = int(line.split()[1]) << 10
         elif line.startswith("VmFlags:"):
             if head is None:
                 break
-            found.append(_mapping(head, filled, frozenset(line.split()[1:])))
-            head, filled = None, 0
+            found.append(_mapping(head, filled, frozenset(line.split()[1:]))._replace(own=own))
+            head, filled, own = None, 0, 0
         elif line[:1].islower() or line[:1].isdigit():
             head = _FIRST.fullmatch(line)
     if not found or head is not None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 MACHINE = "x86_64"
 SYSCALL = b"\x0f\x05"
 _TRAPS = b"\xcc\xcc"  # done, failed
+_RETURNS = b"\xc3\xc3"  # the same, of a program that is a function
 _MASK = (1 << 64) - 1
 _NAMES = "r15 r14 r13 r12 rbp rbx r11 r10 r9 r8 rax rcx rdx rsi rdi orig_rax rip cs eflags rsp ss fs_base gs_base"
 _ARGUMENTS = ("rdi", "rsi", "rdx", "r10", "r8", "r9")
@@ -24,6 +25,7 @@ CALLS = {
     "poll": 7,
     "mmap": 9,
     "munmap": 11,
+    "pwrite64": 18,
     "brk": 12,
     "madvise": 28,
     "write": 1,
@@ -116,7 +118,8 @@ class Call:
 
 @dataclass(frozen=True)
 class Program:
-    """Machine code for `base`. It stops by a trap at `done` when all calls were made, at `failed` after one failed."""
+    """Machine code for `base`. It stops by a trap at `done` when all calls were made, at `failed` after one failed; or
+    returns there, to who called it as a C function without arguments."""
 
     base: int
     image: bytes
@@ -136,8 +139,9 @@ class Program:
 
 
 @functools.lru_cache(maxsize=128)
-def assemble(base: int, calls: tuple[Call, ...]) -> Program:
-    """The program that makes `calls`. Layout: results, code, data. Remembered: most rooms are made by the same ones."""
+def assemble(base: int, calls: tuple[Call, ...], *, returns: bool = False) -> Program:
+    """The program that makes `calls`. Layout: results, code, data. Remembered: most rooms are made by the same ones.
+    It uses no register that a function has to leave as it was, nor the stack."""
     start = base + 8 * len(calls)
     length = sum(map(_length, calls)) + len(_TRAPS)
     data = bytearray()
@@ -152,13 +156,15 @@ def assemble(base: int, calls: tuple[Call, ...]) -> Program:
             else:
                 row.append(argument)
         places.append(row)
-    code, done, failed = _code(base, start, calls, places)
+    code, done, failed = _code(base, start, calls, places, _RETURNS if returns else _TRAPS)
     results = struct.pack("<q", _NOT_YET) * len(calls)
     image = results + code + bytes(origin - start - len(code)) + bytes(data)
     return Program(base=base, image=image, calls=calls, start=start, done=done, failed=failed)
 
 
-def _code(base: int, start: int, calls: Sequence[Call], values: Sequence[Sequence[int]]) -> tuple[bytes, int, int]:
+def _code(
+    base: int, start: int, calls: Sequence[Call], values: Sequence[Sequence[int]], ends: bytes
+) -> tuple[bytes, int, int]:
     blocks = [_block(base + 8 * index, call, values[index]) for index, call in enumerate(calls)]
     length = sum(len(block) + (6 if jump else 0) for block, jump in blocks)
     failed = start + length + 1  # the trap there, after that of a program that is done
@@ -168,7 +174,7 @@ def _code(base: int, start: int, calls: Sequence[Call], values: Sequence[Sequenc
         if jump:
             code += jump + struct.pack("<i", failed - (start + len(code) + 6))
     # A trap is reported at the address after its instruction.
-    return code + _TRAPS, start + length + 1, failed + 1
+    return code + ends, start + length + 1, failed + 1
 
 
 def _length(call: Call) -> int:

@@ -1,0 +1,167 @@
+"""A process' memory in a file that it maps: the same memory, each fork's own where it writes, nobody's to change.
+
+Each case runs in a process of its own, whose memory is put there for good.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from roost.isolation.namespaces.memory_file import is_wanted
+from roost.isolation.tracing.images import Mapping
+from roost.isolation.tracing.x86_64 import MACHINE
+
+pytestmark = pytest.mark.skipif(os.uname().machine != MACHINE, reason="this is machine code of another processor")
+
+BEGIN = """
+import ctypes, fcntl, gc, hashlib, mmap, os, re, sys
+from pathlib import Path
+from roost.isolation.namespaces import memory_file
+libc = ctypes.CDLL(None, use_errno=True)
+libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+held = [os.urandom(3000) for _ in range(8000)]
+def digest():
+    return hashlib.sha256(b"".join(held)).hexdigest()
+def mapped(pid="self"):
+    return [line.split() for line in Path(f"/proc/{pid}/maps").read_text().splitlines() if "memfd:roost-zygote" in line]
+def own(pid="self"):
+    return int(re.search(r"^Anonymous: +([0-9]+) kB", Path(f"/proc/{pid}/smaps_rollup").read_text(), re.M)[1])
+def in_child(work):
+    pid = os.fork()
+    if pid == 0:
+        try:
+            work()
+            os._exit(0)
+        except BaseException as error:
+            print(repr(error), file=sys.stderr, flush=True)
+            os._exit(1)
+    assert os.waitpid(pid, 0)[1] == 0
+before, fds = digest(), os.listdir("/proc/self/fd")
+"""
+
+
+def run(program: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", BEGIN + program], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_it_is_the_same_memory_and_each_forks_own_where_it_writes() -> None:
+    run("""
+assert own() > 24_000
+assert memory_file.map_own_memory()
+assert own() < 8_000 and len(mapped()) > 5  # of what is left, most was written again since
+assert digest() == before and os.listdir("/proc/self/fd") == fds
+def change():
+    assert digest() == before
+    held[:4000] = [bytes(3000)] * 4000
+    assert digest() != before
+    assert [str(number) for number in range(100_000)][-1] == "99999"
+in_child(change)
+gc.collect()
+assert digest() == before
+in_child(lambda: digest() == before or 1 / 0)
+""")
+
+
+def test_nobody_changes_what_all_share() -> None:
+    run("""
+assert memory_file.map_own_memory()
+place, rights = next((line[0], line[1]) for line in mapped() if line[1] == "rw-p")
+name = "-".join(format(int(end, 16), "x") for end in place.split("-"))
+file = os.open(f"/proc/self/map_files/{name}", os.O_RDWR)
+refused = 0
+for attempt in (
+    lambda: os.pwrite(file, b"x", 0),
+    lambda: os.ftruncate(file, 0),
+    lambda: os.ftruncate(file, 1 << 40),
+    lambda: mmap.mmap(file, 4096, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE),
+    lambda: os.posix_fallocate(file, 1 << 40, 4096),
+    lambda: fcntl.fcntl(file, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK),
+):
+    try:
+        attempt()
+    except PermissionError:
+        refused += 1
+assert refused == 6, refused
+other = os.memfd_create("other", os.MFD_ALLOW_SEALING)  # where it is not sealed, all of that goes through
+os.pwrite(other, b"x", 0), os.ftruncate(other, 8192), os.posix_fallocate(other, 0, 4096)
+mmap.mmap(other, 4096, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
+fcntl.fcntl(other, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
+""")
+
+
+def test_what_is_given_back_is_again_what_all_share() -> None:
+    """The price of it, of which rooms can make nothing: what they get is what each of them had at its beginning."""
+    run("""
+size = 8 << 20
+block = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+block[:] = b"a" * size
+assert memory_file.map_own_memory()
+address = ctypes.addressof(ctypes.c_char.from_buffer(block))
+def give_back():
+    block[:] = b"b" * size
+    assert libc.madvise(address, size, mmap.MADV_DONTNEED) == 0
+    assert block[:] == b"a" * size
+in_child(give_back)
+assert block[:] == b"a" * size
+""")
+
+
+def test_what_is_more_than_memory_stays_what_it_is() -> None:
+    run("""
+def block():
+    made = mmap.mmap(-1, 1 << 20, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    made[:] = b"a" * (1 << 20)
+    return made, ctypes.addressof(ctypes.c_char.from_buffer(made))
+wiped, at = block()
+assert libc.madvise(at, 1 << 20, 18) == 0  # MADV_WIPEONFORK
+apart, there = block()
+assert libc.madvise(there, 1 << 20, mmap.MADV_DONTFORK) == 0
+shared = mmap.mmap(-1, 4096)
+assert memory_file.map_own_memory()
+def look():
+    assert wiped[:] == bytes(1 << 20)
+    assert not [1 for line in Path("/proc/self/maps").read_text().splitlines() if int(line.split("-")[0], 16) == there]
+    shared[0] = 7
+in_child(look)
+assert wiped[:] == b"a" * (1 << 20) and shared[0] == 7
+""")
+
+
+def test_where_there_is_no_memory_for_it_all_stays_as_it_was() -> None:
+    run("""
+import resource
+resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))  # as much as the file can hold
+import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+memory_file.map_own_memory()
+assert digest() == before
+in_child(lambda: digest() == before or 1 / 0)
+""")
+
+
+PLAIN = frozenset({"rd", "wr", "mr", "mw", "me", "ac"})
+
+
+@pytest.mark.parametrize(
+    ("mapping", "wanted"),
+    [
+        (Mapping(0, 8192, "rw-p", 0, "", 4096, PLAIN, 4096), True),
+        (Mapping(0, 8192, "r--p", 0, "fe:00 1 /lib", 8192, PLAIN, 4096), True),
+        (Mapping(0, 8192, "r--p", 0, "fe:00 1 /lib", 8192, PLAIN, 0), False),
+        (Mapping(0, 8192, "r-xp", 0, "fe:00 1 /lib", 8192, PLAIN, 4096), False),
+        (Mapping(0, 8192, "rw-s", 0, "00:01 1 /dev/zero", 8192, PLAIN, 4096), False),
+        (Mapping(0, 1 << 20, "rw-p", 0, "", 4096, PLAIN, 4096), False),
+        (Mapping(0, 2 << 30, "rw-p", 0, "", 2 << 30, PLAIN, 2 << 30), False),
+        (Mapping(0, 8192, "rw-p", 0, "", 8192, PLAIN | {"gd"}, 8192), False),
+        (Mapping(0, 8192, "rw-p", 0, "", 8192, PLAIN | {"wf"}, 8192), False),
+        (Mapping(0, 8192, "rw-p", 0, "", 8192, PLAIN | {"lo"}, 8192), False),
+    ],
+)
+def test_what_goes_there_is_memory_that_is_used(mapping: Mapping, wanted: bool) -> None:
+    assert is_wanted(mapping) is wanted
