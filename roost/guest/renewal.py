@@ -23,6 +23,13 @@ def handle_signals() -> None:
                 _signals.signal(number, handler)
 
 
+def prepare() -> None:
+    """Have OpenSSL's generator made, if there is OpenSSL: it takes more than a millisecond, of each copy otherwise."""
+    ssl: Any = sys.modules.get("ssl")
+    if ssl is not None:
+        ssl.RAND_status()
+
+
 def reseed() -> None:
     """Of what is in memory. What a fork mends by itself goes by the process' number, which may be the original's."""
     random.seed()

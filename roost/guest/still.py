@@ -91,6 +91,7 @@ class Still:
         if not self.wanted:  # what came just before
             self._report.resume()
             return False
+        renewal.prepare()
         opened = remember()
         ctypes.pythonapi.PyOS_BeforeFork()
         born = _first(_HELD) == BORN

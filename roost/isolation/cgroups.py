@@ -178,9 +178,15 @@ class Cgroup:
 
         Those are the `tasks` files of v1: they move one thread, and spare the wait that moving a thread group takes.
         """
+        with self.joining(INSIDE) as fds:
+            yield fds
+
+    @contextlib.contextmanager
+    def joining(self, part: str) -> Iterator[list[int]]:
+        """As `join_fds`, of this part of its group in the v2 tree."""
         fds: list[int] = []
         try:
-            fds.append(os.open(self.inside, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+            fds.append(os.open(self.directory() / part, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
             for tree in set(self._hierarchies.v1.values()):
                 fds.append(os.open(tree / self._path / "tasks", os.O_WRONLY | os.O_CLOEXEC))  # noqa: PERF401
             yield fds
@@ -378,16 +384,10 @@ class Cgroups:
 
     @contextlib.contextmanager
     def held_fds(self) -> Iterator[list[int]]:
-        """Descriptors: a process whose number is written to each is no room's any more, and outlives that which it was
-        of. What is charged to that stays charged to it."""
-        fds: list[int] = []
-        try:
-            for tree in self._hierarchies.trees:
-                fds.append(os.open(tree / self._parent / HELD / "cgroup.procs", os.O_WRONLY | os.O_CLOEXEC))  # noqa: PERF401
+        """As `Cgroup.join_fds`, of where a process outlives the room that it was of. What is charged to that stays
+        charged to it."""
+        with self.get(HELD).joining("") as fds:
             yield fds
-        finally:
-            for fd in fds:
-                os.close(fd)
 
     async def remove_parents(self) -> None:
         """End what is held. Remove the parents if no room is left."""

@@ -349,6 +349,46 @@ async def test_what_it_shares_with_others_is_its_own_in_the_copy(lab: Lab) -> No
     await lab.gone("shares")
 
 
+#: On memory that all rooms of a template map from one file.
+ON_THE_FILE = """
+import hashlib
+lines = [line.split() for line in open("/proc/self/maps") if "/memfd:roost-zygote" in line]
+libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+ends = [[int(end, 16) for end in line[0].split("-")] for line in lines if line[1] == "r--p"]
+begin, end = max(ends, key=lambda pair: pair[1] - pair[0])
+libc.mprotect.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+def digest():
+    return hashlib.sha256(ctypes.string_at(begin, end - begin)).hexdigest()
+def write():
+    assert libc.mprotect(begin, 4096, 3) == 0
+    ctypes.memset(begin, 120, 8)
+    return digest()
+def refused(attempt):
+    try:
+        attempt()
+    except OSError as error:
+        return error.errno
+errors = [refused(lambda: os.open(f"/proc/self/map_files/{begin:x}-{end:x}", flags)) for flags in (0, os.O_RDWR)]
+removed = libc.madvise(begin, end - begin, 9), ctypes.get_errno()  # MADV_REMOVE
+"""
+
+
+async def test_what_rooms_begin_with_is_one_files_and_none_of_them_changes_it(lab: Lab) -> None:
+    for name in ("one", "another"):
+        await lab.room(name)
+        await lab.cell(name, f"{LIBRARY}{ON_THE_FILE}")
+    before = [await lab.cell(name, "(begin, digest())") for name in ("one", "another")]
+    assert before[0] == before[1]
+    assert await lab.cell("one", "errors, removed") == "([1, 1], (-1, 13))"
+    assert await lab.cell("one", "(begin, write())") != before[0]  # its own copy of the page
+    assert await lab.cell("another", "(begin, digest())") == before[1]
+    await lab.room("newest")
+    await lab.cell("newest", f"{LIBRARY}{ON_THE_FILE}")
+    assert await lab.cell("newest", "(begin, digest())") == before[1]
+    for name in ("one", "another", "newest"):
+        await lab.gone(name)
+
+
 async def test_threads_processes_and_connections_stay_where_they_are(lab: Lab) -> None:
     await lab.room("busy")
     code = """

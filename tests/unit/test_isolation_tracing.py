@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import errno
 import mmap
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
 
 from roost.isolation.driver import Branch, Left, LiveCopy
 from roost.isolation.namespaces.live import parse_hold
-from roost.isolation.tracing import memory, status
+from roost.isolation.tracing import mapped, memory, status
 from roost.isolation.tracing.x86_64 import CALLS, MACHINE, Call, Registers, assemble
 from roost.model.errors import Unavailable
 from roost.sandboxes.copies import left_behind
@@ -54,6 +57,28 @@ def test_what_is_shared_is_bounded() -> None:
         memory.shared(large)
 
 
+def test_the_kernel_is_asked_for_what_is_judged_and_else_all_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    code = ctypes.cast(ctypes.CDLL(None).poll, ctypes.c_void_p).value
+    assert code is not None
+    with tempfile.TemporaryFile() as file, contextlib.ExitStack() as stack:
+        file.truncate(8192)
+        for protection in (mmap.PROT_READ, mmap.PROT_READ | mmap.PROT_WRITE):
+            stack.enter_context(mmap.mmap(file.fileno(), 8192, mmap.MAP_SHARED, protection))
+        asked = mapped.judged_by(os.getpid(), code)
+        memory.check_code(asked, code)
+        with pytest.raises(memory.Unfit):
+            memory.check_code(asked, 4096)
+        monkeypatch.setattr(mapped.fcntl, "ioctl", _not_known)
+        read = mapped.judged_by(os.getpid(), code)
+        assert [one[:3] for one in memory.shared(asked)] == [one[:3] for one in memory.shared(read)]
+        assert {one.rights for one in memory.shared(read)} >= {"r--s", "rw-s"}
+        assert next(one[:3] for one in asked if one.begin <= code < one.end) in [one[:3] for one in read]
+
+
+def _not_known(*_: object) -> None:
+    raise OSError(errno.ENOTTY, os.strerror(errno.ENOTTY))
+
+
 def test_a_state_is_read_and_what_is_none_refused() -> None:
     own = status.read_status(os.getpid())
     assert (own.uid, own.gid, own.room_pid) == (os.geteuid(), os.getegid(), os.getpid())
@@ -69,7 +94,6 @@ def test_a_state_is_read_and_what_is_none_refused() -> None:
 
 @pytest.mark.skipif(os.uname().machine != MACHINE, reason="this is machine code of another processor")
 def test_a_program_makes_its_calls_and_stops_at_one_that_fails() -> None:
-    """Run here, as a function: in place of its traps it returns."""
     area = mmap.mmap(-1, 8192, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
     base = ctypes.addressof(ctypes.c_char.from_buffer(area))
     reader, writer = os.pipe()
@@ -79,10 +103,8 @@ def test_a_program_makes_its_calls_and_stops_at_one_that_fails() -> None:
         ([*good, Call("close", (1 << 20,)), Call("write", (writer, b"never", 5))], [3, -9, -9]),
         ([Call("write", (writer, b"fg", 2), expect=3), Call("write", (writer, b"never", 5))], [2]),
     ):
-        program = assemble(base, tuple(calls))
+        program = assemble(base, tuple(calls), returns=True)
         area[: len(program.image)] = program.image
-        for trap in (program.done, program.failed):
-            area[trap - 1 - base] = 0xC3  # ret
         ctypes.CFUNCTYPE(None)(program.start)()
         assert program.results(area[: program.results_size]) == wanted
     assert os.read(reader, 100) == b"abcdeabcfg"

@@ -304,12 +304,12 @@ class Contexts:
             match message:
                 case {"ask": "another"}:
                     await self._spare(reply)
-                case {"ask": "branch", "pid": int(pid), "keep": bool(keep)}:
-                    self._tell({**reply, "branch": await self._branch(pid, keep=keep)})
-                case {"ask": "settle", "branch": int(branch), "last": bool(last)} if branch in self._branches:
-                    await self._hand_over(self._branches[branch], reply, last=last)
-                    if last:
-                        del self._branches[branch]
+                case {"ask": "fork", "pid": int(pid)}:
+                    await self._fork(pid, reply)
+                case {"ask": "branch", "pid": int(pid)}:
+                    self._tell({**reply, "branch": await self._keep(pid)})
+                case {"ask": "settle", "branch": int(branch)} if branch in self._branches:
+                    await self._hand_over(self._branches[branch], reply, last=False)
                 case {"ask": "drop", "branch": int(branch)} if branch in self._branches:
                     await self._branches.pop(branch).drop()
                     self._tell(reply)
@@ -329,19 +329,31 @@ class Contexts:
         finally:
             self._pause_s = max(self._pause_s, self._pace.spend(began, time.monotonic()))
 
-    async def _branch(self, pid: int, *, keep: bool) -> int:
-        """Of a context that stands still, kept until it is settled or dropped, or the room ends."""
-        held = self._held.get(pid)
-        if held is None or self.still is None:
-            raise Unavailable("it was made without a shadow")
+    async def _fork(self, pid: int, reply: Mapping[str, Any]) -> None:
+        """Hand over a copy of a context that stands still."""
+        made = await self._branch(pid, keep=False)
+        try:
+            await self._hand_over(made, reply, last=True)
+        except BaseException:
+            await made.drop()
+            raise
+
+    async def _keep(self, pid: int) -> int:
+        """The number of a branch that stays until it is dropped, or the room ends."""
         if len(self._branches) >= _MOST_BRANCHES:
             raise Unavailable(f"a room holds {_MOST_BRANCHES} branches of its contexts at most")
-        async with self.still():
-            with self._spending():
-                made, _ = await held.branch(keep=keep)
+        made = await self._branch(pid, keep=True)
         number, self._next = self._next, self._next + 1
         self._branches[number] = made
         return number
+
+    async def _branch(self, pid: int, *, keep: bool) -> Held:
+        held = self._held.get(pid)
+        if held is None or self.still is None:
+            raise Unavailable("it was made without a shadow")
+        async with self.still():
+            with self._spending():
+                return (await held.branch(keep=keep))[0]
 
     async def close(self) -> None:
         """The room has ended, and with it all that was held of it."""

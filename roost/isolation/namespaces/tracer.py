@@ -7,13 +7,13 @@ The first message is the policy of rooms. Then each request is `{"id", "op", ...
 | op | what is told, descriptors | reply |
 |---|---|---|
 | hold | `pid`, `tid`, `robust`; a pidfd | `shadow` |
-| branch | `shadow`, of a frozen room; `keep`: it is to be settled more than once; `cgroup.procs` of where it outlives \
-the room | `shadow`, `left`, `process` |
+| branch | `shadow`, of a frozen room; `keep`: it is to be settled more than once; cgroups of where it outlives the \
+room, that of v2 first | `shadow`, `left`, `process` |
 | settle | `shadow`, `last`, the room as `shadows.Place`; pidfd, two cgroups, three of the process, v1 cgroups | \
 `shadow`, `pid` within the room |
 | look | `shadow`, a branch | `area`, and open files as `images.Source` has them |
 | shelve | `shadow`, a branch: its memory ends, its number stays | |
-| unshelve | `shadow`, and `cgroup.procs` of where it is then; its image | `process`, and its memory, to be \
+| unshelve | `shadow`, and cgroups of where it is then; its image | `process`, and its memory, to be \
 written to; or why it is `lost` |
 | drop | `shadow` | |
 | alive | `shadows` | `shadows`: those that have not ended |
@@ -160,12 +160,8 @@ class Tracer:
                 source = message["shadow"]
                 made, left = shadows.branch(self._find(source), self._filters)
                 told = {"threads": left.threads, "processes": left.processes, "files": list(left.files)}
+                made = self._moved(made, fds)
                 number = self._keep(made, self._seeds[source])
-                try:
-                    _move(made.tracee.pid, fds)
-                except OSError:
-                    self._drop(number)
-                    raise
                 return {"shadow": number, "left": told, "process": made.tracee.pid}
             case "settle":
                 return self._settle(message, fds)
@@ -214,6 +210,15 @@ class Tracer:
             self._drop(number)
         return {"shadow": kept, "pid": status.read_status(made.resident).room_pid}
 
+    def _moved(self, made: shadows.Shadow, groups: list[int]) -> shadows.Shadow:
+        """A new branch in these cgroups, if there are any; where that fails, it has ended."""
+        if not groups:
+            return made
+        try:
+            return shadows.moved(made, groups[0], groups[1:])
+        finally:
+            self._end(made)
+
     def _take_ready(self, number: int) -> shadows.Shadow | None:
         ready = self._ready.pop(number, None)
         if ready is not None and linux.has_ended(ready.pidfd):  # its room's memory was at its end
@@ -238,9 +243,8 @@ class Tracer:
         if shelved is None:
             raise Refused("it has ended")
         *into, image = fds
-        made = shelving.unshelve(shelved, self._base(number), images.read_layout(image))
+        made = self._moved(shelving.unshelve(shelved, self._base(number), images.read_layout(image)), into)
         try:
-            _move(made.tracee.pid, into)
             opened.append(os.open(f"/proc/{made.tracee.pid}/mem", os.O_RDWR | os.O_CLOEXEC))
         except OSError:
             made.close()
@@ -312,11 +316,6 @@ class Tracer:
         shadow.kill()
         self._poll.register(shadow.pidfd, select.EPOLLIN)
         self._ending[shadow.pidfd] = shadow
-
-
-def _move(pid: int, groups: list[int]) -> None:
-    for fd in groups:
-        os.write(fd, b"%d" % pid)
 
 
 def _stirring() -> int:

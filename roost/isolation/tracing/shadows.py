@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from roost.isolation import landlock, linux
-from roost.isolation.tracing import memory, ptrace, status
+from roost.isolation.tracing import mapped, memory, ptrace, status
 from roost.isolation.tracing.tracee import EXTRA, MOST_EXTRA, Refused, Tracee, await_stop, end
 from roost.isolation.tracing.x86_64 import Call, Registers
 from roost.isolation.usernamespaces import IDS
@@ -35,6 +35,7 @@ _EVERY = 0xFFFFFFFF
 _UNREGISTER = 1
 _ROBUST_SIZE = 24
 _FIXED = 0x32  # MAP_PRIVATE, MAP_ANONYMOUS, MAP_FIXED
+_CLOSED = Call("close_range", (0, _EVERY, 0))
 
 
 @dataclass(frozen=True)
@@ -148,6 +149,22 @@ def ready(branch: Shadow) -> Shadow:
         raise
 
 
+def moved(branch: Shadow, group: int, joins: Sequence[int]) -> Shadow:
+    """The same branch as a task of another cgroup from its start, with those of v1 that `joins` are; the one that it
+    was is to be ended. To move a task takes the kernel twenty milliseconds. Raises OSError, Refused.
+    """
+    pid = _cloned_into(branch, [group, *joins], vm=True)
+    made = Tracee(pid, branch.area, branch.tracee.base)
+    try:
+        made.run([*_joined(2, joins), _CLOSED])
+        made.close()
+        return replace(branch, tracee=Tracee(pid, branch.tracee.insn, branch.tracee.base), pidfd=os.pidfd_open(pid))
+    except BaseException:
+        made.close()
+        end(pid)
+        raise
+
+
 @dataclass(frozen=True)
 class Left:
     """What the process has that its copy has not."""
@@ -189,17 +206,13 @@ def branch(shadow: Shadow, filters: int) -> tuple[Shadow, Left]:
 
 def _judged(shadow: Shadow) -> list[memory.Mapping]:
     try:
-        mappings = _mappings(shadow.tracee.pid)
+        mappings = mapped.judged_by(shadow.tracee.pid, shadow.tracee.insn)
         memory.check_code(mappings, shadow.tracee.insn)
         memory.shared(mappings)
     except memory.Unfit as error:
         raise Refused(str(error)) from None
     shadow.tracee.check_call()
     return mappings
-
-
-def _mappings(pid: int) -> list[memory.Mapping]:
-    return memory.parse_maps(Path(f"/proc/{pid}/maps").read_text(errors="replace"))
 
 
 def _own(made: Tracee, original: Shadow, shared: Sequence[memory.Mapping]) -> None:
@@ -297,7 +310,8 @@ def settle(shadow: Shadow, place: Place, fds: tuple[int, int, int], policy: Poli
     made: list[int] = []
     opened: list[int] = []
     try:
-        stem = Tracee(_stem(shadow, place, last=last), shadow.area, shadow.tracee.base)
+        # The shadow to be, in the room's cgroup from its start. Where the branch is used up, it takes over its memory.
+        stem = Tracee(_cloned_into(shadow, [place.shadows], vm=last), shadow.area, shadow.tracee.base)
         made.append(stem.pid)
         between = _enter_pids(stem, place, fds, policy)
         made.append(between)
@@ -319,20 +333,27 @@ def settle(shadow: Shadow, place: Place, fds: tuple[int, int, int], policy: Poli
 
 def _opened(own: int, wanted: Sequence[int]) -> list[Call]:
     """Take descriptors of this process, from 0 upwards."""
-    calls = [Call("close_range", (0, _EVERY, 0)), Call("pidfd_open", (own, 0), expect=0)]
+    calls = [_CLOSED, Call("pidfd_open", (own, 0), expect=0)]
     return [*calls, *(Call("pidfd_getfd", (0, fd, 0), expect=at) for at, fd in enumerate(wanted, start=1))]
 
 
-def _stem(shadow: Shadow, place: Place, *, last: bool) -> int:
-    """The shadow to be, in the room's cgroup from its start. Where the branch is used up, it takes over its memory."""
-    flags = _PARENT | _INTO_CGROUP | (_VM if last else 0)
+def _cloned_into(shadow: Shadow, wanted: Sequence[int], *, vm: bool) -> int:
+    """A clone in the cgroup that is the first of these descriptors of this process, with all of them, from 1 upwards;
+    `vm`: it shares the memory."""
+    flags = _PARENT | _INTO_CGROUP | (_VM if vm else 0)
     order = struct.pack("11Q", flags, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1)
-    calls = [*_opened(os.getpid(), [place.shadows]), Call("clone3", (order, len(order)))]
+    calls = [*_opened(os.getpid(), wanted), Call("clone3", (order, len(order))), _CLOSED]
     within = shadow.tracee.within(shadow.area)
     try:
-        return within.run([*calls, Call("close_range", (0, _EVERY, 0))])[1][0]
+        return within.run(calls)[1][0]
     finally:
         within.close()
+
+
+def _joined(first: int, joins: Sequence[int]) -> Iterator[Call]:
+    """Of v1: a task that writes `0` has joined."""
+    for number in range(first, first + len(joins)):
+        yield Call("write", (number, b"0", 1))
 
 
 def _enter_pids(stem: Tracee, place: Place, fds: tuple[int, int, int], policy: Policy) -> int:
@@ -340,14 +361,13 @@ def _enter_pids(stem: Tracee, place: Place, fds: tuple[int, int, int], policy: P
     ruleset = _ruleset(place.pid) if policy.landlock else -1
     wanted = [place.pidfd, place.inside, *fds, *([ruleset] if ruleset >= 0 else []), *place.joins]
     order = struct.pack("11Q", _PARENT | _VM | _INTO_CGROUP, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2)
-    first_join = len(wanted) - len(place.joins) + 1
     calls = [
         *_opened(os.getpid(), wanted),
-        *(Call("write", (first_join + number, b"0", 1)) for number in range(len(place.joins))),
+        *_joined(len(wanted) - len(place.joins) + 1, place.joins),
         Call("setns", (1, linux.CLONE_NEWPID)),
         Call("clone3", (order, len(order))),
         Call("setns", (0, linux.CLONE_NEWPID)),  # else its branches would be in the room
-        Call("close_range", (0, _EVERY, 0)),
+        _CLOSED,
     ]
     try:
         return stem.run(calls)[1][0]

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,18 +59,10 @@ class Branches:
 
     async def fork(self, context: Context, *, now: bool = False) -> Context:
         """A new context with the variables of this one. Raises CannotStart too."""
-        branch = await self._branch(context, keep=False, now=now)
+        made = self._contexts.make(PYTHON, context.cwd)
         try:
-            made = self._contexts.make(PYTHON, context.cwd)
-        except CannotStart:
-            await self._drop(branch)
-            raise
-        try:
-            try:
-                made.take_over(await self._settled(branch, last=True))
-            except BaseException:
-                await self._drop(branch)
-                raise
+            async with self._held(context, now=now) as (host, pid):
+                made.take_over(_kernel(*await host.ask("fork", pid=pid)))
             await made.start()
         except BaseException:
             self._contexts.remove(made)
@@ -80,7 +73,8 @@ class Branches:
         """Keep its memory as it is between two cells."""
         if len(self._checkpoints) >= MOST_CHECKPOINTS:
             raise NotCopied(f"there are {MOST_CHECKPOINTS} checkpoints, and no more can be; remove one first")
-        branch = await self._branch(context, keep=True, now=now)
+        async with self._held(context, now=now) as (host, pid):
+            branch = int((await host.ask("branch", pid=pid))[0]["branch"])
         made = Checkpoint(
             id=os.urandom(8).hex(),
             label=label,
@@ -96,8 +90,12 @@ class Branches:
     async def rollback(self, context: Context, id: str, *, now: bool = False) -> Checkpoint:
         """Its memory is what it was at the checkpoint, which stays. Raises NoCheckpoint, CannotStart."""
         found = self._find(context, id)
+
+        async def settled() -> Kernel:
+            return _kernel(*await self._host.ask("settle", branch=found.branch))
+
         try:
-            await context.replace(lambda: self._settled(found.branch, last=False), _WAIT_S, now=now)
+            await context.replace(settled, _WAIT_S, now=now)
         except Busy as error:
             raise NotCopied(str(error)) from None
         self._last[context.id] = found.id
@@ -127,24 +125,27 @@ class Branches:
             raise NotCopied("contexts can't be copied in this sandbox")
         return self._live
 
-    async def _branch(self, context: Context, *, keep: bool, now: bool) -> int:
+    @asynccontextmanager
+    async def _held(self, context: Context, *, now: bool) -> AsyncIterator[tuple[Lifeline, int]]:
+        """Whom to ask for a copy, and the number of its process, which stands still."""
         host = self._host
         try:
             pid = await context.hold(_WAIT_S, now=now)
         except CannotStart as error:
             raise NotCopied(str(error)) from None
         try:
-            return int((await host.ask("branch", pid=pid, keep=keep))[0]["branch"])
+            yield host, pid
         finally:
             context.release()
-
-    async def _settled(self, branch: int, *, last: bool) -> Kernel:
-        reply, fds = await self._host.ask("settle", branch=branch, last=last)
-        expect(reply["pid"])
-        return Kernel.adopt(Child(reply["pid"], live=True), (fds[0], fds[1], fds[2]), {})
 
     async def _drop(self, branch: int) -> None:
         try:
             await self._host.ask("drop", branch=branch)
         except NotCopied:
             return  # it is gone already
+
+
+def _kernel(handed_over: Mapping[str, Any], fds: Sequence[int]) -> Kernel:
+    """The process that the host has made."""
+    expect(handed_over["pid"])
+    return Kernel.adopt(Child(handed_over["pid"], live=True), (fds[0], fds[1], fds[2]), {})

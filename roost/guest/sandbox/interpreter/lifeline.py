@@ -17,8 +17,9 @@ Who asks gives a `number`, which the answer has too: an answer that nobody waits
 | daemon asks for | reply |
 |---|---|
 | `another` | as `first` |
-| `branch` of the context `pid`, which stands still | `branch`: its memory as it is, held |
-| `settle` of a `branch`; `last`: it is used up | `pid`; its socket, its outputs |
+| `fork` of the context `pid`, which stands still | `pid` of a copy; its socket, its outputs |
+| `branch` of such a context | `branch`: its memory as it is, held |
+| `settle` of a `branch`, which stays | `pid` of a copy; its socket, its outputs |
 | `drop` of a `branch` | |
 
 or `error` with the reason.

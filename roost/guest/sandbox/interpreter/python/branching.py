@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from roost.guest.descriptors import remember, renew
 from roost.guest.fork import after_fork_in_child, wait_for_input
-from roost.guest.renewal import handle_signals, reseed
+from roost.guest.renewal import handle_signals, prepare, reseed
 from roost.guest.sandbox.interpreter import frames
 
 _libc = ctypes.PyDLL(None, use_errno=True)
@@ -49,6 +49,7 @@ def stand_still(channel: Channel) -> bool:
     """Until the daemon says that the copy is made, or says in the copy what it is. True: this is a copy of the process
     alone."""
     channel.moving = True
+    prepare()
     opened = remember()
     ctypes.pythonapi.PyOS_BeforeFork()
     kind, payload = channel.rest(frames.HELD)
