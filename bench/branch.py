@@ -6,8 +6,8 @@
 "checkpoint, to disk" and "rollback, from disk" are those of a server that may hold nothing in memory, with heaps of
 random numbers, which can't be compressed.
 Beside it, in the same sandbox: what `os.fork` of that process takes, which leads to no branch that anybody could speak
-to; and a fresh sandbox that computes the heap again. At the end, once for each heap: 64 branches of one checkpoint, and
-what each is charged for before and after it writes to a tenth of the heap.
+to; and a fresh sandbox that computes the heap again. At the end, once for each heap: `--branches` of one checkpoint, 64
+unless told, and what each is charged for before and after it writes to a tenth of the heap.
 
 With `runsc` installed, what gVisor takes for a program with the same heap: `checkpoint`, and `restore` until the new
 one has said something. CRIU is no peer here: the version that Debian 12 has (3.17) fails on kernels of today.
@@ -28,10 +28,10 @@ from bench import _gvisor, _harness, _servers
 from bench.sandboxes import Sandboxes
 
 MANY = 8
-BRANCHES = 64
+REQUEST = 64  # branches that one request asks for, at most
 DISK_RUNS = 20
 GVISOR_RUNS = 10  # it is far from what it is compared with
-SETTINGS = "sandbox_memory_mb = 2560\nsandbox_disk_mb = 1024\ncheckpoints_memory_mb = 16384\n"
+SETTINGS = "sandbox_memory_mb = 2560\nsandbox_disk_mb = 1024\ncheckpoints_memory_mb = 16384\nmax_sandboxes = 4000\n"
 ON_DISK = "sandbox_memory_mb = 2560\nsandbox_disk_mb = 1024\ncheckpoints_memory_mb = 1\n"
 FUNCTION = "sandbox:code-interpreter-v1"
 PAUSE_S = 0.05
@@ -53,6 +53,7 @@ class Branching:
         self._heap = heap.format(mb=mb)
         self._memory = memory
         self._box = self._fresh()
+        self._first = ""  # checkpoint that is gone back to
         context = next(one for one in self._box.list_code_contexts() if one.language == "python")
         headers = {"e2b-sandbox-id": self._box.sandbox_id, "e2b-sandbox-port": PORT}
         headers["x-access-token"] = self._box._envd_access_token or ""
@@ -105,38 +106,46 @@ class Branching:
         return took
 
     def rollback(self) -> float:
-        made = self._own.post("checkpoints", json={}).raise_for_status().json()
+        """To one checkpoint again and again: one of each rollback would stand on the one before."""
+        if not self._first:
+            self._first = self._own.post("checkpoints", json={}).raise_for_status().json()["checkpointID"]
         _value(self._box, "x = 0")
         time.sleep(PAUSE_S)
         started = time.perf_counter()
-        self._own.post("rollback", json={"checkpointID": made["checkpointID"]}).raise_for_status()
+        self._own.post("rollback", json={"checkpointID": self._first}).raise_for_status()
         if _value(self._box, "x") != "41":
             raise RuntimeError("a rollback has not brought the variables back")
-        took = (time.perf_counter() - started) * 1000
-        self._own.delete(f"checkpoints/{made['checkpointID']}").raise_for_status()
-        return took
+        return (time.perf_counter() - started) * 1000
 
-    def branches(self, server: _servers.Roost, mb: int) -> None:
+    def branches(self, server: _servers.Roost, mb: int, count: int) -> None:
         """Print what many at once take, and what they are charged for."""
         made = self._own.post("checkpoints", json={}).raise_for_status().json()
-        before = server.metric("roost_memory_bytes", function=FUNCTION)
+        before, free = server.metric("roost_memory_bytes", function=FUNCTION), _available()
         started = time.perf_counter()
-        body = {"count": BRANCHES, "checkpointID": made["checkpointID"], "timeout": 600}
-        replies = self._own.post("fork", json=body).raise_for_status().json()
-        forks = [self._sandboxes.connect(one["sandbox"]["sandboxID"]) for one in replies]
-        for fork in forks:
-            _value(fork, "x + 1")
-        took = (time.perf_counter() - started) * 1000 / BRANCHES
-        charged = (server.metric("roost_memory_bytes", function=FUNCTION) - before) / BRANCHES / 2**20
-        for fork in forks:
-            _value(fork, "heap[: len(heap) // 10] = 2")
-        written = (server.metric("roost_memory_bytes", function=FUNCTION) - before) / BRANCHES / 2**20
+        forks = []
+        while len(forks) < count:
+            wanted = min(REQUEST, count - len(forks))
+            body = {"count": wanted, "checkpointID": made["checkpointID"], "timeout": 3600}
+            replies = self._own.post("fork", json=body).raise_for_status().json()
+            new = [self._sandboxes.connect(one["sandbox"]["sandboxID"]) for one in replies]
+            for fork in new:
+                _value(fork, "x + 1")
+            forks += new
+        took = (time.perf_counter() - started) * 1000 / count
+        charged = (server.metric("roost_memory_bytes", function=FUNCTION) - before) / count / 2**20
+        gone = (free - _available()) / count / 2**20
+        more = ""
+        if count * mb << 20 < 5 * _available():  # what they write is half of what is free, at most
+            for fork in forks:
+                _value(fork, "heap[: len(heap) // 10] = 2")
+            written = (server.metric("roost_memory_bytes", function=FUNCTION) - before) / count / 2**20
+            more = f", and {written:.1f} MB when it has written to {mb / 10:.0f} MB of its heap"
         for fork in forks:
             fork.kill()
         self._own.delete(f"checkpoints/{made['checkpointID']}").raise_for_status()
         print(
-            f"\n{BRANCHES} branches of one checkpoint: {took:.1f} ms each, to the last one's first reply; each is "
-            f"charged {charged:.1f} MB, and {written:.1f} MB when it has written to {mb / 10:.0f} MB of its heap.",
+            f"\n{count} branches of one checkpoint: {took:.1f} ms each, to the last one's first reply; each is "
+            f"charged {charged:.1f} MB ({gone:.1f} MB less are free on the machine){more}.",
             flush=True,
         )
 
@@ -172,6 +181,12 @@ class Branching:
         self._context.close()
         self._own.close()
         self._box.kill()
+
+
+def _available() -> int:
+    """Bytes that the machine could still give to somebody."""
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    return next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:"))
 
 
 def _value(box: Any, code: str) -> str:
@@ -227,6 +242,7 @@ def _on_disk(options: Any) -> None:
 def main() -> None:
     parser = _harness.arguments(__doc__)
     parser.add_argument("--mb", type=int, nargs="*", default=[1, 200], help="sizes of the heap")
+    parser.add_argument("--branches", type=int, default=64, help="of one checkpoint, at the end")
     parser.add_argument("--packages", type=Path, help="a data directory that has the packages of contexts already")
     parser.add_argument("--gvisor", type=Path, metavar="RUNSC", help="measure forks on gVisor too, with this runsc")
     options = parser.parse_args()
@@ -251,7 +267,7 @@ def main() -> None:
                     measure()
                 series = _harness.interleave(named, options.runs)
                 _harness.table(f"A heap of {mb} MB", "ms", series, reference="sandbox")
-                branching.branches(server, mb)
+                branching.branches(server, mb, options.branches)
             finally:
                 branching.close()
         for mb in options.mb:

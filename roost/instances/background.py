@@ -27,6 +27,11 @@ class Background:
         task.add_done_callback(self._finished)
         return task
 
+    async def drained(self) -> None:
+        """Wait until nothing runs."""
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+
     async def close(self) -> None:
         """Cancel what still runs."""
         for task in list(self._tasks):

@@ -20,7 +20,7 @@ from roost.isolation import images, linux, loops
 from roost.isolation.drafts import Draft, Drafts
 from roost.isolation.driver import MOST_LOWER
 from roost.isolation.images import storage
-from roost.isolation.threads import on_thread
+from roost.isolation.threads import close_on_thread, on_thread
 from roost.model.errors import Unavailable
 
 T = TypeVar("T")
@@ -61,6 +61,12 @@ class Disk:
         fd, self._mount_fd = self._mount_fd, -1
         if fd >= 0:
             os.close(fd)
+
+    def let_go(self) -> None:
+        """The same, without a wait for what that frees."""
+        fd, self._mount_fd = self._mount_fd, -1
+        if fd >= 0:
+            close_on_thread(fd)
 
     def __enter__(self) -> Disk:
         return self
@@ -171,7 +177,7 @@ class Disks:
                     disk = await _in_thread(_attach_and_close, os.dup(fd))
                 self._shared[key] = disk  # the last one used is the last one given up
                 while len(self._shared) > _MOST_SHARED:
-                    self._shared.pop(next(iter(self._shared))).close()
+                    self._shared.pop(next(iter(self._shared))).let_go()
                 with storage(path):
                     return disk.clone()
         finally:
@@ -186,7 +192,7 @@ class Disks:
         with contextlib.suppress(FileNotFoundError):
             about = path.stat()
             if disk := self._shared.pop((about.st_dev, about.st_ino), None):
-                disk.close()
+                disk.let_go()
 
     async def draft(self, layer: Path, target: Path) -> Draft:
         """Copy an image as it is now; the copy comes to be at `target` when it is published.

@@ -68,7 +68,7 @@ class SandboxCare:
                 )
         known = frozenset(entry.sandbox.place for entry in self._lives.entries.values())
         for place in self._lives.assembly.strays(known):
-            self._lives.assembly.discard(place)
+            await self._lives.assembly.discard(place)
         self._lives.release(self._lives.assembly.images.names())
 
     async def sample(self) -> None:
@@ -113,6 +113,8 @@ class SandboxCare:
                 for error in await asyncio.gather(*leaving, return_exceptions=True):
                     if error is not None:
                         log.warning("a sandbox was not put away: %s", error)
+                await self._lives.leaving.drained()
         for entry in self._lives.entries.values():
             await entry.drop_memory()
+        await self._lives.leaving.close()
         await self._lives.background.close()

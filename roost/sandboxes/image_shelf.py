@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 from roost.isolation.driver import MOST_LOWER
+from roost.isolation.threads import remove_on_thread
 from roost.model.errors import StorageFull
 
 log = logging.getLogger(__name__)
@@ -110,6 +111,6 @@ class ImageShelf:
             path = self.path(name)
             try:
                 self._attached.forget(path)
-                path.unlink(missing_ok=True)
+                remove_on_thread(path)
             except OSError as error:
                 log.warning("the image %s can't be removed: %s", path, error)

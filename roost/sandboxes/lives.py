@@ -64,6 +64,7 @@ class Lives:
         self.assembly = assembly
         self.entries: dict[str, Entry] = {}
         self.background = Background()
+        self.leaving = Background()  # rooms in whose place others are
         self.census = Census()
         self.closing = False
         self._around = replace(around, on_output=self._output)
@@ -162,21 +163,26 @@ class Lives:
         entry.instance = new
         entry.samples.new_room()
         await entry.drop_kept()
-        if old is not None:
-            old.stop(StopReason.ROLLED_BACK, grace=0, abrupt=True)
+        laying = self.leaving.spawn(self._replaced(old, before))
         entry.revoke(StopReason.ROLLED_BACK)
-        await self._lay_down(old, before.place)
-        self.release(before.foundation.layers)
+        if old is not None and old.room is not None:  # nothing of it runs on; what it held may take longer
+            ending = asyncio.ensure_future(old.room.wait())
+            await asyncio.wait([laying, ending], return_when=asyncio.FIRST_COMPLETED)
+            ending.cancel()
         if new.state is State.STOPPED:  # between two steps of this
             self.background.spawn(self.died(entry, new))
         return entry.sandbox
+
+    async def _replaced(self, old: Instance | None, before: Sandbox) -> None:
+        await self._lay_down(old, before.place)
+        self.release(before.foundation.layers)
 
     async def _lay_down(self, instance: Instance | None, place: str) -> None:
         """End what is no entry's, with its files."""
         if instance is not None:
             instance.stop(StopReason.ROLLED_BACK, grace=0, abrupt=True)
             await instance.stopped.wait()
-        self.assembly.discard(place)
+        await self.assembly.discard(place)
 
     async def take_down(self, entry: Entry, reason: StopReason) -> None:
         """Locked. Its room goes, its files stay. Returns when nothing uses them any more."""
@@ -286,14 +292,14 @@ class Lives:
             await self.take_down(entry, reason)
             await entry.drop_memory()
             self.stop_timer(entry)
-            self.forget(entry)
+            await self.forget(entry)
             await self.book.end(entry.sandbox, reason)
             await self.assembly.forget_labels(entry.sandbox)
 
-    def forget(self, entry: Entry) -> None:
+    async def forget(self, entry: Entry) -> None:
         """Its room is gone; so are its files now, and what it alone stood on."""
         self.entries.pop(entry.sandbox.id, None)
-        self.assembly.discard(entry.sandbox.place)
+        await self.assembly.discard(entry.sandbox.place)
         self.release(chain.from_iterable(entry.sandbox.standing))
 
     def release(self, images: Iterable[str]) -> None:

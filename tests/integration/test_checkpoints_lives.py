@@ -17,6 +17,7 @@ from roost.sandboxes.checkpoints import CROWDED, DISK_FULL, FULL, LOST, OVER_QUO
 from roost.sandboxes.fleet import Gone
 from tests.integration.test_sandboxes_lives import ORDER
 from tests.integration.test_snapshots_lives import Copies
+from tests.support.triggers import until
 
 
 class Memory:
@@ -94,7 +95,9 @@ class World:
         return (await self.verbs.take("acme", self.id, label)).checkpoint.id
 
     async def back(self, checkpoint: str) -> None:
+        """And the old room is gone."""
         await self.verbs.rollback("acme", self.id, checkpoint)
+        await self.bench.lives.leaving.drained()
 
     async def tree(self) -> dict[str, str]:
         return {shown.checkpoint.id: shown.memory for shown in await self.verbs.tree("acme", self.id)}
@@ -130,6 +133,31 @@ async def test_a_rollback_has_another_room_of_the_checkpoint_and_the_old_one_goe
     assert memory.drops == 1
     assert world.copies.images == frozenset()
     assert world.bench.layers == []
+
+
+async def test_who_goes_back_waits_for_the_end_of_what_ran_and_not_for_that_of_what_it_held(world: World) -> None:
+    checkpoint = await world.take("one", Memory())
+    before = world.bench.room(world.entry.sandbox)
+    before.stuck = 2  # what it holds is not free at once
+    rolling = asyncio.create_task(world.verbs.rollback("acme", world.id, checkpoint))
+    await until(lambda: world.entry.sandbox.rollbacks == 1)
+    done, _ = await asyncio.wait([rolling], timeout=0.05)
+    assert not done
+    before.ended.set()
+    await asyncio.wait_for(rolling, 5)
+    assert not before.destroyed and world.bench.layers == [world.id, f"{world.id}-1"]
+    await world.bench.lives.leaving.drained()
+    assert before.destroyed and world.bench.layers == [f"{world.id}-1"]
+
+
+async def test_a_server_that_stops_leaves_no_room_in_whose_place_another_is(world: World) -> None:
+    checkpoint = await world.take("one", Memory())
+    before = world.bench.room(world.entry.sandbox)
+    before.stuck = 2
+    before.ended.set()
+    await world.verbs.rollback("acme", world.id, checkpoint)
+    await world.bench.close()
+    assert before.destroyed and world.bench.layers == [f"{world.id}-1"]
 
 
 @pytest.mark.parametrize("script", ["failed", "dies", "exits"])
@@ -434,11 +462,13 @@ async def test_many_at_once(world: World) -> None:
         return_exceptions=True,
     )
     assert sum(isinstance(result, NoCheckpoint) for result in results) == 1
+    await world.bench.lives.leaving.drained()
     assert len(world.alive) == len(world.bench.layers) == 1
     killing = asyncio.gather(
         world.back(next(iter(await world.tree()))), world.bench.fleet.kill("acme", world.id), return_exceptions=True
     )
     await killing
+    await world.bench.lives.leaving.drained()
     assert (world.alive, world.bench.layers, world.copies.images) == ([], [], frozenset())
     assert sum(memory.drops for memory in memories) == 20
 

@@ -120,7 +120,7 @@ def killed_around_fires(data_dir: Path, start: Start, rounds: int, seed: int) ->
     server = start()
     deploy(server)
     for _ in range(rounds):
-        time.sleep(1 - time.time() % 1 + dice.uniform(-0.02, 0.06))
+        time.sleep(max(0, 1 - time.time() % 1 + dice.uniform(-0.02, 0.06)))
         server.kill()
         server = start()
     check(server, data_dir)

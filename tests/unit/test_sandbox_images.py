@@ -49,7 +49,7 @@ def test_a_stack_never_grows_over_what_a_room_can_stand_on(count: int) -> None:
     assert len(("new", *left)) <= MOST_LOWER + 1
 
 
-def test_what_is_held_or_stood_on_stays(tmp_path: Path) -> None:
+async def test_what_is_held_or_stood_on_stays(tmp_path: Path) -> None:
     attached = Attached()
     shelf = ImageShelf(tmp_path / "images", attached, most_bytes=1 << 20)
     with shelf.making() as name:
