@@ -27,7 +27,8 @@ def prepare() -> None:
     """Have OpenSSL's generator made, if there is OpenSSL: it takes more than a millisecond, of each copy otherwise."""
     ssl: Any = sys.modules.get("ssl")
     if ssl is not None:
-        ssl.RAND_status()
+        with contextlib.suppress(Exception):  # whatever has that name
+            ssl.RAND_status()
 
 
 def reseed() -> None:
@@ -42,7 +43,8 @@ def reseed() -> None:
             torch.manual_seed(int.from_bytes(os.urandom(7)))
     ssl: Any = sys.modules.get("ssl")
     if ssl is not None:
-        ssl.RAND_add(os.urandom(64), 64.0)
+        with contextlib.suppress(Exception):
+            ssl.RAND_add(os.urandom(64), 64.0)
     tempfile: Any = sys.modules.get("tempfile")
     if tempfile is not None:
         tempfile._name_sequence = None

@@ -20,7 +20,7 @@ from roost.isolation import images, linux, loops
 from roost.isolation.drafts import Draft, Drafts
 from roost.isolation.driver import MOST_LOWER
 from roost.isolation.images import storage
-from roost.isolation.threads import close_on_thread, on_thread
+from roost.isolation.threads import close_on_thread, on_thread, remove_on_thread
 from roost.model.errors import Unavailable
 
 T = TypeVar("T")
@@ -185,7 +185,7 @@ class Disks:
 
     def discard(self, path: Path) -> None:
         """This image is wanted no more, and no room uses it. Raises OSError."""
-        path.unlink(missing_ok=True)
+        remove_on_thread(path)
 
     def forget(self, path: Path) -> None:
         """Do not keep this image attached any longer, as it is about to be removed. Rooms keep what they have."""

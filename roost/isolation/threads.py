@@ -32,9 +32,11 @@ def close_on_thread(fd: int) -> None:
 
 def remove_on_thread(path: Path) -> None:
     """Its name is gone at once, what it has of the disk in a moment; also after a SIGKILL. Raises OSError."""
-    with contextlib.suppress(FileNotFoundError):
+    fd = -1
+    with contextlib.suppress(OSError):  # it is not there, or this process may open no more
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            path.unlink()
-        finally:
+    try:
+        path.unlink(missing_ok=True)
+    finally:
+        if fd >= 0:
             close_on_thread(fd)

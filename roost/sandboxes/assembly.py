@@ -14,7 +14,6 @@ from typing import Any, Protocol
 from roost.instances.surroundings import Prepared
 from roost.isolation.driver import MOST_LOWER, ROOT_CAPABILITIES, Branch, Mount, Room, RoomSpec, Template
 from roost.isolation.egress.names import RESOLVER
-from roost.isolation.threads import on_thread
 from roost.model.errors import Unavailable
 from roost.model.function import NAMESPACES, PROXY, EgressRules, FunctionSpec, Idle, Runtime
 from roost.model.sandbox import SANDBOX_PLACE, Foundation, Sandbox
@@ -216,10 +215,10 @@ class SandboxAssembly:
     def has_files(self, place: str) -> bool:
         return self.layer(place).exists()
 
-    async def discard(self, place: str) -> None:
+    def discard(self, place: str) -> None:
         """Its files are wanted no more; nothing uses them. What can't be removed is tried again by the next server."""
         try:
-            await on_thread(self._layers.discard, self.layer(place))  # to remove what was written takes milliseconds
+            self._layers.discard(self.layer(place))
         except OSError as error:
             log.warning("the files of sandbox %s can't be removed: %s", place, error)
 

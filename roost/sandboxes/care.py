@@ -68,7 +68,7 @@ class SandboxCare:
                 )
         known = frozenset(entry.sandbox.place for entry in self._lives.entries.values())
         for place in self._lives.assembly.strays(known):
-            await self._lives.assembly.discard(place)
+            self._lives.assembly.discard(place)
         self._lives.release(self._lives.assembly.images.names())
 
     async def sample(self) -> None:

@@ -48,6 +48,7 @@ class Entry:
         self.kept: HeldMemory | None = None  # what it is resumed with, as its room is gone
         self.still_since = 0.0  # it stands still, paused, since then
         self.restored = False  # it was resumed with its files alone
+        self.leaving: asyncio.Task[None] | None = None  # the room in whose place it has another
 
     def at_once(self) -> Instance | None:
         """Its instance, if that takes a request now."""

@@ -71,5 +71,5 @@ class Launcher:
 
     async def _undo(self, entry: Entry) -> None:
         await self._lives.take_down(entry, StopReason.START_FAILED)
-        await self._lives.forget(entry)
+        self._lives.forget(entry)
         await self._lives.assembly.forget_labels(entry.sandbox)

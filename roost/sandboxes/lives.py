@@ -146,6 +146,8 @@ class Lives:
         Until the new room is recorded it is nobody's: a server that is killed before has lost nothing, and the next one
         removes whichever of the two is not in the record.
         """
+        if entry.leaving is not None:  # else those would be more and more
+            await asyncio.wait([entry.leaving])
         before, old = entry.sandbox, entry.instance
         if old is None or self.closing:
             self.check_room(before)
@@ -163,11 +165,11 @@ class Lives:
         entry.instance = new
         entry.samples.new_room()
         await entry.drop_kept()
-        laying = self.leaving.spawn(self._replaced(old, before))
+        entry.leaving = self.leaving.spawn(self._replaced(old, before))
         entry.revoke(StopReason.ROLLED_BACK)
         if old is not None and old.room is not None:  # nothing of it runs on; what it held may take longer
             ending = asyncio.ensure_future(old.room.wait())
-            await asyncio.wait([laying, ending], return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait([entry.leaving, ending], return_when=asyncio.FIRST_COMPLETED)
             ending.cancel()
         if new.state is State.STOPPED:  # between two steps of this
             self.background.spawn(self.died(entry, new))
@@ -182,7 +184,7 @@ class Lives:
         if instance is not None:
             instance.stop(StopReason.ROLLED_BACK, grace=0, abrupt=True)
             await instance.stopped.wait()
-        await self.assembly.discard(place)
+        self.assembly.discard(place)
 
     async def take_down(self, entry: Entry, reason: StopReason) -> None:
         """Locked. Its room goes, its files stay. Returns when nothing uses them any more."""
@@ -292,14 +294,14 @@ class Lives:
             await self.take_down(entry, reason)
             await entry.drop_memory()
             self.stop_timer(entry)
-            await self.forget(entry)
+            self.forget(entry)
             await self.book.end(entry.sandbox, reason)
             await self.assembly.forget_labels(entry.sandbox)
 
-    async def forget(self, entry: Entry) -> None:
+    def forget(self, entry: Entry) -> None:
         """Its room is gone; so are its files now, and what it alone stood on."""
         self.entries.pop(entry.sandbox.id, None)
-        await self.assembly.discard(entry.sandbox.place)
+        self.assembly.discard(entry.sandbox.place)
         self.release(chain.from_iterable(entry.sandbox.standing))
 
     def release(self, images: Iterable[str]) -> None:

@@ -26,6 +26,7 @@ from roost.isolation import linux
 from roost.isolation.namespaces import wire
 from roost.isolation.namespaces.borrowed import file_for_mount
 from roost.isolation.namespaces.filesystem import DEVICES
+from roost.isolation.namespaces.memory_file import MALLOC
 from roost.isolation.namespaces.overlays import options
 from roost.isolation.namespaces.targets import DIRECTORY, attach, open_directory
 
@@ -112,7 +113,7 @@ def main() -> None:
         build_root(request["root"], request["binds"], request["bundle"], request["host"])
         sock.set_inheritable(True)
         command = [*request["command"], str(sock.fileno())]
-        os.execve(command[0], command, {})  # noqa: S606 - there is no shell, on purpose
+        os.execve(command[0], command, MALLOC)  # noqa: S606 - there is no shell, on purpose
     except OSError as error:
         with contextlib.suppress(OSError):
             wire.send(sock, {"error": f"{error.strerror} ({error.filename})" if error.filename else error.strerror})

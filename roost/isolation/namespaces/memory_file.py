@@ -4,8 +4,10 @@ Of memory that is a process' own, a fork copies an entry for each page, and the 
 Of a file that it maps, a child finds the pages when it uses them, sixteen at a time, and gets a page of its own where
 it writes, as ever. So forks take a fraction of the time, and so do copies of what they have become.
 
-The price: who gives such memory back with MADV_DONTNEED finds there what the zygote had, not zeros. No library that a
-zygote has in memory counts on zeros there.
+The price: who gives such memory back with MADV_DONTNEED finds there what the zygote had, not zeros; who has a mapping
+of it grow (mremap) finds what comes next in the file, or nothing. No library that a zygote has in memory does the first
+and counts on zeros. The second is what the C library does with large blocks of `malloc`, so a zygote is started with
+`MALLOC`, by which these are in the heap, as they are in any process that has used and freed a large one.
 """
 
 from __future__ import annotations
@@ -20,6 +22,8 @@ from roost.isolation.tracing.images import Mapping, parse_smaps, protection_of
 from roost.isolation.tracing.memory import Unfit
 from roost.isolation.tracing.x86_64 import MACHINE, Call, assemble
 
+#: Environment of a process that is to call `map_own_memory`: thresholds as the C library itself has them in the end.
+MALLOC = {"GLIBC_TUNABLES": "glibc.malloc.mmap_threshold=33554432:glibc.malloc.trim_threshold=67108864"}
 _AREA = 4096
 _MOST = 1 << 30  # bytes of one mapping: as much as one call writes
 _READ_WRITE_EXECUTE = mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC
@@ -31,26 +35,28 @@ _PLAIN = frozenset({"rd", "wr", "mr", "mw", "me", "ac", "sd", "hg"})
 
 
 def map_own_memory() -> bool:
-    """Once, in a process of one thread. False: it can't be had here, and nothing or not all has changed."""
-    if os.uname().machine != MACHINE:
+    """Once, in a process of one thread that was started with `MALLOC`. False: it can't be had here, and nothing has
+    changed. Raises OSError where the file can't be sealed."""
+    if os.uname().machine != MACHINE or os.environ.get("GLIBC_TUNABLES") != MALLOC["GLIBC_TUNABLES"]:
         return False
     try:
+        ctypes.CDLL(None).malloc_trim(0)  # of the C library that knows these, or there is none
+        area = mmap.mmap(-1, _AREA, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, _READ_WRITE_EXECUTE)
         wanted = [one for one in parse_smaps(Path("/proc/self/smaps").read_text()) if is_wanted(one)]
         file = os.memfd_create("roost-zygote", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    except (OSError, Unfit):
+    except (AttributeError, OSError, Unfit):
         return False
     try:
-        with mmap.mmap(-1, _AREA, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, _READ_WRITE_EXECUTE) as area:
-            offset = 0
-            for one in wanted:
-                _replace(area, one, file, offset)
-                offset += one.end - one.begin  # what is adjacent in both is one mapping afterwards
-        fcntl.fcntl(file, fcntl.F_ADD_SEALS, _SEALS)
-    except OSError:
-        return False
+        offset = replaced = 0
+        for one in wanted:
+            replaced += _replace(area, one, file, offset)
+            offset += one.end - one.begin  # what is adjacent in both is one mapping afterwards
+        if replaced:
+            fcntl.fcntl(file, fcntl.F_ADD_SEALS, _SEALS)
     finally:
+        area.close()
         os.close(file)
-    return True
+    return replaced > 0
 
 
 def is_wanted(mapping: Mapping) -> bool:
@@ -60,9 +66,9 @@ def is_wanted(mapping: Mapping) -> bool:
     return plain and mapping.own > 0 and size <= min(2 * mapping.filled, _MOST)
 
 
-def _replace(area: mmap.mmap, mapping: Mapping, file: int, offset: int) -> None:
-    """Between the two calls nothing else is executed, so nothing that is written is lost. Where the first one fails,
-    as where memory is at its end, or was given back since, the mapping stays."""
+def _replace(area: mmap.mmap, mapping: Mapping, file: int, offset: int) -> bool:
+    """Between the two calls nothing else is executed, so nothing that is written is lost. False: the first one failed,
+    as where memory is at its end, or was given back since; the mapping stays."""
     size = mapping.end - mapping.begin
     base = ctypes.addressof(ctypes.c_char.from_buffer(area))
     calls = (
@@ -72,3 +78,4 @@ def _replace(area: mmap.mmap, mapping: Mapping, file: int, offset: int) -> None:
     program = assemble.__wrapped__(base, calls, returns=True)  # no need to remember it
     area[: len(program.image)] = program.image
     ctypes.CFUNCTYPE(None)(program.start)()
+    return len(program.results(area[: program.results_size])) == len(calls)

@@ -59,10 +59,15 @@ class Branches:
 
     async def fork(self, context: Context, *, now: bool = False) -> Context:
         """A new context with the variables of this one. Raises CannotStart too."""
-        made = self._contexts.make(PYTHON, context.cwd)
+        async with self._held(context, now=now) as (host, pid):
+            kernel = _kernel(*await host.ask("fork", pid=pid))
         try:
-            async with self._held(context, now=now) as (host, pid):
-                made.take_over(_kernel(*await host.ask("fork", pid=pid)))
+            made = self._contexts.make(PYTHON, context.cwd)
+        except CannotStart:
+            kernel.close()
+            raise
+        made.take_over(kernel)  # before anybody else sees it without one
+        try:
             await made.start()
         except BaseException:
             self._contexts.remove(made)
