@@ -52,13 +52,6 @@ def rehearse() -> None:
     holes.take()
 
 
-def repeat() -> None:
-    """Once more, where memory has been put elsewhere since: forks then have what all of them use in their page tables
-    from the start."""
-    with contextlib.suppress(Exception):
-        _once()
-
-
 def _once() -> None:
     _rehearse_supervisor()
     with _listener() as listener:

@@ -147,9 +147,7 @@ def main() -> None:
     gc.disable()
     gc.collect()
     gc.freeze()
-    if map_own_memory():
-        getattr(guest, "repeat", lambda: None)()
-    else:
+    if not map_own_memory():
         linux.use_huge_pages()
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):
         zygote.serve()
