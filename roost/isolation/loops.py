@@ -60,7 +60,7 @@ def device_of(path: Path) -> str | None:
     known = [device for device, had in list(_images.items()) if had == image]
     for device in chain(known, (f"/dev/{block.name}" for block in Path("/sys/block").glob("loop*"))):
         with contextlib.suppress(OSError):
-            if Path(f"/sys/block/{device[5:]}/loop/backing_file").read_text().rstrip("\n") == wanted:
+            if Path(f"/sys/block/{Path(device).name}/loop/backing_file").read_text().rstrip("\n") == wanted:
                 _images[device] = image
                 return device
     return None

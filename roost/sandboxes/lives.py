@@ -30,6 +30,7 @@ T = TypeVar("T")
 
 #: A timer looks again at least that often: the clock it counts by may run at another speed than the loop's.
 _TIMER_MOST_S = 60.0
+_LEAVE_S = 30.0  # for which the end of a room in whose place another is is waited for
 
 
 class Templates(Protocol):
@@ -147,7 +148,9 @@ class Lives:
         removes whichever of the two is not in the record.
         """
         if entry.leaving is not None:  # else those would be more and more
-            await asyncio.wait([entry.leaving])
+            await asyncio.wait([entry.leaving], timeout=_LEAVE_S)
+            if not entry.leaving.done():
+                raise Unavailable(f"The room that sandbox {entry.sandbox.id} had before does not end.", retry_after=5)
         before, old = entry.sandbox, entry.instance
         if old is None or self.closing:
             self.check_room(before)
@@ -169,7 +172,8 @@ class Lives:
         entry.revoke(StopReason.ROLLED_BACK)
         if old is not None and old.room is not None:  # nothing of it runs on; what it held may take longer
             ending = asyncio.ensure_future(old.room.wait())
-            await asyncio.wait([entry.leaving, ending], return_when=asyncio.FIRST_COMPLETED)
+            first = asyncio.FIRST_COMPLETED
+            await asyncio.wait([entry.leaving, ending], timeout=_LEAVE_S, return_when=first)
             ending.cancel()
         if new.state is State.STOPPED:  # between two steps of this
             self.background.spawn(self.died(entry, new))

@@ -12,7 +12,7 @@ import pytest
 from roost.isolation.driver import Branch, Left, LiveCopy, MemoryLost
 from roost.model.errors import Conflict, RoostError, StorageFull, Throttled, Unavailable
 from roost.model.sandbox import Sandbox, SandboxState
-from roost.sandboxes import checkpoints
+from roost.sandboxes import checkpoints, lives
 from roost.sandboxes.checkpoints import CROWDED, DISK_FULL, FULL, LOST, OVER_QUOTA, NoCheckpoint
 from roost.sandboxes.fleet import Gone
 from tests.integration.test_sandboxes_lives import ORDER
@@ -148,6 +148,24 @@ async def test_who_goes_back_waits_for_the_end_of_what_ran_and_not_for_that_of_w
     assert not before.destroyed and world.bench.layers == [world.id, f"{world.id}-1"]
     await world.bench.lives.leaving.drained()
     assert before.destroyed and world.bench.layers == [f"{world.id}-1"]
+
+
+async def test_a_room_that_does_not_end_is_not_waited_for_without_a_bound(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lives, "_LEAVE_S", 0.05)
+    checkpoint = await world.take("one", Memory())
+    before = world.bench.room(world.entry.sandbox)
+    before.stuck = 1000
+    await asyncio.wait_for(world.verbs.rollback("acme", world.id, checkpoint), 5)
+    place = world.entry.sandbox.place
+    with pytest.raises(Unavailable, match="does not end"):  # else there would be more and more of those
+        await world.verbs.rollback("acme", world.id, checkpoint)
+    assert world.entry.sandbox.place == place and world.bench.room(world.entry.sandbox).destroyed is False
+    before.stuck = 0
+    await world.bench.lives.leaving.drained()
+    await world.back(checkpoint)
+    assert world.bench.layers == [f"{world.id}-2"]
 
 
 async def test_a_server_that_stops_leaves_no_room_in_whose_place_another_is(world: World) -> None:

@@ -348,6 +348,7 @@ class Contexts:
         return number
 
     async def _branch(self, pid: int, *, keep: bool) -> Held:
+        """Of a context that stands still; the room does, for as long as its memory takes to be copied."""
         held = self._held.get(pid)
         if held is None or self.still is None:
             raise Unavailable("it was made without a shadow")

@@ -34,10 +34,11 @@ def judged_by(pid: int, address: int) -> list[Mapping]:
 
 
 def _asked(fd: int, address: int) -> list[Mapping]:
-    found = []
-    with _nothing_more():
+    found: list[Mapping] = []
+    nothing_more = contextlib.suppress(FileNotFoundError)
+    with nothing_more:
         found.append(_ask(fd, address, 0))
-    with _nothing_more():
+    with nothing_more:
         at = 0
         while len(found) <= MOST_SHARED + 1:
             found.append(_ask(fd, at, _SHARED | _OR_NEXT))
@@ -51,7 +52,3 @@ def _ask(fd: int, address: int, flags: int) -> Mapping:
     _, _, _, begin, end, has, *_ = _QUERY.unpack(asked)
     rights = "".join(letter if has & bit else "-" for bit, letter in _RIGHTS)
     return Mapping(f"{begin:x}", f"{end:x}", rights + ("s" if has & _SHARED else "p"), "")
-
-
-def _nothing_more() -> contextlib.AbstractContextManager[None]:
-    return contextlib.suppress(FileNotFoundError)
