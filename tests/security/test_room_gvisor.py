@@ -5,6 +5,7 @@ It says "done" to some of what it then does not do, so the host is what is looke
 
 from __future__ import annotations
 
+import glob
 import os
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -54,8 +55,8 @@ async def test_every_process_of_it_is_nobody_on_the_host(made: Made) -> None:
     inner, room, _ = made
     await inner.ask(room, "import os, time\nif os.fork() == 0: time.sleep(600)\nresult = 1")
     base = Path(f"/proc/{room.pid}").stat().st_uid
-    group = next(Path("/sys/fs/cgroup").glob(f"**/{room.handle['cgroup']}/in/cgroup.procs"))
-    pids = group.read_text().split()
+    [group, *_] = glob.glob(f"/sys/fs/cgroup/**/{room.handle['cgroup']}/in/cgroup.procs", recursive=True)
+    pids = Path(group).read_text().split()
     statuses = [Path(f"/proc/{pid}/status").read_text() for pid in pids]
     assert len(pids) >= 5  # the first one, runsc, the kernel, what opens files for it, a program
     for status in statuses:

@@ -310,8 +310,8 @@ def kernel_of(sandbox: str) -> int:
     """The number of the process that is gVisor's kernel for it."""
     for handle in glob.glob(f"/run/roost/*/{sandbox}/handle.json"):
         name = Path(handle).read_text().partition('"cgroup": "')[2].partition('"')[0]
-        for group in Path("/sys/fs/cgroup").glob(f"**/{name}/in/cgroup.procs"):
-            for pid in group.read_text().split():
+        for group in glob.glob(f"/sys/fs/cgroup/**/{name}/in/cgroup.procs", recursive=True):
+            for pid in Path(group).read_text().split():
                 if Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"runsc-sandbox"):
                     return int(pid)
     raise AssertionError(f"{sandbox} has no kernel")
