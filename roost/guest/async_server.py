@@ -7,6 +7,7 @@ import socket
 from collections import deque
 from collections.abc import Awaitable, Callable
 
+from roost.guest.dedup import QUIET_S, give_back
 from roost.guest.framing import AnyFields, Framer
 from roost.guest.http1 import MAX_HEAD, BadMessage, Body, Head, parse_head, reply_head
 from roost.guest.streams import Stream, Streams
@@ -305,12 +306,15 @@ class AsyncServer:
         self._tasks: set[asyncio.Task[None]] = set()
         self._later: list[Callable[[], None]] = []
         self._settles = False  # _settle is going to be called
+        self._last = 0.0  # time at which a request came
+        self._looks = False  # _look is going to be called
         self._streams = Streams(listener, lambda streams, sock: AsyncConnection(self, streams, sock), self._settle_soon)
 
     async def serve(self) -> None:
         """Begin to serve, on the running loop."""
         self._loop = asyncio.get_running_loop()
         self._streams.serve()
+        self._stir()
 
     def break_off(self) -> None:
         """End all connections at once: to their handlers the host has gone."""
@@ -321,7 +325,24 @@ class AsyncServer:
         """No request is under way."""
         return not self._tasks and not self._waiting
 
+    def _stir(self) -> None:
+        self._last = self._loop.time()
+        if not self._looks:
+            self._looks = True
+            self._loop.call_later(QUIET_S, self._look)
+
+    def _look(self) -> None:
+        """Where nothing has happened for some time, have no more memory than needed until something does."""
+        now = self._loop.time()
+        due = self._last + QUIET_S if self.is_quiet else now + QUIET_S
+        self._looks = due > now
+        if self._looks:
+            self._loop.call_at(due, self._look)
+        else:
+            give_back()
+
     def begin(self, connection: AsyncConnection, exchange: Exchange) -> None:
+        self._stir()
         if self._free:
             self._start(connection, exchange)
         else:

@@ -10,6 +10,7 @@ import traceback
 from collections.abc import Callable
 from typing import NoReturn
 
+from roost.guest.dedup import know as know_original
 from roost.guest.rehearsal import rehearse
 from roost.guest.sandbox.interpreter.spare import be_context
 from roost.guest.supervisor import Settings, Supervisor
@@ -41,7 +42,7 @@ def entry_of_contexts() -> Callable[[int], NoReturn]:
     return be_context
 
 
-__all__ = ["entry_of_contexts", "rehearse", "run", "serve"]
+__all__ = ["entry_of_contexts", "know_original", "rehearse", "run", "serve"]
 
 
 def _main() -> NoReturn:

@@ -6,16 +6,19 @@ import json
 import os
 import signal
 import socket
+import struct
 import threading
 from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
+from roost.guest.dedup import QUIET_S, give_back
 from roost.guest.sandbox.interpreter import frames
 from roost.guest.sandbox.interpreter.python.branching import stand_still, wait_for
 
 _CHUNK = 1 << 16
 _MAX_CODE = 128 << 20  # what is 16 MB of code may be longer as JSON
+_QUIET, _FOR_EVER = struct.pack("ll", int(QUIET_S), 0), struct.pack("ll", 0, 0)
 
 
 class Channel:
@@ -36,6 +39,8 @@ class Channel:
         self.is_open = True
         self.on_born: Callable[[], None] = lambda: None  # in a copy, before it takes cells
         self.moving = False  # the process is being copied, and its copy has a channel too
+        self._quiet = False  # it has waited for long
+        self._wait_for(_QUIET)
         os.register_at_fork(after_in_child=self._leave)
 
     def receive(self) -> dict[str, Any] | None:
@@ -82,11 +87,27 @@ class Channel:
 
     def _next(self) -> frames.Frame:
         while not self._waiting:
-            data = self._sock.recv(_CHUNK)
+            try:
+                data = self._sock.recv(_CHUNK)
+            except BlockingIOError:
+                self._be_quiet()
+                continue
             if not data:
                 return b"", b""
+            if self._quiet:
+                self._quiet = False
+                self._wait_for(_QUIET)
             self._waiting += self._reader.feed(data)
         return self._waiting.pop(0)
+
+    def _be_quiet(self) -> None:
+        """Nothing has come for some time: until something does, have no more memory than needed."""
+        self._quiet = True
+        self._wait_for(_FOR_EVER)
+        give_back()
+
+    def _wait_for(self, most: bytes) -> None:
+        self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, most)
 
     def _on_interrupt(self, number: int, frame: FrameType | None) -> None:
         if not self.interruptible:
@@ -108,6 +129,8 @@ class Channel:
         """In a copy: nobody else is in the middle of anything."""
         self._lock = threading.Lock()
         self._interrupted = False
+        self._quiet = False
+        self._wait_for(_QUIET)
 
     def _leave(self) -> None:
         if self.moving:
