@@ -35,6 +35,7 @@ SETTINGS = "sandbox_memory_mb = 2560\nsandbox_disk_mb = 1024\ncheckpoints_memory
 ON_DISK = "sandbox_memory_mb = 2560\nsandbox_disk_mb = 1024\ncheckpoints_memory_mb = 1\n"
 FUNCTION = "sandbox:code-interpreter-v1"
 PAUSE_S = 0.05
+QUIET_S = 35.0  # after which a branch has given back what it can
 PORT = "49999"
 HEAP = "import numpy as np, os, time; heap = np.ones({mb} * 131072); x = 41"
 RANDOM = "import numpy as np, os, time; heap = np.random.default_rng(1).random({mb} * 131072); x = 41"
@@ -127,25 +128,30 @@ class Branching:
             wanted = min(REQUEST, count - len(forks))
             body = {"count": wanted, "checkpointID": made["checkpointID"], "timeout": 3600}
             replies = self._own.post("fork", json=body).raise_for_status().json()
-            new = [self._sandboxes.connect(one["sandbox"]["sandboxID"]) for one in replies]
-            for fork in new:
+            made_now = [self._sandboxes.connect(one["sandbox"]["sandboxID"]) for one in replies]
+            for fork in made_now:
                 _value(fork, "x + 1")
-            forks += new
+            forks += made_now
         took = (time.perf_counter() - started) * 1000 / count
-        charged = (server.metric("roost_memory_bytes", function=FUNCTION) - before) / count / 2**20
-        gone = (free - _available()) / count / 2**20
+
+        def charged() -> float:
+            return (server.metric("roost_memory_bytes", function=FUNCTION) - before) / count / 2**20
+
+        new = charged()
+        time.sleep(QUIET_S)
+        quiet, gone = charged(), (free - _available()) / count / 2**20
         more = ""
         if count * mb << 20 < 5 * _available():  # what they write is half of what is free, at most
             for fork in forks:
                 _value(fork, "heap[: len(heap) // 10] = 2")
-            written = (server.metric("roost_memory_bytes", function=FUNCTION) - before) / count / 2**20
-            more = f", and {written:.1f} MB when it has written to {mb / 10:.0f} MB of its heap"
+            more = f", and {charged():.1f} MB when it has written to {mb / 10:.0f} MB of its heap"
         for fork in forks:
             fork.kill()
         self._own.delete(f"checkpoints/{made['checkpointID']}").raise_for_status()
         print(
             f"\n{count} branches of one checkpoint: {took:.1f} ms each, to the last one's first reply; each is "
-            f"charged {charged:.1f} MB ({gone:.1f} MB less are free on the machine){more}.",
+            f"charged {new:.1f} MB then, {quiet:.1f} MB when nobody has used it for {QUIET_S:.0f} s ({gone:.1f} MB "
+            f"less are free on the machine){more}.",
             flush=True,
         )
 

@@ -10,6 +10,7 @@ from typing import Any
 from roost.model.sandbox import Checkpoint, EndedSandbox, PauseMode, Sandbox, SandboxState, SandboxVolume
 from roost.store.database import Connection, Database
 from roost.store.records import decode_foundation, decode_limits, encode_foundation, encode_limits
+from roost.store.sealed import SANDBOX
 from roost.store.sealing import Sealer
 from roost.store.sql import upsert
 
@@ -35,18 +36,6 @@ class Sandboxes:
     def __init__(self, database: Database, sealer: Sealer) -> None:
         self._database = database
         self._sealer = sealer
-
-    async def seal_all(self) -> None:
-        """Seal the networks that a former Roost left as they were given."""
-
-        def work(connection: Connection) -> None:
-            for id, data in connection.execute("SELECT id, data FROM sandboxes").fetchall():
-                network = json.loads(data).get("network")
-                if network and _SEALED not in network:
-                    sealed = self._encode(self._decode(data))
-                    connection.execute("UPDATE sandboxes SET data=? WHERE id=?", (sealed, id))
-
-        await self._database.run(work)
 
     async def create(self, sandbox: Sandbox, key: CreationKey | None) -> None:
         """Both, or neither."""
@@ -96,7 +85,7 @@ class Sandboxes:
         """Everything; what is remembered comes oldest first."""
 
         def work(connection: Connection) -> tuple[list[Sandbox], list[EndedSandbox], list[CreationKey]]:
-            living = [self._decode(row[0]) for row in connection.execute("SELECT data FROM sandboxes ORDER BY id")]
+            living = [self._decode(*row) for row in connection.execute("SELECT id, data FROM sandboxes ORDER BY id")]
             ends = connection.execute("SELECT id, account, reason, at FROM sandbox_ends ORDER BY at")
             keys = connection.execute("SELECT account, key, digest, sandbox, at FROM sandbox_keys ORDER BY at")
             return (
@@ -117,13 +106,10 @@ class Sandboxes:
         ]
         for name in ("metadata", "environment", "network"):
             values[name] = dict(values[name])
-        if sandbox.network:  # there may be keys in it
-            sealed = self._sealer.seal(json.dumps(values["network"]), _purpose(sandbox.account, sandbox.id))
-            values["network"] = {_SEALED: base64.b64encode(sealed).decode()}
-        return json.dumps(values)
+        return SANDBOX.seal(self._sealer, json.dumps(values), sandbox.id)
 
-    def _decode(self, text: str) -> Sandbox:
-        values = json.loads(text)
+    def _decode(self, id: str, data: str) -> Sandbox:
+        values = json.loads(SANDBOX.unseal(self._sealer, data, id))
         # A field that an older or newer Roost wrote and this one does not know is left out, not fatal.
         known = {field.name: values[field.name] for field in fields(Sandbox) if field.name in values}
         known["state"] = SandboxState(known["state"])
@@ -132,9 +118,10 @@ class Sandboxes:
         known["foundation"] = decode_foundation(known.get("foundation", {}))
         known["volumes"] = tuple(SandboxVolume(name=name, path=path) for name, path in known["volumes"])
         known["checkpoints"] = tuple(_decode_checkpoint(one) for one in known.get("checkpoints", ()))
-        if _SEALED in known.get("network", {}):
+        if _SEALED in known.get("network", {}):  # by an older Roost, which sealed nothing else of it
             sealed = base64.b64decode(known["network"][_SEALED])
-            known["network"] = json.loads(self._sealer.unseal(sealed, _purpose(known["account"], known["id"])))
+            purpose = f"The network of sandbox {known['account']}/{id}"
+            known["network"] = json.loads(self._sealer.unseal(sealed, purpose))
         return Sandbox(**known)
 
 
@@ -144,7 +131,3 @@ def _decode_checkpoint(values: dict[str, Any]) -> Checkpoint:
     for name in ("contexts", "left_behind", "lost"):
         known[name] = tuple(known.get(name, ()))
     return Checkpoint(**known)
-
-
-def _purpose(account: str, id: str) -> str:
-    return f"The network of sandbox {account}/{id}"

@@ -53,4 +53,8 @@ VERSION = SealedColumn("versions", "snapshot", ("account", "function", "version"
 TRIGGER = SealedColumn("triggers", "config", ("account", "function", "name"), "Function {}/{}, trigger {},")
 SETTING = SealedColumn("provision", "config", ("account", "function", "qualifier", "kind"), "Function {}/{}:{}, {},")
 LETTER = SealedColumn("task_outbox", "destination", ("id",), "The destination of event {}")
-ALL = (FUNCTION, VERSION, TRIGGER, SETTING, LETTER)
+#: Variables, tokens and rules of networks.
+SANDBOX = SealedColumn("sandboxes", "data", ("id",), "Sandbox {}")
+BUILD = SealedColumn("template_builds", "data", ("id",), "Build {} of a template")
+VOLUME = SealedColumn("volumes", "token", ("id",), "The token of volume {}")
+ALL = (FUNCTION, VERSION, TRIGGER, SETTING, LETTER, SANDBOX, BUILD, VOLUME)

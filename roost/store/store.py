@@ -36,7 +36,7 @@ from roost.store.volumes import Volumes
 
 log = logging.getLogger(__name__)
 
-#: The setting of a store that had in plain text what is sealed now (`schema/012_sealed.sql`).
+#: The setting of a store that had in plain text what is sealed now (`schema/012_sealed.sql`, `013`).
 _PLAIN = "plain text"
 
 
@@ -65,9 +65,9 @@ class Store:
         self.sessions = Sessions(self._database, self.sealer)
         self.sandboxes = Sandboxes(self._database, self.sealer)
         self.secrets = Secrets(self._database, self.sealer)
-        self.volumes = Volumes(self._database)
+        self.volumes = Volumes(self._database, self.sealer)
         self.template_tags = TemplateTags(self._database)
-        self.templates = Templates(self._database)
+        self.templates = Templates(self._database, self.sealer)
         self.access_keys = AccessKeys(self._database)
         self.quotas = Quotas(self._database)
         self.labels = LabelRows(self._database)
@@ -83,7 +83,6 @@ class Store:
         try:
             self.sealer.open(may_make=not await self._database.run(_has_sealed, synced=False))
             await self.secrets.seal_all()
-            await self.sandboxes.seal_all()
             if await self.settings.get(_PLAIN):
                 await self._seal_all()
         except BaseException:
@@ -110,7 +109,7 @@ class Store:
         log.info("sealing what an earlier Roost stored in plain text; a large store takes a while")
         await self._database.run(work)
         try:
-            await self._database.renew(["secrets", "sandboxes", *(column.table for column in sealed.ALL)])
+            await self._database.renew(["secrets", *(column.table for column in sealed.ALL)])
         except RoostError as error:
             log.warning("what was stored in plain text may be left in unused parts of the store: %s", error.message)
         else:

@@ -8,16 +8,19 @@ from collections.abc import Sequence
 from roost.model.template import TemplateBuild, TemplateKind, TemplateRecord, TemplateTag
 from roost.store.database import Connection, Database
 from roost.store.records import decode_foundation, decode_limits, encode_foundation, encode_limits
+from roost.store.sealed import BUILD
+from roost.store.sealing import Sealer
 from roost.store.template_tags import put_tags
 
 
 class Templates:
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, sealer: Sealer) -> None:
         self._database = database
+        self._sealer = sealer
 
     async def save(self, record: TemplateRecord, build: TemplateBuild, tags: Sequence[TemplateTag]) -> None:
         """A build with its tags, of a template that is made if there is none yet: all of it, or nothing."""
-        data = _encode(build)
+        data = BUILD.seal(self._sealer, _encode(build), build.id)
 
         def work(connection: Connection) -> None:
             connection.execute(
@@ -55,7 +58,8 @@ class Templates:
             records = [
                 TemplateRecord(id=r[0], account=r[1], kind=TemplateKind(r[2]), name=r[3], created=r[4]) for r in rows
             ]
-            builds = [_decode(*row) for row in connection.execute("SELECT id, template, data FROM template_builds")]
+            rows = connection.execute("SELECT id, template, data FROM template_builds")
+            builds = [_decode(id, template, BUILD.unseal(self._sealer, data, id)) for id, template, data in rows]
             return records, sorted(builds, key=lambda build: (build.created, build.id))
 
         return await self._database.run(work, synced=False)

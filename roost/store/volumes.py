@@ -5,19 +5,24 @@ from __future__ import annotations
 from roost.model.errors import Conflict
 from roost.model.sandbox import Volume
 from roost.store.database import Connection, Database
+from roost.store.sealed import VOLUME
+from roost.store.sealing import Sealer
 
 
 class Volumes:
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, sealer: Sealer) -> None:
         self._database = database
+        self._sealer = sealer
 
     async def create(self, volume: Volume) -> None:
         """Raises Conflict when the account has one of this name."""
 
+        token = VOLUME.seal(self._sealer, volume.token, volume.id)
+
         def work(connection: Connection) -> None:
             made = connection.execute(
                 "INSERT INTO volumes (account, id, name, token, created) VALUES (?,?,?,?,?) ON CONFLICT DO NOTHING",
-                (volume.account, volume.id, volume.name, volume.token, volume.created),
+                (volume.account, volume.id, volume.name, token, volume.created),
             )
             if not made.rowcount:
                 raise Conflict(f"A volume named {volume.name!r} exists already.")
@@ -33,6 +38,9 @@ class Volumes:
     async def list_all(self) -> list[Volume]:
         def work(connection: Connection) -> list[Volume]:
             rows = connection.execute("SELECT account, id, name, token, created FROM volumes ORDER BY account, name")
-            return [Volume(account=r[0], id=r[1], name=r[2], token=r[3], created=r[4]) for r in rows]
+            return [
+                Volume(account=account, id=id, name=name, token=VOLUME.unseal(self._sealer, token, id), created=created)
+                for account, id, name, token, created in rows
+            ]
 
         return await self._database.run(work, synced=False)

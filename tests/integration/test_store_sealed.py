@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import json
 import random
@@ -16,15 +17,19 @@ import psycopg
 import pytest
 
 from roost.model.errors import StorageFull, Unavailable
+from roost.model.function import Limits
 from roost.model.role import Role
+from roost.model.sandbox import Foundation, Sandbox, Volume
 from roost.model.secret import Secret
 from roost.model.task import Task, TaskState, Verdict
+from roost.model.template import TemplateBuild, TemplateKind, TemplateRecord
 from roost.store import migrate, sealed
 from roost.store.access_keys import AccessKeys, KeyRecord
+from roost.store.database import Database
 from roost.store.functions import FunctionRecord
 from roost.store.migrate import revisions
 from roost.store.provision import QualifierKind, QualifierRecord
-from roost.store.sandboxes import Sandboxes
+from roost.store.records import encode_foundation, encode_limits
 from roost.store.sealing import Sealer
 from roost.store.secrets import Secrets
 from roost.store.store import Store
@@ -51,7 +56,21 @@ SETTING = QualifierRecord(
     config={"destinationConfig": {"onSuccess": {"destination": URL}}}, created=1.0, modified=1.0,
 )  # fmt: skip
 LETTER = Letter(id="e", account="a", function="f", task="t", destination=URL, created=1.0, due=1.0, body=b"{}")
+BOX = record(environment={"KEY": HIDDEN}, envd_token=HIDDEN, network={"rules": {"a.test": [HIDDEN]}})
+BUILD = TemplateBuild(
+    id="b", template="t", foundation=Foundation(environment={"KEY": HIDDEN}), limits=Limits(), created=1.0
+)
+VOLUME = Volume(account="a", id="v", name=PLAIN, token=HIDDEN, created=1.0)
+TEMPLATE = TemplateRecord(id="t", account="a", kind=TemplateKind.BUILT, name="", created=1.0)
 TASK = Task(account="a", function="f", id="t", qualifier="LATEST", request_id="r", enqueued=1.0, ready=1.0, due=1.0)
+
+
+def _plain(one: Sandbox | TemplateBuild) -> dict[str, Any]:
+    """As JSON has it."""
+    values = dict(vars(one)) | {"foundation": encode_foundation(one.foundation), "limits": encode_limits(one.limits)}
+    return json.loads(json.dumps(values, default=dict))
+
+
 #: The same rows as a former Roost wrote them.
 OLD: dict[str, tuple[Any, ...]] = {
     "INSERT INTO functions (account, name, id, config, code_digest, code_size, code_checksum, layers, last_version,"
@@ -65,6 +84,10 @@ OLD: dict[str, tuple[Any, ...]] = {
     " VALUES ('a','f','LATEST','async',?,1.0,1.0)": (json.dumps(dict(SETTING.config)),),
     "INSERT INTO task_outbox (id, account, function, task, epoch, destination, created, due, attempts, error, body)"
     " VALUES ('e','a','f','t',1,?,1.0,1.0,0,'',?)": (URL, b"{}"),
+    "INSERT INTO sandboxes (id, account, data) VALUES (?,'acme',?)": (BOX.id, json.dumps(_plain(BOX))),
+    "INSERT INTO templates (id, account, kind, name, created) VALUES ('t','a','built','',?)": (1.0,),
+    "INSERT INTO template_builds (id, template, data) VALUES ('b','t',?)": (json.dumps(_plain(BUILD)),),
+    "INSERT INTO volumes (account, id, name, token, created) VALUES ('a','v',?,?,1.0)": (PLAIN, HIDDEN),
 }
 
 
@@ -74,6 +97,9 @@ async def fill(store: Store) -> None:
     await store.triggers.put(TRIGGER)
     await store.provision.put(SETTING)
     kept = await store.tasks.enqueue(TASK, b"")
+    await store.sandboxes.create(BOX, None)
+    await store.templates.save(TEMPLATE, BUILD, [])
+    await store.volumes.create(VOLUME)
     held, _ = await store.tasks.claim(kept.task, instance_id="i", now=1.0)
     ended = Verdict(state=TaskState.SUCCEEDED)
     await store.tasks.conclude(held, ended, now=1.0, letter=LETTER)
@@ -88,6 +114,9 @@ async def check(store: Store) -> None:
     assert await store.provision.list_all() == [SETTING]
     [letter], _ = await store.task_outbox.due(now=9.0, limit=9)
     assert letter.destination == URL
+    assert (await store.sandboxes.load())[0] == [BOX]
+    assert await store.templates.load() == ([TEMPLATE], [BUILD])
+    assert await store.volumes.list_all() == [VOLUME]
 
 
 async def make_old(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -264,6 +293,9 @@ async def test_without_its_key_file_a_store_does_not_open_and_with_another_nothi
     for table in (store.functions, store.versions, store.triggers, store.provision):
         with pytest.raises(Unavailable, match=r"Function a/f.* can't be opened with the key file .*keys\.sealing"):
             await table.list_all()
+    for load in (store.sandboxes.load, store.templates.load, store.volumes.list_all):
+        with pytest.raises(Unavailable, match=r"(Sandbox|Build|volume) .* can't be opened with the key file"):
+            await load()
     with pytest.raises(Unavailable, match="destination of event e can't be opened"):
         await store.task_outbox.due(now=9.0, limit=9)
     await store.close()
@@ -274,6 +306,32 @@ async def test_without_its_key_file_a_store_does_not_open_and_with_another_nothi
         await check(store)
     finally:
         await store.close()
+
+
+async def seal_network(database: Database, sealer: Sealer) -> None:
+    """Of the sandbox, as a former Roost did, and nothing else of it."""
+    network = sealer.seal(json.dumps(dict(BOX.network)), f"The network of sandbox acme/{BOX.id}")
+    data = json.dumps(_plain(BOX) | {"network": {"sealed": base64.b64encode(network).decode()}})
+    await database.run(lambda connection: connection.execute("UPDATE sandboxes SET data=?", (data,)))
+
+
+async def test_a_store_that_sealed_only_networks_of_sandboxes_is_read(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await make_old(place, monkeypatch)
+    sealer = Sealer(place.path.with_name("keys.sealing"))
+    sealer.open()
+    async with place.opened() as database:
+        await seal_network(database, sealer)
+    for _ in range(2):
+        store = place.store()
+        await store.open()
+        await check(store)
+        await store.sandboxes.update(BOX)
+        await store.close()
+    place.path.with_name("keys.sealing").unlink()
+    with pytest.raises(Unavailable, match=r"keys\.sealing is missing"):
+        await place.store().open()
 
 
 @pytest.mark.parametrize("kind", ["key", "secret", "sandbox"])
@@ -292,7 +350,7 @@ async def test_a_former_store_is_not_sealed_with_another_key_than_it_has_already
         elif kind == "secret":
             await Secrets(database, sealer).create(secret)
         else:
-            await Sandboxes(database, sealer).create(record(network={"rules": {}}), None)
+            await seal_network(database, sealer)
     kept = file.read_bytes()
     file.write_bytes(bytes(32))
     with pytest.raises(Unavailable, match=r"can't be opened with the key file"):

@@ -10,7 +10,6 @@ import pytest
 from roost.model.errors import Unavailable
 from roost.model.secret import Secret
 from roost.store.store import Store
-from tests.support.sandboxes import record
 from tests.support.stores import Place
 
 VALUE = "sk-of-somebody"
@@ -91,33 +90,3 @@ async def test_without_its_key_file_a_store_with_secrets_does_not_open(place: Pl
         assert await again.secrets.find("a", "1") == secret()
     finally:
         await again.close()
-
-
-NETWORK = {"rules": {"a.test": [{"transform": {"headers": {"Authorization": f"Bearer {VALUE}"}}}]}}
-
-
-async def test_what_a_sandbox_s_rules_put_into_requests_is_sealed(place: Place) -> None:
-    store = place.store()
-    await store.open()
-    box = record(network=NETWORK)
-    await store.sandboxes.create(box, None)
-    await store.sandboxes.update(record(network=NETWORK, timeout_s=7))
-    # one that a former Roost left as it was given
-    open_ = json.dumps({**json.loads(place.rows("SELECT data FROM sandboxes")[0][0]), "id": "i2", "network": NETWORK})
-    await change(store, "INSERT INTO sandboxes (id, account, data) VALUES (?,?,?)", "i2", "acme", open_)
-    await store.close()
-    assert str(place.rows("SELECT data FROM sandboxes")).count(VALUE) == 1
-    again = place.store()
-    await again.open()
-    try:
-        assert VALUE not in str(place.rows("SELECT data FROM sandboxes"))
-        living, _, _ = await again.sandboxes.load()
-        assert [(one.id, one.network) for one in living] == [(box.id, NETWORK), ("i2", NETWORK)]
-        await change(again, 'UPDATE sandboxes SET data=replace(data, \'"id": "i2"\', \'"id": "i3"\') WHERE id=\'i2\'')
-        with pytest.raises(Unavailable, match="acme/i3"):
-            await again.sandboxes.load()
-    finally:
-        await again.close()
-    place.path.with_name("keys.sealing").unlink()
-    with pytest.raises(Unavailable, match=r"keys\.sealing is missing"):
-        await place.store().open()
