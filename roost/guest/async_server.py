@@ -7,7 +7,7 @@ import socket
 from collections import deque
 from collections.abc import Awaitable, Callable
 
-from roost.guest.dedup import QUIET_S, give_back
+from roost.guest.dedup import QUIET_S
 from roost.guest.framing import AnyFields, Framer
 from roost.guest.http1 import MAX_HEAD, BadMessage, Body, Head, parse_head, reply_head
 from roost.guest.streams import Stream, Streams
@@ -15,6 +15,7 @@ from roost.guest.streams import Stream, Streams
 HIGH_WATER = 256 << 10  # of request bytes not yet read by the handler
 #: After a disconnect was delivered, how long an ASGI application may take to end by itself.
 DISCONNECT_GRACE_S = 0.5
+_LATE_S = 1.0  # a timer that is as late as that was not kept from running by work
 
 
 class Disconnected(OSError):
@@ -289,6 +290,7 @@ class AsyncServer:
     itself; what it leaves incomplete ends the connection.
 
     `grace_s`: how long after a disconnect the task is cancelled; a handler that watches `disconnected` needs some.
+    `on_quiet` is called when no request has come for `quiet_s`, and again when that is so after another one.
     """
 
     def __init__(
@@ -298,8 +300,12 @@ class AsyncServer:
         *,
         concurrency: int,
         grace_s: float,
+        on_quiet: Callable[[], object] | None = None,
+        quiet_s: float = QUIET_S,
     ) -> None:
         self._handler = handler
+        self._on_quiet = on_quiet
+        self._quiet_s = quiet_s
         self._grace_s = grace_s
         self._free = concurrency
         self._waiting: deque[tuple[AsyncConnection, Exchange]] = deque()  # at most one of a connection
@@ -326,20 +332,25 @@ class AsyncServer:
         return not self._tasks and not self._waiting
 
     def _stir(self) -> None:
+        """A request has come, or could from now on."""
         self._last = self._loop.time()
-        if not self._looks:
-            self._looks = True
-            self._loop.call_later(QUIET_S, self._look)
+        if self._on_quiet is not None and not self._looks:
+            self._look_at(self._last + self._quiet_s)
 
-    def _look(self) -> None:
-        """Where nothing has happened for some time, have no more memory than needed until something does."""
+    def _look_at(self, due: float) -> None:
+        self._looks = True
+        self._loop.call_at(due, self._look, due)
+
+    def _look(self, due: float) -> None:
+        self._looks = False
         now = self._loop.time()
-        due = self._last + QUIET_S if self.is_quiet else now + QUIET_S
-        self._looks = due > now
-        if self._looks:
-            self._loop.call_at(due, self._look)
-        else:
-            give_back()
+        if now > due + _LATE_S:  # the process stood still, and what it is waked for may not be here yet
+            self._last = now
+        begin = self._last if self.is_quiet else now
+        if now < begin + self._quiet_s:
+            self._look_at(begin + self._quiet_s)
+        elif self._on_quiet is not None:
+            self._on_quiet()
 
     def begin(self, connection: AsyncConnection, exchange: Exchange) -> None:
         self._stir()

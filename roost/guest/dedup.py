@@ -47,20 +47,23 @@ def know(device: str, inode: str, view: int, size: int, give_back: Callable[[int
 
 
 def give_back() -> int:
-    """How many pages were. None in a process with several threads, which could write to what is just compared."""
+    """How many pages were. None in a process with several threads, which could write to what is just compared; whoever
+    has the kernel write to memory later (`io_submit`) has to have it in memory that was not the zygote's.
+
+    Raises nothing: nobody has asked for it."""
     if not _known:
         return 0
-    [original] = _known
-    collects = gc.isenabled()
-    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-    gc.disable()  # what would be freed now could be memory that is looked at
+    collects, blocked = gc.isenabled(), signal.pthread_sigmask(signal.SIG_BLOCK, ())
     try:
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())  # raises what a handler does that was due
+        gc.disable()  # what would be freed now could be memory that is looked at
         if len(list(Path("/proc/self/task").iterdir())) > 1:
             return 0
+        [original] = _known
         pairs = _candidates(original)
         given = original.give_back(pairs.buffer_info()[0], len(pairs) // 2)
         _libc.madvise(original.view, original.size, mmap.MADV_DONTNEED)  # what was seen there has taken page tables
-    except OSError:  # the limit of open files, or no /proc
+    except Exception:  # no /proc, no descriptor, no memory, or whatever code of the room does when something is opened
         return 0
     finally:
         if collects:
@@ -72,10 +75,11 @@ def give_back() -> int:
 def _candidates(known: _Original) -> array[int]:
     """Addresses of pages that this process has written to, each with that of what the zygote had there."""
     found = array("Q")
+    kernels = _place_of_the_kernels()
     pagemap = os.open("/proc/self/pagemap", os.O_RDONLY | os.O_CLOEXEC)
     try:
-        for line in Path("/proc/self/maps").read_bytes().splitlines():
-            where, rights, offset, device, inode, *_ = line.split()
+        for line in Path("/proc/self/maps").read_bytes().split(b"\n"):
+            where, rights, offset, device, inode, *_ = *line.split(), *[b""] * 5
             if (device, inode, rights) != (known.device, known.inode, b"rw-p"):
                 continue
             begin, end = (int(address, 16) for address in where.split(b"-"))
@@ -83,14 +87,17 @@ def _candidates(known: _Original) -> array[int]:
             entries = os.pread(pagemap, (end - begin) // _PAGE * 8, begin // _PAGE * 8)
             for number, entry in enumerate(memoryview(entries).cast("Q")):
                 address = begin + number * _PAGE
-                if entry >> 61 == _OWN and not _is_the_kernels(address):
+                if entry >> 61 == _OWN and address != kernels:
                     found.extend((address, before + address))
     finally:
         os.close(pagemap)
     return found
 
 
-def _is_the_kernels(address: int) -> bool:
-    """Whether the kernel writes to the page when it likes: on which processor the thread runs (see rseq(2)), which the
-    C library keeps beside what makes it a thread."""
-    return -_PAGE <= address - threading.get_ident() // _PAGE * _PAGE <= _PAGE
+def _place_of_the_kernels() -> int:
+    """The page that the kernel writes to when it likes: on which processor the thread runs, see rseq(2)."""
+    try:
+        offset = ctypes.c_ssize_t.in_dll(_libc, "__rseq_offset").value
+    except ValueError:  # a C library that knows nothing of it
+        return 0
+    return (threading.get_ident() + offset) // _PAGE * _PAGE

@@ -33,6 +33,12 @@ class SealedColumn:
             return text
         return sealer.unseal(base64.b64decode(text[len(_MARK) :]), self.row.format(*key))
 
+    def check(self, sealer: Sealer, connection: Connection) -> None:
+        """Raises Unavailable if one that is sealed does not open."""
+        select = f"SELECT {self.name}, {', '.join(self.key)} FROM {self.table} WHERE {self.name} LIKE ?"  # noqa: S608
+        for text, *key in connection.execute(select, (f"{_MARK}%",)).fetchall():
+            self.unseal(sealer, text, *key)
+
     def seal_all(self, sealer: Sealer, connection: Connection) -> None:
         """Those that a former Roost left in plain text."""
         names, row_is = ", ".join(self.key), " AND ".join(f"{name}=?" for name in self.key)

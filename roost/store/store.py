@@ -104,6 +104,8 @@ class Store:
 
         def work(connection: Connection) -> None:
             for column in sealed.ALL:
+                column.check(self.sealer, connection)
+            for column in sealed.ALL:
                 column.seal_all(self.sealer, connection)
 
         log.info("sealing what an earlier Roost stored in plain text; a large store takes a while")

@@ -22,16 +22,16 @@ QUIET_S = 0.1
 
 @pytest.fixture
 def given(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Times at which it was."""
+    """Times at which that was."""
     times: list[float] = []
-    for module in (async_server, channel):
-        monkeypatch.setattr(module, "give_back", lambda: times.append(time.monotonic()))
-    monkeypatch.setattr(async_server, "QUIET_S", QUIET_S)
+    monkeypatch.setattr(channel, "give_back", lambda: times.append(time.monotonic()))
     monkeypatch.setattr(channel, "_QUIET", struct.pack("ll", 0, int(QUIET_S * 1e6)))
     return times
 
 
-async def test_a_server_does_when_no_request_has_come(given: list[float], tmp_path: Path) -> None:
+async def test_a_server_says_when_no_request_has_come(
+    given: list[float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def handle(exchange: Exchange) -> None:
         await asyncio.sleep(float(exchange.head.target.strip("/")))
         await exchange.whole(200, [("content-length", "2")], b"ok")
@@ -50,7 +50,15 @@ async def test_a_server_does_when_no_request_has_come(given: list[float], tmp_pa
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(tmp_path / "sock"))
         listener.listen()
-        await AsyncServer(listener, handle, concurrency=4, grace_s=0.0).serve()
+        server = AsyncServer(
+            listener,
+            handle,
+            concurrency=4,
+            grace_s=0.0,
+            on_quiet=lambda: given.append(time.monotonic()),
+            quiet_s=QUIET_S,
+        )
+        await server.serve()
         await await_given(1)  # nobody has asked at all
         for count in (2, 3):
             began = time.monotonic()
@@ -60,6 +68,12 @@ async def test_a_server_does_when_no_request_has_come(given: list[float], tmp_pa
             assert given[-1] >= began + 5 * QUIET_S
         await asyncio.sleep(5 * QUIET_S)
         assert len(given) == 3
+        monkeypatch.setattr(async_server, "_LATE_S", QUIET_S)
+        await ask(0.0)
+        time.sleep(5 * QUIET_S)
+        began = time.monotonic()
+        await await_given(4)
+        assert given[-1] >= began + QUIET_S  # what has come meanwhile goes first
 
 
 def test_a_context_does_when_no_cell_has_come(given: list[float]) -> None:

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 
 import pytest
 
@@ -273,6 +274,92 @@ def work():
     assert dedup.give_back() == 0
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     assert dedup.give_back() > 1000
+in_child(work)
+"""
+    )
+
+
+def test_nothing_happens_where_there_is_no_memory_left() -> None:
+    run(
+        STIRRED
+        + """
+import resource
+def work():
+    stir()
+    kept = resource.getrlimit(resource.RLIMIT_AS)
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * 4096
+    resource.setrlimit(resource.RLIMIT_AS, (used, kept[1]))
+    eaten = []
+    try:
+        while True:
+            eaten.append(bytes(1 << 12))
+    except MemoryError:
+        pass
+    assert dedup.give_back() == 0
+    eaten.clear()
+    resource.setrlimit(resource.RLIMIT_AS, kept)
+    assert dedup.give_back() > 1000
+in_child(work)
+"""
+    )
+
+
+def test_names_of_files_are_only_names(tmp_path: Path) -> None:
+    run(
+        STIRRED
+        + f"""
+odd = open({str(tmp_path)!r} + "/a\\rb c\\n 1", "w+b")
+odd.truncate(4096)
+odd = mmap.mmap(odd.fileno(), 4096)
+def work():
+    stir()
+    assert dedup.give_back() > 1000
+in_child(work)
+"""
+    )
+
+
+def test_a_handler_of_a_signal_that_raises_leaves_none_blocked() -> None:
+    """One that was due is called by the call that blocks them."""
+    run(
+        STIRRED
+        + """
+def work():
+    stir()
+    blocks = signal.pthread_sigmask
+    def raises(how, mask):
+        before = blocks(how, mask)
+        if how == signal.SIG_BLOCK and mask:
+            raise error
+        return before
+    signal.pthread_sigmask = raises
+    error = RuntimeError()
+    assert dedup.give_back() == 0 and blocks(signal.SIG_BLOCK, ()) == set() and gc.isenabled()
+    error = KeyboardInterrupt()
+    try:
+        dedup.give_back()
+    except KeyboardInterrupt:
+        pass
+    assert blocks(signal.SIG_BLOCK, ()) == set() and gc.isenabled()
+    signal.pthread_sigmask = blocks
+    assert dedup.give_back() > 1000
+in_child(work)
+"""
+    )
+
+
+def test_pages_that_are_gone_are_left_out() -> None:
+    run(
+        STIRRED
+        + """
+from array import array
+libc.munmap.argtypes = (ctypes.c_size_t, ctypes.c_size_t)
+def work():
+    block = mmap.mmap(-1, 8192, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    address = ctypes.addressof(ctypes.c_char.from_buffer(block))
+    assert libc.munmap(address + 4096, 4096) == 0
+    pairs = array("Q", [address + 4096, address, 0, address, address, address])
+    assert dedup._known[0].give_back(pairs.buffer_info()[0], 3) == 1
 in_child(work)
 """
     )

@@ -334,7 +334,7 @@ async def test_a_store_that_sealed_only_networks_of_sandboxes_is_read(
         await place.store().open()
 
 
-@pytest.mark.parametrize("kind", ["key", "secret", "sandbox"])
+@pytest.mark.parametrize("kind", ["key", "secret", "sandbox", "function", "letter"])
 async def test_a_former_store_is_not_sealed_with_another_key_than_it_has_already(
     place: Place, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
@@ -349,6 +349,12 @@ async def test_a_former_store_is_not_sealed_with_another_key_than_it_has_already
             await AccessKeys(database).create(key, most=9)
         elif kind == "secret":
             await Secrets(database, sealer).create(secret)
+        elif kind == "function":
+            config = sealed.FUNCTION.seal(sealer, json.dumps(CONFIG), "a", "f")
+            await database.run(lambda connection: connection.execute("UPDATE functions SET config=?", (config,)))
+        elif kind == "letter":
+            there = sealed.LETTER.seal(sealer, URL, "e")
+            await database.run(lambda connection: connection.execute("UPDATE task_outbox SET destination=?", (there,)))
         else:
             await seal_network(database, sealer)
     kept = file.read_bytes()
@@ -356,7 +362,7 @@ async def test_a_former_store_is_not_sealed_with_another_key_than_it_has_already
     with pytest.raises(Unavailable, match=r"can't be opened with the key file"):
         await place.store().open()
     assert note(place) == [("true",)]
-    assert HIDDEN in str(place.rows("SELECT config FROM functions")), "it is as it was"
+    assert HIDDEN in str(place.rows("SELECT token FROM volumes")), "it is as it was"
     file.write_bytes(kept)
     store = place.store()
     await store.open()

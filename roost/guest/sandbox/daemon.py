@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 from roost.guest.async_server import AsyncHandler, AsyncServer, Disconnected, Exchange
 from roost.guest.config import StartConfig
+from roost.guest.dedup import give_back
 from roost.guest.environment import BUNDLE_BIN
 from roost.guest.faults import StartFailed
 from roost.guest.loading import reseed_random
@@ -136,7 +137,9 @@ async def _serve(
     sudo = SudoBroker(identities)
     sudo.serve(SUDO_SOCKET)
     _link_sudo(f"{BUNDLE_BIN}/sudo")
-    server = AsyncServer(app, handler(config, identities, interpreter), concurrency=CONCURRENCY, grace_s=0.0)
+    server = AsyncServer(
+        app, handler(config, identities, interpreter), concurrency=CONCURRENCY, grace_s=0.0, on_quiet=give_back
+    )
     await server.serve()
     if sandbox.interpreter:
         await _serve_inside(interpreter)

@@ -21,17 +21,18 @@ _FLAGS = 0x202  # interrupts on, no tracing, no direction
 _NO_CALL = _MASK  # orig_rax of a task that is in no system call: nothing is restarted
 _NOT_YET = -(1 << 40)  # a result that no call has
 
-#: A function of C: `size_t give_back(const uint64_t pairs[][2], size_t count)`, see `roost.guest.dedup.Original`. All
-#: that it writes to is its stack.
+#: A function of C: `size_t give_back(const uint64_t pairs[][2], size_t count)`, see `roost.guest.dedup.know`. All that
+#: it writes to is its stack.
 GIVE_BACK = bytes.fromhex(
-    "53 4154 4155"  # push rbx, r12, r13
+    "53 4154 4155 4883ec10"  # push rbx, r12, r13; two words
     "4889fb 4989f4 4531ed fc"  # rbx: pairs; r12: count; r13: given back, 0; cld
-    "4d85e4 7436"  # next: if there is none left, to the end
-    "488b3b 488b7308 b900020000 f348a7 751c"  # compare 512 words; if they differ, skip the call
+    "4d85e4 744d"  # next: if there is none left, to the end
+    "488b3b be00100000 4889e2 b81b000000 0f05 4885c0 752d"  # mincore(page, 4096, stack): if it is not there, skip it
+    "488b3b 488b7308 b900020000 f348a7 751c"  # compare 512 words: if they differ, skip it
     "488b3b be00100000 ba04000000 b81c000000 0f05"  # madvise(page, 4096, MADV_DONTNEED)
     "4885c0 7503 49ffc5"  # if that was done, count it
-    "4883c310 49ffcc ebc5"  # the pair behind; to next
-    "4c89e8 415d 415c 5b c3"  # end: return r13
+    "4883c310 49ffcc ebae"  # the pair behind; to next
+    "4c89e8 4883c410 415d 415c 5b c3"  # end: return r13
 )
 
 CALLS = {

@@ -90,7 +90,10 @@ class Channel:
             try:
                 data = self._sock.recv(_CHUNK)
             except BlockingIOError:
-                self._be_quiet()
+                if self._quiet:  # then it waits for ever: this is somebody's doing
+                    raise
+                if not self._sending:
+                    self._be_quiet()
                 continue
             if not data:
                 return b"", b""
