@@ -23,7 +23,7 @@ from roost.isolation.gvisor.inside import surround
 from roost.isolation.gvisor.keeper import keep
 from roost.isolation.namespaces import wire
 from roost.isolation.namespaces.borrowed import brought, located
-from roost.isolation.namespaces.filesystem import furnish, make_root
+from roost.isolation.namespaces.filesystem import furnish, make_parts, make_root
 from roost.isolation.namespaces.policy import RoomPolicy
 from roost.isolation.namespaces.request import ENTERED, Order, Request, ShadowRequest
 
@@ -88,6 +88,7 @@ def _steps(request: Request, policy: RoomPolicy) -> list[tuple[str, Callable[[],
     steps = [
         ("joining the cgroups", lambda: _join(request.joins)),
         ("new namespaces", lambda: _new_namespaces(request)),
+        ("devices and processes", lambda: make_parts(request, policy)),
     ]
     if not request.bare:
         steps.append(("root file system", lambda: make_root(located(request), policy)))

@@ -31,19 +31,32 @@ _OTHERS = 0o007  # permission bits for everyone else
 _TTY_GROUP = 5
 _PTYS = 64
 RUN_MB = 16
+_PARTS = "/.room/parts"
+PARTS = ("dev", "proc", "run")
 _ANY = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
-def make_root(request: Request, policy: RoomPolicy, lower: tuple[int, ...] = ()) -> None:
-    """Put together at /.room/root what the room's file system has whoever it is for; it is the working directory
-    then. With a kernel of its own, that provides /proc, /dev and /run."""
-    userns = request.userns if policy.idmapped else None
+def make_parts(request: Request, policy: RoomPolicy) -> None:
+    """Put together what a room has of its own whatever its root stands on: `make_root` moves it there. A kernel of its
+    own provides that itself."""
     owner = request.base if policy.user_namespace else 0
     # Files made from here on belong to the room's root; capabilities stay, for the overlay works with this
     # process' credentials as they are when it is mounted.
     linux.prctl(linux.PR_SET_SECUREBITS, linux.SECBIT_NO_SETUID_FIXUP)
     linux.set_fs_ids(owner, owner)
     os.umask(0o022)
+    if request.kernel is not None:
+        return
+    parts = os.open(_PARTS, DIRECTORY)
+    _proc(parts, policy, _devices(parts, request, owner, policy))
+    os.close(_tmpfs(parts, "run", size=f"{RUN_MB}m", mode="755", inodes=4096, owner=owner))
+    os.close(parts)
+
+
+def make_root(request: Request, policy: RoomPolicy, lower: tuple[int, ...] = ()) -> None:
+    """After `make_parts`. Put together at /.room/root what the room's file system has whoever it is for; it is the
+    working directory then."""
+    userns = request.userns if policy.idmapped else None
     safe = linux.MOUNT_ATTR_NODEV | (linux.MOUNT_ATTR_NOSUID if policy.no_setuid else 0)
     overlays = Overlays(request.layer, lower, userns, safe, by_user=policy.by_user)
     if request.kept:
@@ -52,10 +65,10 @@ def make_root(request: Request, policy: RoomPolicy, lower: tuple[int, ...] = ())
     for number, target in enumerate(request.binds):
         overlays.bind(root, number, target)
     if request.kernel is None:
-        _proc(root, policy, _devices(root, request, owner, policy))
-        _tmpfs(root, "run", size=f"{RUN_MB}m", mode="755", inodes=4096, owner=owner)
+        for name in PARTS:
+            attach(os.open(f"{_PARTS}/{name}", DIRECTORY), open_directory(root, name))
     else:
-        for name in ("proc", "sys", "dev", "run"):
+        for name in ("sys", *PARTS):
             os.close(open_directory(root, name))
     _sticky(root, "tmp")
     _bundle(root, userns)

@@ -25,7 +25,7 @@ from typing import Any
 from roost.isolation import linux
 from roost.isolation.namespaces import wire
 from roost.isolation.namespaces.borrowed import file_for_mount
-from roost.isolation.namespaces.filesystem import DEVICES
+from roost.isolation.namespaces.filesystem import DEVICES, PARTS
 from roost.isolation.namespaces.memory_file import MALLOC
 from roost.isolation.namespaces.overlays import options
 from roost.isolation.namespaces.targets import DIRECTORY, attach, open_directory
@@ -65,7 +65,7 @@ def build_root(root: str, binds: list[list[str]], bundle: str, host: list[list[s
         _clone(stage / "base" / base, merged, f".base/{base}")
         os.close(open_directory(merged, f".room/lower/{base}"))
     _clone(stage / "empty", merged, ".base/empty")
-    for name in ("layer", "below", "root", "kernel"):
+    for name in ("layer", "below", "root", "kernel", *(f"parts/{part}" for part in PARTS)):
         os.close(open_directory(merged, f".room/{name}"))
     attach(bundle_fd, open_directory(merged, ".roost"))
     for name, fd in given:
