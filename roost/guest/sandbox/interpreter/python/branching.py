@@ -7,6 +7,7 @@ stands still is in the copy. The interpreter's lock is held all the time, so tha
 from __future__ import annotations
 
 import ctypes
+import errno
 import json
 import os
 from collections.abc import Mapping
@@ -19,6 +20,9 @@ from roost.guest.sandbox.interpreter import frames
 
 _libc = ctypes.PyDLL(None, use_errno=True)
 _libc.recv.restype = ctypes.c_ssize_t
+#: Where it was interrupted, or has waited for as long as the socket lets it: by itself, only what user code has made of
+#: the wait before comes to that.
+_NOT_YET = (errno.EINTR, errno.EAGAIN)
 
 
 class Channel(Protocol):
@@ -39,7 +43,8 @@ def wait_for(fd: int, most: int, said: bytes = b"") -> bytes:
     while not wait_for_input(fd, after_fork_in_child, said):
         said = b""
     buffer = ctypes.create_string_buffer(most)
-    count = _libc.recv(fd, buffer, ctypes.c_size_t(most), 0)
+    while (count := _libc.recv(fd, buffer, ctypes.c_size_t(most), 0)) < 0 and ctypes.get_errno() in _NOT_YET:
+        pass
     if count <= 0:
         os._exit(0)
     return buffer.raw[:count]
