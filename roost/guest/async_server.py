@@ -333,8 +333,10 @@ class AsyncServer:
 
     def _stir(self) -> None:
         """A request has come, or could from now on."""
+        if self._on_quiet is None:
+            return
         self._last = self._loop.time()
-        if self._on_quiet is not None and not self._looks:
+        if not self._looks:
             self._look_at(self._last + self._quiet_s)
 
     def _look_at(self, due: float) -> None:

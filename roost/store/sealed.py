@@ -6,7 +6,9 @@ SQL can't look into them either: what it asks for has columns of its own.
 from __future__ import annotations
 
 import base64
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from roost.store.database import Connection
 from roost.store.sealing import Sealer
@@ -35,21 +37,25 @@ class SealedColumn:
 
     def check(self, sealer: Sealer, connection: Connection) -> None:
         """Raises Unavailable if one that is sealed does not open."""
-        select = f"SELECT {self.name}, {', '.join(self.key)} FROM {self.table} WHERE {self.name} LIKE ?"  # noqa: S608
-        for text, *key in connection.execute(select, (f"{_MARK}%",)).fetchall():
+        for text, *key in self._rows(connection, "LIKE"):
             self.unseal(sealer, text, *key)
 
     def seal_all(self, sealer: Sealer, connection: Connection) -> None:
         """Those that a former Roost left in plain text."""
-        names, row_is = ", ".join(self.key), " AND ".join(f"{name}=?" for name in self.key)
-        select = f"SELECT {self.name}, {names} FROM {self.table} WHERE {self.name} NOT LIKE ?"  # noqa: S608
-        for text, *key in connection.execute(select, (f"{_MARK}%",)).fetchall():
+        row_is = " AND ".join(f"{name}=?" for name in self.key)
+        for text, *key in self._rows(connection, "NOT LIKE"):
             update = f"UPDATE {self.table} SET {self.name}=? WHERE {row_is}"  # noqa: S608
             connection.execute(update, (self.seal(sealer, text, *key), *key))
 
     def has_sealed(self, connection: Connection) -> bool:
         found = f"SELECT 1 FROM {self.table} WHERE {self.name} LIKE ? LIMIT 1"  # noqa: S608
         return connection.execute(found, (f"{_MARK}%",)).fetchone() is not None
+
+    def _rows(self, connection: Connection, is_sealed: str) -> Sequence[Sequence[Any]]:
+        """Text and key of each row that is sealed ("LIKE") or not ("NOT LIKE")."""
+        columns = ", ".join((self.name, *self.key))
+        select = f"SELECT {columns} FROM {self.table} WHERE {self.name} {is_sealed} ?"  # noqa: S608
+        return connection.execute(select, (f"{_MARK}%",)).fetchall()
 
 
 #: Environment variables, and whatever else defines a function.

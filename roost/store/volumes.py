@@ -16,7 +16,6 @@ class Volumes:
 
     async def create(self, volume: Volume) -> None:
         """Raises Conflict when the account has one of this name."""
-
         token = VOLUME.seal(self._sealer, volume.token, volume.id)
 
         def work(connection: Connection) -> None:

@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -180,66 +181,71 @@ in_child(lambda: digest() == before or 1 / 0)
 #: A fork that has written to many pages, of which most are again what they were.
 STIRRED = """
 from roost.guest import dedup
-import signal, threading
+import resource, signal, threading
 dedup.know(*memory_file.map_own_memory())
 def stir():
     for one in held:  # counted up, and down again
         pass
     held[0] = None
-    return digest.__name__
 def digest():
     return hashlib.sha256(b"".join(map(bytes, held[1:]))).hexdigest()
 before = digest()
 """
 
 
+def stirred(work: str, *, before: str = "") -> None:
+    """Run `work` in a fork; `before` in its parent, before its memory is a file."""
+    forked = f"def work():\n{textwrap.indent(work, '    ')}\nin_child(work)\nassert digest() == before"
+    run(f"{before}{STIRRED}{forked}")
+
+
 def test_pages_that_are_again_what_they_were_are_given_back() -> None:
-    run(
-        STIRRED
-        + """
-def work():
-    stir()
-    was = own()
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
-    given = dedup.give_back()
-    assert given > 1000, given
-    assert was - own() > 3 * given, (was, own(), given)
-    assert held[0] is None and digest() == before
-    assert gc.isenabled() and signal.pthread_sigmask(signal.SIG_BLOCK, ()) == {signal.SIGUSR1}
-    assert os.listdir("/proc/self/fd") == fds
-    stir()
-    gc.disable()
-    assert dedup.give_back() > 1000 and not gc.isenabled()
-    assert digest() == before
-in_child(work)
+    stirred(
+        """
+stir()
+was = own()
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
+given = dedup.give_back()
+assert given > 1000, given
+assert was - own() > 3 * given, (was, own(), given)
+assert held[0] is None and digest() == before
+assert gc.isenabled() and signal.pthread_sigmask(signal.SIG_BLOCK, ()) == {signal.SIGUSR1}
+assert os.listdir("/proc/self/fd") == fds
+stir()
+gc.disable()
+assert dedup.give_back() > 1000 and not gc.isenabled()
 assert digest() == before
-"""
+""",
     )
 
 
 def test_nothing_is_given_back_where_others_could_write_meanwhile() -> None:
-    run(
-        STIRRED
-        + """
-def work():
-    stir()
-    ends = threading.Event()
-    other = threading.Thread(target=ends.wait)
-    other.start()
-    assert dedup.give_back() == 0
-    ends.set()
-    other.join()
-    assert dedup.give_back() > 1000  # else as above
-in_child(work)
-"""
+    stirred(
+        """
+stir()
+ends = threading.Event()
+other = threading.Thread(target=ends.wait)
+other.start()
+assert dedup.give_back() == 0
+ends.set()
+other.join()
+assert dedup.give_back() > 1000  # else as above
+""",
     )
 
 
 @pytest.mark.parametrize("flags", [0x22, 0x32])
 def test_what_is_mapped_in_its_place_is_not_given_back(flags: int) -> None:
     """It would be zeros. What is mapped elsewhere is the other case, in which the memory is what it was."""
-    run(
-        f"""
+    stirred(
+        """
+assert (libc.mmap(address, 64 << 20, 3, flags, -1, 0) == address) is there
+fill()
+given = dedup.give_back()
+assert (given < 16 << 10) is there, given
+assert all(block[at] == 97 for at in range(0, len(block), 4096))
+""",
+        before=f"""
 flags, there = {flags}, {flags == 0x32}
 block = mmap.mmap(-1, 64 << 20, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
 def fill():
@@ -248,120 +254,97 @@ def fill():
 fill()
 address = ctypes.addressof(ctypes.c_char.from_buffer(block))
 libc.mmap.restype, libc.mmap.argtypes = ctypes.c_size_t, [*[ctypes.c_size_t] * 2, *[ctypes.c_int] * 3, ctypes.c_long]
-"""
-        + STIRRED
-        + """
-def work():
-    assert (libc.mmap(address, 64 << 20, 3, flags, -1, 0) == address) is there
-    fill()
-    given = dedup.give_back()
-    assert (given < 16 << 10) is there, given
-    assert all(block[at] == 97 for at in range(0, len(block), 4096))
-in_child(work)
-"""
+""",
     )
 
 
 def test_nothing_happens_where_nothing_more_can_be_opened() -> None:
-    run(
-        STIRRED
-        + """
-import resource
-def work():
-    stir()
-    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    resource.setrlimit(resource.RLIMIT_NOFILE, (3, most))
-    assert dedup.give_back() == 0
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    assert dedup.give_back() > 1000
-in_child(work)
-"""
+    stirred(
+        """
+stir()
+most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+resource.setrlimit(resource.RLIMIT_NOFILE, (3, most))
+assert dedup.give_back() == 0
+resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+assert dedup.give_back() > 1000
+""",
     )
 
 
 def test_nothing_happens_where_there_is_no_memory_left() -> None:
-    run(
-        STIRRED
-        + """
-import resource
-def work():
-    stir()
-    kept = resource.getrlimit(resource.RLIMIT_AS)
-    used = int(Path("/proc/self/statm").read_text().split()[0]) * 4096
-    resource.setrlimit(resource.RLIMIT_AS, (used, kept[1]))
-    eaten = []
-    try:
-        while True:
-            eaten.append(bytes(1 << 12))
-    except MemoryError:
-        pass
-    assert dedup.give_back() == 0
-    eaten.clear()
-    resource.setrlimit(resource.RLIMIT_AS, kept)
-    assert dedup.give_back() > 1000
-in_child(work)
-"""
+    stirred(
+        """
+stir()
+kept = resource.getrlimit(resource.RLIMIT_AS)
+used = int(Path("/proc/self/statm").read_text().split()[0]) * 4096
+resource.setrlimit(resource.RLIMIT_AS, (used, kept[1]))
+eaten = []
+try:
+    while True:
+        eaten.append(bytes(1 << 12))
+except MemoryError:
+    pass
+assert dedup.give_back() == 0
+eaten.clear()
+resource.setrlimit(resource.RLIMIT_AS, kept)
+assert dedup.give_back() > 1000
+""",
     )
 
 
 def test_names_of_files_are_only_names(tmp_path: Path) -> None:
-    run(
-        STIRRED
-        + f"""
+    stirred(
+        """
+stir()
+assert dedup.give_back() > 1000
+""",
+        before=f"""
 odd = open({str(tmp_path)!r} + "/a\\rb c\\n 1", "w+b")
 odd.truncate(4096)
 odd = mmap.mmap(odd.fileno(), 4096)
-def work():
-    stir()
-    assert dedup.give_back() > 1000
-in_child(work)
-"""
+""",
     )
 
 
 def test_a_handler_of_a_signal_that_raises_leaves_none_blocked() -> None:
     """One that was due is called by the call that blocks them."""
-    run(
-        STIRRED
-        + """
-def work():
-    stir()
-    blocks = signal.pthread_sigmask
-    def raises(how, mask):
-        before = blocks(how, mask)
-        if how == signal.SIG_BLOCK and mask:
-            raise error
-        return before
-    signal.pthread_sigmask = raises
-    error = RuntimeError()
-    assert dedup.give_back() == 0 and blocks(signal.SIG_BLOCK, ()) == set() and gc.isenabled()
-    error = KeyboardInterrupt()
-    try:
-        dedup.give_back()
-    except KeyboardInterrupt:
-        pass
-    assert blocks(signal.SIG_BLOCK, ()) == set() and gc.isenabled()
-    signal.pthread_sigmask = blocks
-    assert dedup.give_back() > 1000
-in_child(work)
-"""
+    stirred(
+        """
+stir()
+blocks = signal.pthread_sigmask
+def raises(how, mask):
+    before = blocks(how, mask)
+    if how == signal.SIG_BLOCK and mask:
+        raise error
+    return before
+signal.pthread_sigmask = raises
+error = RuntimeError()
+assert dedup.give_back() == 0 and blocks(signal.SIG_BLOCK, ()) == set() and gc.isenabled()
+error = KeyboardInterrupt()
+try:
+    dedup.give_back()
+except KeyboardInterrupt:
+    pass
+assert blocks(signal.SIG_BLOCK, ()) == set() and gc.isenabled()
+signal.pthread_sigmask = blocks
+assert dedup.give_back() > 1000
+""",
     )
 
 
 def test_pages_that_are_gone_are_left_out() -> None:
-    run(
-        STIRRED
-        + """
+    stirred(
+        """
+block = mmap.mmap(-1, 8192, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+address = ctypes.addressof(ctypes.c_char.from_buffer(block))
+assert libc.munmap(address + 4096, 4096) == 0
+pairs = array("Q", [address + 4096, address, 0, address, address, address])
+assert dedup._known[0].give_back(pairs.buffer_info()[0], 3) == 1
+""",
+        before="""
 from array import array
 libc.munmap.argtypes = (ctypes.c_size_t, ctypes.c_size_t)
-def work():
-    block = mmap.mmap(-1, 8192, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    address = ctypes.addressof(ctypes.c_char.from_buffer(block))
-    assert libc.munmap(address + 4096, 4096) == 0
-    pairs = array("Q", [address + 4096, address, 0, address, address, address])
-    assert dedup._known[0].give_back(pairs.buffer_info()[0], 3) == 1
-in_child(work)
-"""
+""",
     )
 
 

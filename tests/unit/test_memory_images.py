@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import struct
 from pathlib import Path
@@ -28,6 +29,18 @@ def differing(base: list[Mapping], branch: list[Mapping]) -> tuple[list[tuple[in
     found = images.segments(base, branch)
     both = [(one.begin >> 12, one.end >> 12) for one in found if one.base is not None]
     return both, [(part.begin >> 12, part.end >> 12) for part in images.parts(found)]
+
+
+def test_a_name_may_have_all_ends_of_lines_but_one(tmp_path: Path) -> None:
+    """That one is the only one that the kernel escapes."""
+    with (tmp_path / "a\rb\x0bc\x85d\u2028e").open("w+b") as file:
+        file.truncate(images.PAGE)
+        with mmap.mmap(file.fileno(), images.PAGE) as mapped:
+            mapped[0] = 1
+            text = Path("/proc/self/smaps").read_bytes().decode()
+    found = images.parse_smaps(text)
+    assert len(found) == text.count("VmFlags:") - text.count("[vsyscall]")
+    assert [one.rights for one in found if one.source.endswith("e") and str(tmp_path) in one.source] == ["rw-s"]
 
 
 def test_mappings_are_read_as_the_kernel_writes_them() -> None:

@@ -56,7 +56,9 @@ def map_own_memory() -> Original | None:
     try:
         ctypes.CDLL(None).malloc_trim(0)  # of the C library that knows these, or there is none
         area = mmap.mmap(-1, _AREA, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, _READ_WRITE_EXECUTE)
-        wanted = [one for one in parse_smaps(Path("/proc/self/smaps").read_text()) if is_wanted(one)]
+        wanted = [
+            one for one in parse_smaps(Path("/proc/self/smaps").read_bytes().decode(errors="replace")) if is_wanted(one)
+        ]
         file = os.memfd_create("roost-zygote", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     except (AttributeError, OSError, Unfit):
         return None

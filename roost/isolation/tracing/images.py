@@ -124,7 +124,7 @@ def parse_smaps(text: str) -> list[Mapping]:
     found: list[Mapping] = []
     head: re.Match[str] | None = None
     filled = own = 0
-    for line in text.splitlines():
+    for line in text.split("\n"):  # names of files may have all other ends of lines in them
         if line.startswith(("Rss:", "Swap:")):
             filled += int(line.split()[1]) << 10
         elif line.startswith("Anonymous:"):

@@ -24,7 +24,7 @@ def judged_by(pid: int, address: int) -> list[Mapping]:
     """The mapping with an address, and those that are shared, in order; others may be among them, and the last of too
     many shared ones are not. Raises OSError, Unfit."""
     fd = os.open(f"/proc/{pid}/maps", os.O_RDONLY | os.O_CLOEXEC)
-    with os.fdopen(fd, errors="replace") as maps:
+    with os.fdopen(fd, errors="replace", newline="\n") as maps:
         try:
             return _asked(fd, address)
         except OSError as error:

@@ -96,7 +96,7 @@ def _changes(gone: Sequence[tuple[int, int]], layout: images.Layout) -> Iterator
 
 
 def _maps(pid: int) -> list[images.Range]:
-    found = parse_maps(Path(f"/proc/{pid}/maps").read_text(errors="replace"))
+    found = parse_maps(Path(f"/proc/{pid}/maps").read_bytes().decode(errors="replace"))
     return [images.Range(one.begin, one.end, one.protection) for one in found if one.name != "[vsyscall]"]
 
 

@@ -20,9 +20,6 @@ from roost.guest.sandbox.interpreter import frames
 
 _libc = ctypes.PyDLL(None, use_errno=True)
 _libc.recv.restype = ctypes.c_ssize_t
-#: Where it was interrupted, or has waited for as long as the socket lets it: by itself, only what user code has made of
-#: the wait before comes to that.
-_NOT_YET = (errno.EINTR, errno.EAGAIN)
 
 
 class Channel(Protocol):
@@ -43,8 +40,8 @@ def wait_for(fd: int, most: int, said: bytes = b"") -> bytes:
     while not wait_for_input(fd, after_fork_in_child, said):
         said = b""
     buffer = ctypes.create_string_buffer(most)
-    while (count := _libc.recv(fd, buffer, ctypes.c_size_t(most), 0)) < 0 and ctypes.get_errno() in _NOT_YET:
-        pass
+    while (count := _libc.recv(fd, buffer, ctypes.c_size_t(most), 0)) < 0 and ctypes.get_errno() == errno.EINTR:
+        pass  # it waits for something only where user code has replaced the wait before
     if count <= 0:
         os._exit(0)
     return buffer.raw[:count]

@@ -40,7 +40,7 @@ class Channel:
         self.on_born: Callable[[], None] = lambda: None  # in a copy, before it takes cells
         self.moving = False  # the process is being copied, and its copy has a channel too
         self._quiet = False  # it has waited for long
-        self._wait_for(_QUIET)
+        self._bound_wait(_QUIET)
         os.register_at_fork(after_in_child=self._leave)
 
     def receive(self) -> dict[str, Any] | None:
@@ -99,17 +99,17 @@ class Channel:
                 return b"", b""
             if self._quiet:
                 self._quiet = False
-                self._wait_for(_QUIET)
+                self._bound_wait(_QUIET)
             self._waiting += self._reader.feed(data)
         return self._waiting.pop(0)
 
     def _be_quiet(self) -> None:
         """Nothing has come for some time: until something does, have no more memory than needed."""
         self._quiet = True
-        self._wait_for(_FOR_EVER)
+        self._bound_wait(_FOR_EVER)
         give_back()
 
-    def _wait_for(self, most: bytes) -> None:
+    def _bound_wait(self, most: bytes) -> None:
         self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, most)
 
     def _on_interrupt(self, number: int, frame: FrameType | None) -> None:
@@ -133,7 +133,7 @@ class Channel:
         self._lock = threading.Lock()
         self._interrupted = False
         self._quiet = False
-        self._wait_for(_QUIET)
+        self._bound_wait(_QUIET)
 
     def _leave(self) -> None:
         if self.moving:
