@@ -368,6 +368,7 @@ class Instance:
         await tether.open()
         await prepared.furnish(room)
         await tether.link.start(prepared.start, self._around.start_timeout + hook)
+        await room.settled()
 
     async def _create(self, spec: RoomSpec) -> Room:
         """Make the room. Not broken off halfway: it takes milliseconds, and what is made can be taken down."""

@@ -231,6 +231,13 @@ class Room(Protocol):
         """Return when the room's init has ended."""
         ...
 
+    async def settled(self) -> None:
+        """Return when all is in it that it was made with. Its guest starts meanwhile, and waits for that.
+
+        Raises Unavailable if a copy of the spec's `branch` could not be settled in it.
+        """
+        ...
+
     async def freeze(self) -> None: ...
 
     async def thaw(self) -> None: ...

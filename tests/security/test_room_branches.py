@@ -7,6 +7,7 @@ refused with a reason, and what was to be copied lives on.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import os
 import signal
@@ -79,7 +80,7 @@ class Lab:
     async def room(self, name: str, branch: Branch | None = None, lower: tuple[Path, ...] = ()) -> str:
         run_dir = self.directory / name
         run_dir.mkdir()
-        self.rooms[name] = await self.driver.create(
+        made = await self.driver.create(
             RoomSpec(
                 id=name,
                 template=self.template,
@@ -91,6 +92,12 @@ class Lab:
                 branch=branch,
             )
         )
+        try:
+            await made.settled()
+        except Unavailable:
+            await made.destroy()
+            raise
+        self.rooms[name] = made
         return name
 
     async def cell(self, name: str, code: str) -> str:
@@ -598,14 +605,15 @@ async def test_a_fork_that_fails_leaves_no_copy_of_the_memory(lab: Lab, monkeypa
     _, body = await request(lab.directory / "full", "GET", "/contexts")
     forks = f"/contexts/{json.loads(body)[0]['id']}/fork"
 
-    async def settle(*_: Any, **options: Any) -> Any:
-        raise Unavailable("clone3: Resource temporarily unavailable")
+    before = lab.shadows("full")
 
     with monkeypatch.context() as patched:
-        patched.setattr(live.Settling, "settle", settle)
+        patched.setattr(held, "place", dataclasses.replace(held.place, pid=os.getpid()))  # that is no room
         for _ in range(3):
-            assert (await request(lab.directory / "full", "POST", forks, {}))[0] >= 400
-    await _until(lambda: not held._branches)
+            status, body = await request(lab.directory / "full", "POST", forks, {})
+            assert (status, b"or no room" in body) == (409, True)
+    await _until(lambda: lab.shadows("full") == before)
+    assert await lab.cell("full", "x") == "41"  # it stands still no more
     assert (await request(lab.directory / "full", "POST", forks, {}))[0] in (200, 201)
     await lab.gone("full")
 

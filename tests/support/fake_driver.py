@@ -45,6 +45,7 @@ class FakeRoom:
         self.stuck = 0  # so many times, `destroy` fails
         self.rigid = False  # it does not freeze
         self.busy = False  # a cell runs, and does not end
+        self.unsettled = ""  # why what was copied into it is not there
         self.anonymous_bytes = 0
         self.branches: list[Branch] = []  # what `branch` gives next
         self.ties = ""  # why its memory can't go elsewhere
@@ -153,6 +154,10 @@ class FakeRoom:
             for writer in list(self.writers):
                 writer.close()
         return self.branches.pop() if self.branches else Branch(lost=("there is no memory here",))
+
+    async def settled(self) -> None:
+        if self.unsettled:
+            raise Unavailable(self.unsettled)
 
     async def rest(self) -> bool:
         return not self.busy

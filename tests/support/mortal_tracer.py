@@ -61,7 +61,7 @@ def mortal_branching() -> None:
 
     def work(self: Any, message: dict[str, Any], *more: Any) -> Any:
         nonlocal branches
-        branches = message["op"] == "branch"
+        branches = message["op"] in ("branch", "fork")
         try:
             return do(self, message, *more)
         finally:

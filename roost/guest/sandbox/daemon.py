@@ -128,15 +128,15 @@ async def _serve(
     identities = Identities(
         default=sandbox.user, env=config.env, workdir=sandbox.workdir, own_python=sandbox.interpreter
     )
-    interpreter: Handler = _closed_port
-    made: InterpreterHandler | None = None
-    if make_interpreter is not None and sandbox.interpreter:
-        interpreter = made = make_interpreter(config, identities)
     if config.time_zone:
         identities.env.setdefault("TZ", config.time_zone)
     sudo = SudoBroker(identities)
     sudo.serve(SUDO_SOCKET)
     _link_sudo(f"{BUNDLE_BIN}/sudo")
+    interpreter: Handler = _closed_port
+    made: InterpreterHandler | None = None
+    if make_interpreter is not None and sandbox.interpreter:
+        interpreter = made = make_interpreter(config, identities)  # waits for what the host is making meanwhile
     server = AsyncServer(
         app, handler(config, identities, interpreter), concurrency=CONCURRENCY, grace_s=0.0, on_quiet=give_back
     )

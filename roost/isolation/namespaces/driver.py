@@ -198,7 +198,7 @@ class NamespacesDriver:
                 await vacant.occupy(order, [*listeners, *lifeline, *below, *trees])
             if contexts is not None:
                 if spec.branch is not None and spec.branch.copies:
-                    await contexts.adopt(spec.branch.copies)
+                    contexts.adopt(spec.branch.copies)
                 else:
                     contexts.begin()
             undo.pop_all()

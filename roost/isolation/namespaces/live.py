@@ -60,6 +60,14 @@ class Settling:
 
     async def settle(self, held: Held, fds: Sequence[int], *, last: bool) -> tuple[Held, int]:
         """Make a process of a branch here: its shadow, and its number within the room. Raises Unavailable."""
+        return await self._make("settle", held, fds, last=last)
+
+    async def fork(self, held: Held, fds: Sequence[int]) -> tuple[Held, int]:
+        """The same with a copy of one of this room's own contexts: the room is frozen, and goes on as soon as its
+        memory is copied."""
+        return await self._make("fork", held, fds, last=True)
+
+    async def _make(self, op: str, held: Held, fds: Sequence[int], *, last: bool) -> tuple[Held, int]:
         with ExitStack() as opened:
             try:
                 inside, *joins = opened.enter_context(self.cgroup.join_fds())
@@ -68,7 +76,7 @@ class Settling:
                 raise Unavailable(f"the room has ended ({error.strerror})") from error
             opened.callback(os.close, outside)
             reply = await held.ask(
-                "settle",
+                op,
                 [self.pidfd, outside, inside, *fds, *joins],
                 last=last,
                 pid=self.pid,
@@ -93,6 +101,7 @@ class Contexts:
     _reply: asyncio.Future[dict[str, Any]] | None = None
     _asking: asyncio.Lock = field(default_factory=asyncio.Lock)
     _first: asyncio.Task[None] | None = None
+    _failure: Unavailable | None = None  # why what was copied elsewhere is not all there
     _branches: dict[int, Held] = field(default_factory=dict)
     _serving: asyncio.Task[None] | None = None
     _next: int = 1
@@ -173,15 +182,32 @@ class Contexts:
             pid = await self._settle(held, ends, last=last)
             self._tell({**message, "pid": pid}, daemons)
 
-    async def adopt(self, copies: Sequence[LiveCopy]) -> None:
-        """Settle what was copied elsewhere, and hand it over. Raises Unavailable."""
+    def adopt(self, copies: Sequence[LiveCopy]) -> None:
+        """Have what was copied elsewhere settled in the background, and handed over; see `settled`."""
         self._listen()
-        for copy in copies:
-            held = copy.held
-            assert isinstance(held, Held)
-            described = {"op": "context", "id": copy.id, "cwd": copy.cwd, "default": copy.default}
-            await self._hand_over(held, described, last=copy.use())
-        self._tell({"op": "whole"})
+        self._first = asyncio.get_running_loop().create_task(self._adopt(copies))
+
+    async def _adopt(self, copies: Sequence[LiveCopy]) -> None:
+        try:
+            for copy in copies:
+                held = copy.held
+                assert isinstance(held, Held)
+                described = {"op": "context", "id": copy.id, "cwd": copy.cwd, "default": copy.default}
+                await self._hand_over(held, described, last=copy.use())
+        except Unavailable as error:
+            self._failure = error
+        except OSError as error:  # as where this process may open no more
+            self._failure = Unavailable(f"The room's contexts could not be made: {error.strerror}.")
+        finally:
+            self._tell({"op": "whole"})
+
+    async def settled(self) -> None:
+        """Return when the room has the contexts that it began with. Raises Unavailable if one that was copied
+        elsewhere could not be settled."""
+        if self._first is not None:
+            await asyncio.wait([self._first])
+        if self._failure is not None:
+            raise self._failure
 
     def _tell(self, message: dict[str, Any], fds: Sequence[int] = ()) -> None:
         with contextlib.suppress(OSError):  # the room has ended, or does not listen
@@ -330,13 +356,15 @@ class Contexts:
             self._pause_s = max(self._pause_s, self._pace.spend(began, time.monotonic()))
 
     async def _fork(self, pid: int, reply: Mapping[str, Any]) -> None:
-        """Hand over a copy of a context that stands still."""
-        made = await self._branch(pid, keep=False)
-        try:
-            await self._hand_over(made, reply, last=True)
-        except BaseException:
-            await made.drop()
-            raise
+        """Hand over a copy of a context that stands still, as its room does for as long as that takes."""
+        held, still = self._copied(pid)
+        with ExitStack() as opened:
+            daemons, ends = _ends(opened)
+            async with still():
+                with self._spending():
+                    new, made = await self.place.fork(held, ends)
+                self._held[made] = new
+                self._tell({**reply, "pid": made}, daemons)
 
     async def _keep(self, pid: int) -> int:
         """The number of a branch that stays until it is dropped, or the room ends."""
@@ -349,12 +377,16 @@ class Contexts:
 
     async def _branch(self, pid: int, *, keep: bool) -> Held:
         """Of a context that stands still; the room does, for as long as its memory takes to be copied."""
+        held, still = self._copied(pid)
+        async with still():
+            with self._spending():
+                return (await held.branch(keep=keep))[0]
+
+    def _copied(self, pid: int) -> tuple[Held, Callable[[], AbstractAsyncContextManager[None]]]:
         held = self._held.get(pid)
         if held is None or self.still is None:
             raise Unavailable("it was made without a shadow")
-        async with self.still():
-            with self._spending():
-                return (await held.branch(keep=keep))[0]
+        return held, self.still
 
     async def close(self) -> None:
         """The room has ended, and with it all that was held of it."""

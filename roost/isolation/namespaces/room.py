@@ -100,6 +100,10 @@ class NamespacesRoom:
     async def wait(self) -> None:
         await self._ended.wait()
 
+    async def settled(self) -> None:
+        if self._contexts is not None:
+            await self._contexts.settled()
+
     async def freeze(self) -> None:
         async with self._stilling:
             await self._cgroup.freeze()

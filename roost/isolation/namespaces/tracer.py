@@ -11,6 +11,7 @@ The first message is the policy of rooms. Then each request is `{"id", "op", ...
 room, that of v2 first | `shadow`, `left`, `process` |
 | settle | `shadow`, `last`, the room as `shadows.Place`; pidfd, two cgroups, three of the process, v1 cgroups | \
 `shadow`, `pid` within the room |
+| fork | as settle, of a context in a frozen room, which goes on as soon as it is copied | the same |
 | look | `shadow`, a branch | `area`, and open files as `images.Source` has them |
 | shelve | `shadow`, a branch: its memory ends, its number stays | |
 | unshelve | `shadow`, and cgroups of where it is then; its image | `process`, and its memory, to be \
@@ -52,6 +53,7 @@ _MOST = 4096  # shadows
 _TIME_S = 5.0  # for one request
 _MOST_READY = 64
 _SETTLING = 6  # descriptors before those of v1's cgroups
+_INSIDE = 2  # that of the room's own processes in the v2 tree
 _ANY = os.WEXITED | os.WSTOPPED | os.WNOHANG | os.WNOWAIT | ptrace.WAIT_ALL
 
 
@@ -165,6 +167,8 @@ class Tracer:
                 return {"shadow": number, "left": told, "process": made.tracee.pid}
             case "settle":
                 return self._settle(message, fds)
+            case "fork":
+                return self._fork(message, fds)
             case "look":
                 found = self._find(message["shadow"])
                 opened += shelving.look(found, self._base(message["shadow"]))
@@ -209,6 +213,18 @@ class Tracer:
         if last:
             self._drop(number)
         return {"shadow": kept, "pid": status.read_status(made.resident).room_pid}
+
+    def _fork(self, message: dict[str, Any], fds: list[int]) -> dict[str, Any]:
+        """What is copied lives on in a room that runs again: what is settled where all stands still would, too."""
+        source = message["shadow"]
+        made, _ = shadows.branch(self._find(source), self._filters)
+        number = self._keep(made, self._seeds[source])
+        try:
+            _thaw(fds[_INSIDE])
+            return self._settle({**message, "shadow": number}, fds)
+        except BaseException:
+            self._drop(number)
+            raise
 
     def _moved(self, made: shadows.Shadow, groups: list[int]) -> shadows.Shadow:
         """A new branch in these cgroups, if there are any; where that fails, it has ended."""
@@ -316,6 +332,15 @@ class Tracer:
         shadow.kill()
         self._poll.register(shadow.pidfd, select.EPOLLIN)
         self._ending[shadow.pidfd] = shadow
+
+
+def _thaw(group: int) -> None:
+    """Raises OSError."""
+    fd = os.open("cgroup.freeze", os.O_WRONLY | os.O_CLOEXEC, dir_fd=group)
+    try:
+        os.write(fd, b"0")
+    finally:
+        os.close(fd)
 
 
 def _stirring() -> int:

@@ -83,6 +83,9 @@ class UnprivilegedRoom:
     async def thaw(self) -> None:
         """It is never frozen."""
 
+    async def settled(self) -> None:
+        """At once: nothing is copied into it."""
+
     async def snapshot(self, target: Path, beside: Mapping[Path, Path] | None = None) -> None:
         """Raises Unavailable."""
         raise Unavailable(NO_SNAPSHOTS)

@@ -13,7 +13,7 @@ import os
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from roost.guest.descriptors import remember, renew
+from roost.guest.descriptors import Open, remember, renew
 from roost.guest.fork import after_fork_in_child, wait_for_input
 from roost.guest.renewal import handle_signals, prepare, reseed
 from roost.guest.sandbox.interpreter import frames
@@ -58,16 +58,32 @@ def stand_still(channel: Channel) -> bool:
     while kind not in (frames.GO, frames.BORN, frames.RENEW):
         kind, payload = channel.rest()
     if kind == frames.BORN:
-        channel.renew()
-        renew(opened, {})
-        _begin(json.loads(payload))
-        handle_signals()
+        _be_copy(channel, opened, payload)
     else:
         ctypes.pythonapi.PyOS_AfterFork_Parent()
         if kind == frames.RENEW:
             _begin(json.loads(payload))
     channel.moving = False
     return kind == frames.BORN
+
+
+def _be_copy(channel: Channel, opened: Mapping[int, Open], told: bytes) -> None:
+    channel.renew()
+    renew(opened, {})
+    _begin(json.loads(told))
+    handle_signals()
+
+
+def rehearse(channel: Channel) -> None:
+    """In the zygote: all of that but the wait. See `roost.guest.rehearsal`."""
+    channel.moving = True
+    prepare()
+    with open(os.devnull) as file:  # what is open here is not to be made anew
+        opened = {fd: one for fd, one in remember().items() if fd == file.fileno()}
+        ctypes.pythonapi.PyOS_BeforeFork()
+        after_fork_in_child()
+        _be_copy(channel, opened, b'{"env": {}}')
+    channel.moving = False
 
 
 def _begin(told: Mapping[str, Any]) -> None:

@@ -10,7 +10,7 @@ import struct
 import threading
 from collections.abc import Callable
 from types import FrameType
-from typing import Any
+from typing import Any, ClassVar
 
 from roost.guest.dedup import QUIET_S, give_back
 from roost.guest.sandbox.interpreter import frames
@@ -22,11 +22,13 @@ _QUIET, _FOR_EVER = struct.pack("ll", int(QUIET_S), 0), struct.pack("ll", 0, 0)
 
 
 class Channel:
-    """Reads cells and sends results.
+    """Reads cells and sends results. A process has one.
 
     SIGINT raises KeyboardInterrupt while a cell runs, but never within a message: that would be cut off. A process that
     user code forks is no context, so the channel is closed in it.
     """
+
+    own: ClassVar[Channel | None] = None  # the process's
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
@@ -41,7 +43,7 @@ class Channel:
         self.moving = False  # the process is being copied, and its copy has a channel too
         self._quiet = False  # it has waited for long
         self._bound_wait(_QUIET)
-        os.register_at_fork(after_in_child=self._leave)
+        Channel.own = self
 
     def receive(self) -> dict[str, Any] | None:
         """The next cell; None when the daemon has gone. This is where a context rests."""
@@ -135,9 +137,18 @@ class Channel:
         self._quiet = False
         self._bound_wait(_QUIET)
 
-    def _leave(self) -> None:
+    def leave(self) -> None:
+        """In a fork."""
         if self.moving:
             return
         self.is_open = False
         self._lock = threading.Lock()
         self._sock.close()
+
+
+def _leave() -> None:
+    if Channel.own is not None:
+        Channel.own.leave()
+
+
+os.register_at_fork(after_in_child=_leave)  # once: what is registered runs in every copy of a context

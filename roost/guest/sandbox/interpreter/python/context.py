@@ -15,7 +15,7 @@ from typing import Any
 
 from roost.guest.loading import prepare_path
 from roost.guest.sandbox.interpreter import frames
-from roost.guest.sandbox.interpreter.python import streams
+from roost.guest.sandbox.interpreter.python import branching, streams
 from roost.guest.sandbox.interpreter.python.channel import Channel
 from roost.guest.sandbox.interpreter.python.variables import replaced
 from roost.guest.sandbox.interpreter.python.warm import SHELL
@@ -71,8 +71,10 @@ def rehearse() -> None:
             ours.sendall(frames.frame(frames.RUN, json.dumps({"code": "1+1", "env": {}}).encode()))
             ours.shutdown(socket.SHUT_WR)
             run(theirs, {"PYTHONUSERBASE": "/nonexistent", **environ})
+            if Channel.own is not None:
+                branching.rehearse(Channel.own)
     finally:
-        SHELL.channel = None
+        SHELL.channel = Channel.own = None
         SHELL.forget_cells()
         for number, handler in handlers.items():
             signal.signal(number, handler)
