@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from roost.guest import holes
+from roost.guest.at_fork import at_fork
 from roost.guest.child import NOBODY, Forked, Pipes
 from roost.guest.gathering import gather
 from roost.guest.sandbox.interpreter.launch import PYTHON
@@ -43,6 +44,7 @@ def rehearse() -> None:
     """Leaves nothing behind, and prevents nothing where it fails: rooms then start as if it had not been."""
     forget_attributes()
     with contextlib.suppress(Exception):  # whatever a template is like
+        at_fork.arrange()
         _once()
         gather(_once)
         for _ in range(_TIMES):

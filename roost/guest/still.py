@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from roost.guest import renewal
+from roost.guest.at_fork import at_fork
 from roost.guest.config import StartConfig, parse_start
 from roost.guest.control import MAX_MESSAGE
 from roost.guest.descriptors import remember, renew
@@ -93,7 +94,7 @@ class Still:
             return False
         renewal.prepare()
         opened = remember()
-        ctypes.pythonapi.PyOS_BeforeFork()
+        at_fork.before()
         born = _first(_HELD) == BORN
         if born:
             config, app = _told()
@@ -103,7 +104,7 @@ class Still:
             self._report.renew()
             self._on_copy()
         else:
-            ctypes.pythonapi.PyOS_AfterFork_Parent()
+            at_fork.after_in_original()
         self.wanted = False
         self._report.resume()
         if born:

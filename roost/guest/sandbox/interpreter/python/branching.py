@@ -13,6 +13,7 @@ import os
 from collections.abc import Mapping
 from typing import Any, Protocol
 
+from roost.guest.at_fork import at_fork
 from roost.guest.descriptors import Open, remember, renew
 from roost.guest.fork import after_fork_in_child, wait_for_input
 from roost.guest.renewal import handle_signals, prepare, reseed
@@ -53,14 +54,14 @@ def stand_still(channel: Channel) -> bool:
     channel.moving = True
     prepare()
     opened = remember()
-    ctypes.pythonapi.PyOS_BeforeFork()
+    at_fork.before()
     kind, payload = channel.rest(frames.HELD)
     while kind not in (frames.GO, frames.BORN, frames.RENEW):
         kind, payload = channel.rest()
     if kind == frames.BORN:
         _be_copy(channel, opened, payload)
     else:
-        ctypes.pythonapi.PyOS_AfterFork_Parent()
+        at_fork.after_in_original()
         if kind == frames.RENEW:
             _begin(json.loads(payload))
     channel.moving = False
@@ -80,7 +81,7 @@ def rehearse(channel: Channel) -> None:
     prepare()
     with open(os.devnull) as file:  # what is open here is not to be made anew
         opened = {fd: one for fd, one in remember().items() if fd == file.fileno()}
-        ctypes.pythonapi.PyOS_BeforeFork()
+        at_fork.before()
         after_fork_in_child()
         _be_copy(channel, opened, b'{"env": {}}')
     channel.moving = False

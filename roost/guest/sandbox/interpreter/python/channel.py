@@ -17,6 +17,7 @@ from roost.guest.sandbox.interpreter import frames
 from roost.guest.sandbox.interpreter.python.branching import stand_still, wait_for
 
 _CHUNK = 1 << 16
+_FEW = 1 << 11  # where memory is written to that a copy shares
 _MAX_CODE = 128 << 20  # what is 16 MB of code may be longer as JSON
 _QUIET, _FOR_EVER = struct.pack("ll", int(QUIET_S), 0), struct.pack("ll", 0, 0)
 
@@ -127,7 +128,7 @@ class Channel:
         with self._lock:  # no other thread is in the middle of a message
             while said or not self._waiting:
                 sending, said = frames.frame(said) if said else b"", b""
-                self._waiting += self._reader.feed(wait_for(self._sock.fileno(), _CHUNK, sending))
+                self._waiting += self._reader.feed(wait_for(self._sock.fileno(), _FEW, sending))
             return self._waiting.pop(0)
 
     def renew(self) -> None:
