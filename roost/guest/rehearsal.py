@@ -15,15 +15,16 @@ import signal
 import socket
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from roost.guest import holes
 from roost.guest.at_fork import at_fork
 from roost.guest.child import NOBODY, Forked, Pipes
 from roost.guest.gathering import gather
 from roost.guest.sandbox.interpreter.launch import PYTHON
-from roost.guest.sandbox.rehearsal import rehearse_daemon
+from roost.guest.sandbox.rehearsal import Visit
 from roost.guest.supervisor import Settings, Supervisor
 
 _TIMES = 12  # the interpreter adapts code after eight calls
@@ -38,6 +39,7 @@ _START = {
     "entropy": "00" * 64,
     "time_zone": "UTC",
 }
+_SANDBOX = {**_START, "runtime": "sandbox", "sandbox": {"user": "root", "workdir": "/", "interpreter": True}}
 
 
 def rehearse() -> None:
@@ -55,9 +57,8 @@ def rehearse() -> None:
 
 
 def _once() -> None:
-    _rehearse_supervisor()
-    with _listener() as listener:
-        rehearse_daemon(listener)
+    _rehearse_worker()
+    _rehearse_sandbox()
     context = sys.modules.get(PYTHON)
     if context is not None:
         context.rehearse()
@@ -77,20 +78,47 @@ def _listener() -> Iterator[socket.socket]:
         yield listener
 
 
-def _rehearse_supervisor() -> None:
+def _rehearse_worker() -> None:
     """The host connects, says `start`, hears of a worker that is ready, and goes away."""
-    with contextlib.ExitStack() as stack:
-        guest, app = stack.enter_context(_listener()), stack.enter_context(_listener())
-        host = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
-        host.connect(guest.getsockname())
-        host.sendall(b"control\n" + json.dumps(_START).encode() + b"\n")
+    with _told(_START) as (guest, app, host), contextlib.closing(_Worker()) as worker:
         host.shutdown(socket.SHUT_WR)
-        worker = stack.enter_context(contextlib.closing(_Worker()))
+        Supervisor(guest, app, Settings(orphan_s=_ORPHAN_S), fork=worker.fork, spare=lambda: None).run()
+
+
+def _rehearse_sandbox() -> None:
+    """The same of a sandbox with a context, which is used before the host goes away."""
+    with (
+        _told(_SANDBOX) as (guest, app, host),
+        _outputs_kept(),
+        contextlib.closing(Visit(app, lambda: host.shutdown(socket.SHUT_WR))) as visit,
+    ):
+        settings = Settings(orphan_s=_ORPHAN_S)
+        Supervisor(guest, app, settings, live=visit.live, spare=lambda: None, daemon=visit.be_daemon).run()
+
+
+@contextlib.contextmanager
+def _told(start: Mapping[str, Any]) -> Iterator[tuple[socket.socket, socket.socket, socket.socket]]:
+    """The two sockets of a room, and a host's that has said `start`."""
+    with _listener() as guest, _listener() as app, socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as host:
+        host.connect(guest.getsockname())
+        host.sendall(b"control\n" + json.dumps(start).encode() + b"\n")
         try:
-            Supervisor(guest, app, Settings(orphan_s=_ORPHAN_S), fork=worker.fork, spare=lambda: None).run()
+            yield guest, app, host
         finally:
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+
+
+@contextlib.contextmanager
+def _outputs_kept() -> Iterator[None]:
+    """A daemon's own take their place."""
+    kept = {number: os.dup(number) for number in (1, 2)}
+    try:
+        yield
+    finally:
+        for number, fd in kept.items():
+            os.dup2(fd, number)
+            os.close(fd)
 
 
 class _Worker:

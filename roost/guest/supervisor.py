@@ -55,6 +55,7 @@ class Supervisor:
         live: socket.socket | None = None,
         fork: Callable[..., Forked] = fork_worker,
         spare: Callable[[], Spare | None] = make_spare,
+        daemon: Callable[..., None] = run_sandbox,
     ) -> None:
         self._guest = guest
         self._app = app
@@ -64,6 +65,7 @@ class Supervisor:
         self._copies: Copies | None = None  # of a function
         self._fork = fork
         self._make_spare = spare
+        self._run_daemon = daemon
         self._reactor = Reactor()
         self._outbox = Outbox(self._flush)
         self._channel: ControlChannel | None = None
@@ -259,7 +261,7 @@ class Supervisor:
         forked, status = begin_here()
         life.start(forked)
         self._daemon = partial(
-            run_sandbox,
+            self._run_daemon,
             config,
             self._app,
             status,

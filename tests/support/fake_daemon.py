@@ -63,7 +63,7 @@ def serve(
     async def run() -> None:
         server = AsyncServer(listener, interpreter, concurrency=1000, grace_s=0)
         await server.serve()
-        interpreter.serve_host()
+        interpreter.begin()
         await asyncio.get_running_loop().create_future()
 
     asyncio.run(run())

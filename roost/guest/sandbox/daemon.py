@@ -46,11 +46,17 @@ class Handler(Protocol):
     async def __call__(self, exchange: Exchange) -> None: ...
 
 
+class Furnish(Protocol):
+    """See `furnish_room`."""
+
+    async def __call__(self, identities: Identities, interpreter: InterpreterHandler | None) -> None: ...
+
+
 class InterpreterHandler(Handler, Protocol):
-    """The code interpreter. `serve_host`: its contexts are copied when the host asks for that.
+    """The code interpreter. `begin`: its contexts are there, and copied when the host asks for that.
     `stand` and `go_on` are for a copy of the whole room."""
 
-    def serve_host(self) -> None: ...
+    def begin(self) -> None: ...
 
     async def stand(self, wait_s: float) -> list[str]: ...
 
@@ -65,15 +71,18 @@ def run_sandbox(
     *,
     beside: Reactor,
     around: Around,
+    furnish: Furnish | None = None,
 ) -> None:
     """Returns when the sandbox could not start (the supervisor has been told) or `beside`, which goes on, is stopped.
 
     `interpreter` makes the handler of port 49999, for a sandbox that is to have one. `around` serves guest.sock.
+    `furnish`: what makes the daemon known within the room, instead of what does that there.
     """
     report = Reporter(status)
     try:
         with asyncio.Runner() as runner:
-            runner.run(_serve_beside(beside, _serve(config, app, report, interpreter, around)))
+            serving = _serve(config, app, report, interpreter, around=around, furnish=furnish or furnish_room)
+            runner.run(_serve_beside(beside, serving))
     except StartFailed as error:
         told = {"errorType": error.kind, "errorMessage": error.message, "stackTrace": error.stack}
         report.send({"event": "failed", "error": told})
@@ -120,7 +129,9 @@ async def _serve(
     app: socket.socket,
     report: Reporter,
     make_interpreter: Callable[[StartConfig, Identities], InterpreterHandler] | None,
+    *,
     around: Around,
+    furnish: Furnish,
 ) -> None:
     started = time.monotonic()
     _set_up_process(config)
@@ -130,21 +141,17 @@ async def _serve(
     )
     if config.time_zone:
         identities.env.setdefault("TZ", config.time_zone)
-    sudo = SudoBroker(identities)
-    sudo.serve(SUDO_SOCKET)
-    _link_sudo(f"{BUNDLE_BIN}/sudo")
     interpreter: Handler = _closed_port
     made: InterpreterHandler | None = None
     if make_interpreter is not None and sandbox.interpreter:
-        interpreter = made = make_interpreter(config, identities)  # waits for what the host is making meanwhile
+        interpreter = made = make_interpreter(config, identities)
     server = AsyncServer(
         app, handler(config, identities, interpreter), concurrency=CONCURRENCY, grace_s=0.0, on_quiet=give_back
     )
     await server.serve()
-    if sandbox.interpreter:
-        await _serve_inside(interpreter)
+    await furnish(identities, made)
     if made is not None:
-        made.serve_host()
+        made.begin()
     if isinstance(app, PassedConnections):
         Standstill(app, server, identities, around, made).serve()
     commands = Commands(identities, report)
@@ -186,8 +193,14 @@ def _make_envd(identities: Identities, metrics: Metrics) -> Envd:
     )
 
 
-async def _serve_inside(interpreter: Handler) -> None:
-    """Programs of the room, too, find the interpreter at its port. Without a token: whoever is in here can be root."""
+async def furnish_room(identities: Identities, interpreter: Handler | None) -> None:
+    """Programs of the room can become root, and find the interpreter at its port. Without a token: whoever is in here
+    can be root."""
+    sudo = SudoBroker(identities)
+    sudo.serve(SUDO_SOCKET)
+    _link_sudo(f"{BUNDLE_BIN}/sudo")
+    if interpreter is None:
+        return
     with contextlib.suppress(OSError):  # it is no reason not to start
         listener = socket.create_server(("0.0.0.0", int(INTERPRETER_PORT)), backlog=64)  # noqa: S104 - there is only lo
         await AsyncServer(listener, interpreter, concurrency=64, grace_s=0.0).serve()

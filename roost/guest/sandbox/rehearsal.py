@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
+import signal
 import socket
-from typing import NoReturn
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any, NoReturn
 
-from roost.guest.async_server import AsyncServer
-from roost.guest.config import SandboxConfig, StartConfig
-from roost.guest.sandbox.daemon import CONCURRENCY, INTERPRETER_PORT, handler
+from roost.guest.config import StartConfig
+from roost.guest.fork import fork
+from roost.guest.sandbox.daemon import INTERPRETER_PORT, InterpreterHandler, run_sandbox
 from roost.guest.sandbox.identities import Identities
 from roost.guest.sandbox.interpreter import frames
 from roost.guest.sandbox.interpreter.processes import Descriptors, Order
@@ -20,24 +25,73 @@ _LIMIT_S = 10.0
 _RESULT = b'{"type": "result", "text": "2", "extra": {}, "is_main_result": true}'
 
 
-def rehearse_daemon(listener: socket.socket) -> None:
-    """Serve some requests, with a context that only says what contexts say."""
-    config = StartConfig(runtime="sandbox", sandbox=SandboxConfig(user="root", workdir="/", interpreter=True))
-    with asyncio.Runner() as runner:
-        runner.run(_rehearse(config, listener))
+class Visit:
+    """Stands where a room and its host are: a context that was copied elsewhere, which only says what contexts say,
+    requests that come, and a copy that is asked for. `leave` is called when that is over."""
+
+    def __init__(self, app: socket.socket, leave: Callable[[], None]) -> None:
+        """`live` is the daemon's end of the lifeline, the daemon's to close."""
+        self._app = app
+        self._leave = leave
+        self._task: asyncio.Task[None] | None = None
+        self.live, self._host = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        channel, theirs = socket.socketpair()
+        outputs = [os.pipe(), os.pipe()]
+        pid = fork()
+        if pid == 0:
+            _answer({}, (theirs.fileno(), *(writer for _, writer in outputs)))  # type: ignore[arg-type]
+        told = {"op": "context", "id": "a", "cwd": "/", "default": True, "pid": pid}
+        socket.send_fds(self._host, [json.dumps(told).encode()], [channel.fileno(), *(reader for reader, _ in outputs)])
+        self._host.send(b'{"op": "whole"}')
+        for sock in (channel, theirs):
+            sock.close()
+        for fd in (fd for output in outputs for fd in output):
+            os.close(fd)
+
+    def be_daemon(self, config: StartConfig, app: socket.socket, status: socket.socket, make: Any, **more: Any) -> None:
+        """As `daemon.run_sandbox`, but that nothing of the room is written to."""
+        with _as_it_was():
+            run_sandbox(config, app, status, partial(make, launch=_answer), furnish=self._begin, **more)
+
+    async def _begin(self, identities: Identities, interpreter: InterpreterHandler | None) -> None:
+        assert isinstance(interpreter, Interpreter)
+        self._task = asyncio.get_running_loop().create_task(self._visit(interpreter))
+
+    async def _visit(self, interpreter: Interpreter) -> None:
+        try:
+            async with asyncio.timeout(_LIMIT_S):
+                await _ask(self._app, b"GET", b"/health", b"")
+                await _ask(self._app, b"POST", b"/execute", b'{"code": "1+1", "env_vars": {"A": "b"}}')
+                await self._copied()
+        finally:
+            await interpreter.close()
+            self._leave()
+
+    async def _copied(self) -> None:
+        """The host asks for a copy of all contexts, and makes none."""
+        self._host.setblocking(False)
+        self._host.send(b'{"op": "hold", "wait_s": 1, "now": false, "number": 1}')
+        await asyncio.get_running_loop().sock_recv(self._host, 1 << 16)
+        self._host.send(b'{"op": "release"}')
+
+    def close(self) -> None:
+        self._host.close()
 
 
-async def _rehearse(config: StartConfig, listener: socket.socket) -> None:
-    identities = Identities(default="root", env={}, workdir="/", own_python=True)
-    interpreter = Interpreter(config, identities, launch=_answer)
-    server = AsyncServer(listener, handler(config, identities, interpreter), concurrency=CONCURRENCY, grace_s=0.0)
-    await server.serve()
+@contextlib.contextmanager
+def _as_it_was() -> Iterator[None]:
+    """What a daemon makes of its process is undone, but for its outputs."""
+    environ, place = dict(os.environ), os.getcwd()
+    mask, handler = os.umask(0o022), signal.getsignal(signal.SIGINT)
     try:
-        async with asyncio.timeout(_LIMIT_S):
-            await _ask(listener, b"GET", b"/health", b"")
-            await _ask(listener, b"POST", b"/execute", b'{"code": "1+1", "env_vars": {"A": "b"}}')
+        yield
     finally:
-        await interpreter.close()
+        os.chdir(place)
+        os.umask(mask)
+        signal.signal(signal.SIGINT, handler)
+        os.environ.clear()
+        os.environ.update(environ)
+        time.tzset()
 
 
 async def _ask(listener: socket.socket, method: bytes, target: bytes, body: bytes) -> None:
@@ -63,12 +117,19 @@ def _answer(order: Order, fds: Descriptors) -> NoReturn:
         sock = socket.socket(fileno=fds[0])
         sock.setblocking(True)
         number = 1
-        sock.sendall(frames.frame(frames.READY, json.dumps({"next": number}).encode()))
+        ready = frames.frame(frames.READY, json.dumps({"next": number}).encode())
+        if order:  # it is not a copy
+            sock.sendall(ready)
         reader = frames.FrameReader()
         while data := sock.recv(1 << 16):
-            for _ in reader.feed(data):
-                number += 1
-                done = frames.frame(frames.DONE, json.dumps({"next": number}).encode())
-                sock.sendall(frames.frame(frames.RESULT, _RESULT) + done)
+            for kind, _ in reader.feed(data):
+                if kind == frames.BORN:
+                    sock.sendall(ready)
+                elif kind == frames.HOLD:
+                    sock.sendall(frames.frame(frames.HELD))
+                elif kind == frames.RUN:
+                    number += 1
+                    done = frames.frame(frames.DONE, json.dumps({"next": number}).encode())
+                    sock.sendall(frames.frame(frames.RESULT, _RESULT) + done)
     finally:
         os._exit(0)

@@ -15,7 +15,7 @@ from roost.guest.sandbox.interpreter.branches import Branches, NoCheckpoint
 from roost.guest.sandbox.interpreter.contexts import CannotStart, Context, Contexts, describe
 from roost.guest.sandbox.interpreter.languages import installed
 from roost.guest.sandbox.interpreter.launch import Accounts, Launcher
-from roost.guest.sandbox.interpreter.lifeline import Copy, Lifeline, NotCopied
+from roost.guest.sandbox.interpreter.lifeline import Lifeline, NotCopied
 from roost.guest.sandbox.interpreter.processes import Child, Descriptors, Launch, Order, spawn
 from roost.guest.sandbox.interpreter.requests import (
     PYTHON,
@@ -48,7 +48,7 @@ class Refusal(Exception):
 
 
 class Interpreter:
-    """Serves requests of one sandbox. Needs no event loop when it is made."""
+    """Serves requests of one sandbox, after `begin`. Needs no event loop when it is made."""
 
     def __init__(
         self,
@@ -61,9 +61,6 @@ class Interpreter:
     ) -> None:
         """`spare` becomes the first context, if none comes by the lifeline `live`; `launch` is what the others' forks
         do, if not what contexts do."""
-        copies: list[Copy] = []
-        if live is not None:
-            spare, copies = live.take()
         self._accounts = identities
         self._spares = [spare] if spare is not None else []
         self._launch = launch or Launcher(identities)
@@ -72,9 +69,7 @@ class Interpreter:
         self._bodies = 0
         self._live = live
         self._asking: asyncio.Task[None] | None = None
-        if copies:
-            self._contexts.adopt(copies, _own(config))
-        self._contexts.prepare()
+        self._told = _own(config)
 
     async def __call__(self, exchange: Exchange) -> None:
         fields = _cross_origin(exchange)
@@ -98,10 +93,16 @@ class Interpreter:
         except BadMessage as error:
             await _reply_text(exchange, error.status, str(error), fields)
 
-    def serve_host(self) -> None:
-        """In the event loop: have contexts copied when the host asks for that."""
+    def begin(self) -> None:
+        """In the event loop: have the contexts that are there from the start, those that the host makes meanwhile too;
+        waits for these. From now on contexts are copied when the host asks for that."""
         if self._live is not None:
+            spare, copies = self._live.take()
+            if spare is not None:
+                self._spares.append(spare)
+            self._contexts.adopt(copies, self._told)
             self._live.serve(self._contexts)
+        self._contexts.prepare()
 
     async def stand(self, wait_s: float) -> list[str]:
         """For a copy of the whole room: have contexts stand still until `go_on`; why one does not."""
