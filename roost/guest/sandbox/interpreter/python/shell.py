@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import subprocess
 import sys
 from collections.abc import Coroutine, Mapping
@@ -10,23 +11,32 @@ from typing import Any, NoReturn
 
 from IPython.core.displayhook import DisplayHook
 from IPython.core.displaypub import DisplayPublisher
+from IPython.core.inputtransformer2 import TransformerManager
 from IPython.core.interactiveshell import InteractiveShell
 from IPython.core.profiledir import ProfileDir
 from traitlets import Any as AnyTrait
-from traitlets import Type, observe
+from traitlets import Instance, Type, observe
 from traitlets.config import Config
 
 from roost.guest.sandbox.interpreter import frames
 from roost.guest.sandbox.interpreter.python.bundles import encode, encode_within, to_result
 from roost.guest.sandbox.interpreter.python.channel import Channel
-from roost.guest.sandbox.interpreter.python.formats import add_formats, call_directly
+from roost.guest.sandbox.interpreter.python.formats import ResultFormatter, add_formats, call_directly
 
 MAX_RESULT = 32 << 20
 _SHELL = "/bin/bash"
+_TRANSFORMERS = TransformerManager().token_transformers
+#: What all of them begin with; the last three are special at the begin of a line alone.
+_SPECIAL = re.compile(r"[%!?]|^\s*[,;/]")
 
 
 class ResultHook(DisplayHook):
     """Sends the value of a cell's last expression."""
+
+    def quiet(self) -> Any:
+        """Whether the cell ends with a semicolon, for which IPython reads it token by token."""
+        cells = self.shell.history_manager.input_hist_parsed
+        return bool(cells) and ";" in cells[-1] and super().quiet()
 
     def start_displayhook(self) -> None:
         self._bundle: Mapping[str, Any] = {}
@@ -55,6 +65,16 @@ class ResultPublisher(DisplayPublisher):
         """What a client has, it has."""
 
 
+class Transforms(TransformerManager):
+    """Makes Python of what only IPython knows, like `%magic`. To find that, IPython reads a cell token by token."""
+
+    def do_token_transforms(self, lines: list[str]) -> Any:
+        """At once where there can be none."""
+        if self.token_transformers == _TRANSFORMERS and not any(map(_SPECIAL.search, lines)):
+            return lines
+        return super().do_token_transforms(lines)
+
+
 class NoProfile(ProfileDir):
     """IPython's profile keeps files of the user's; a context has none."""
 
@@ -71,6 +91,7 @@ class Shell(InteractiveShell):
     channel: Channel | None = None
     displayhook_class = Type(ResultHook)
     display_pub_class = Type(ResultPublisher)
+    input_transformer_manager = Instance(Transforms, ())
     loop_runner = AnyTrait()
     errored = False
     _was_interrupted = False
@@ -79,6 +100,10 @@ class Shell(InteractiveShell):
     @observe("ipython_dir")
     def _ipython_dir_changed(self, change: Any) -> None:
         """Make none."""
+
+    def init_display_formatter(self) -> None:
+        self.display_formatter = ResultFormatter(parent=self)
+        self.configurables.append(self.display_formatter)
 
     def run(self, code: str) -> None:
         """Run a cell. Errors have been sent when this returns."""
