@@ -14,7 +14,7 @@ import resource
 import signal
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import NoReturn
 
@@ -26,6 +26,7 @@ from roost.isolation.namespaces.borrowed import brought, located
 from roost.isolation.namespaces.filesystem import furnish, make_parts, make_root
 from roost.isolation.namespaces.policy import RoomPolicy
 from roost.isolation.namespaces.request import ENTERED, Order, Request, ShadowRequest
+from roost.isolation.namespaces.working_set import Range, copy_ahead
 
 ZYGOTE_FILES = 4096  # the zygote's own limit of descriptors, so none is above it
 _RUN = """
@@ -37,14 +38,16 @@ importlib.import_module(sys.argv.pop()).run(3, 4)
 _OOM_SCORE = 500  # when the whole machine is short of memory, rooms go before the server
 
 
-def enter(request: Request, policy: RoomPolicy, guest: Callable[..., None]) -> None:
-    """Become the room's init and run the guest; does not return. A failed step is written to the status pipe."""
+def enter(request: Request, policy: RoomPolicy, guest: Callable[..., None], ahead: Sequence[Range] = ()) -> None:
+    """Become the room's init and run the guest; does not return. A failed step is written to the status pipe. `ahead`:
+    memory that it is going to write to."""
     step = "standard streams"
     try:
         _point_streams(request.status, request.status)
         for name, action in _steps(request, policy):
             step = name
             action()
+        copy_ahead(ahead)
         step = "waiting for its order"
         order = brought(_order(request.order))
         if request.bare:

@@ -27,6 +27,7 @@ from roost.isolation.namespaces.enter import ZYGOTE_FILES, begin_shadow, enter, 
 from roost.isolation.namespaces.memory_file import map_own_memory
 from roost.isolation.namespaces.policy import RoomPolicy
 from roost.isolation.namespaces.request import Request, ShadowRequest
+from roost.isolation.namespaces.working_set import WorkingSets
 
 
 class Zygote:
@@ -46,6 +47,7 @@ class Zygote:
         self._guest = guest
         self._module = module
         self._context = context
+        self._sets = WorkingSets()
         self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
 
     def serve(self) -> None:
@@ -67,8 +69,8 @@ class Zygote:
             while os.read(self._wake_read, 512):
                 pass
         with contextlib.suppress(ChildProcessError):
-            while os.waitpid(-1, os.WNOHANG)[0]:
-                pass
+            while ended := os.waitpid(-1, os.WNOHANG)[0]:
+                self._sets.ended(ended)
 
     def _answer(self) -> bool:
         received = wire.receive(self._sock)
@@ -82,16 +84,23 @@ class Zygote:
                 reply |= self._begin_shadow(fds, pidfds)
                 return self._told(reply, fds, pidfds)
             request = Request.parse(message, fds)
+            lasts = not request.strict and request.kernel is None  # its memory is what the guest goes on with
+            kind = request.kept, request.live
             pid, pidfd = linux.fork_into(request.cgroup, linux.CLONE_NEWPID)
             if pid == 0:
                 _close_all_but(fds)
+                ahead = self._sets.of(kind) if lasts else []
                 strict = request.strict
-                enter(request, self._policy, (lambda *_: execute(self._module)) if strict else self._guest)
+                enter(request, self._policy, (lambda *_: execute(self._module)) if strict else self._guest, ahead)
+            if lasts:
+                self._sets.began(pid, kind)
             pidfds.append(pidfd)
             reply["pid"] = pid
         except OSError as error:
             reply["error"] = error.strerror
-        return self._told(reply, fds, pidfds)
+        told = self._told(reply, fds, pidfds)
+        self._sets.learn()
+        return told
 
     def _told(self, reply: dict[str, Any], fds: list[int], pidfds: list[int]) -> bool:
         wire.close_all(fds)
