@@ -195,12 +195,12 @@ class NamespacesDriver:
                     trees.append(_program(inner, opened))
                     trees += [image] if image >= 0 else []
                 order = order_of(spec, mounts, live=bool(lifeline), below=len(below) - 1 if below else None)
+                copies = spec.branch.copies if spec.branch is not None else ()
+                if contexts is not None and copies:
+                    contexts.adopt(copies)
                 await vacant.occupy(order, [*listeners, *lifeline, *below, *trees])
-            if contexts is not None:
-                if spec.branch is not None and spec.branch.copies:
-                    contexts.adopt(spec.branch.copies)
-                else:
-                    contexts.begin()
+            if contexts is not None and not copies:
+                contexts.begin()
             undo.pop_all()
         self._ids[vacant.cgroup.name] = spec.id
         return NamespacesRoom(
@@ -232,6 +232,7 @@ class NamespacesDriver:
             base=vacant.base,
             capabilities=vacant.capabilities,
             open_files=shape.limits.open_files,
+            entered=vacant.entered,
         )
         assert self._spills is not None
         contexts = Contexts(ours, place, partial(self._seeds.get, shape.template), self._spills)

@@ -54,6 +54,7 @@ class Settling:
     base: int
     capabilities: int
     open_files: int
+    entered: asyncio.Event  # its init has its root
 
     def close(self) -> None:
         os.close(self.pidfd)
@@ -169,6 +170,9 @@ class Contexts:
             return False
 
     async def _settle(self, held: Held, fds: Sequence[int], *, last: bool) -> int:
+        await self.place.entered.wait()
+        if self._closing.is_set():
+            raise Unavailable("The room was not made.")
         async with self.runs():  # what is made in a room that stands still would stand still half made
             with self._spending():
                 new, pid = await self.place.settle(held, fds, last=last)
@@ -183,7 +187,7 @@ class Contexts:
             self._tell({**message, "pid": pid}, daemons)
 
     def adopt(self, copies: Sequence[LiveCopy]) -> None:
-        """Have what was copied elsewhere settled in the background, and handed over; see `settled`."""
+        """Have what was copied elsewhere settled as soon as there is a room, and handed over; see `settled`."""
         self._listen()
         self._first = asyncio.get_running_loop().create_task(self._adopt(copies))
 
@@ -389,8 +393,9 @@ class Contexts:
         return held, self.still
 
     async def close(self) -> None:
-        """The room has ended, and with it all that was held of it."""
+        """The room has ended, and with it all that was held of it; or there was none."""
         self._closing.set()
+        self.place.entered.set()
         while begun := [task for task in (self._first, self._serving) if task is not None and not task.done()]:
             await asyncio.wait(begun)
         asyncio.get_running_loop().remove_reader(self.lifeline)

@@ -13,7 +13,7 @@ import contextlib
 import os
 import socket
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +76,7 @@ class WaitingProcess:
     pidfd: int
     order: socket.socket
     status: int
+    entered: asyncio.Event = field(default_factory=asyncio.Event)  # its guest runs
 
     @property
     def alive(self) -> bool:
@@ -85,10 +86,12 @@ class WaitingProcess:
         """Return when its guest runs. Raises Unavailable with what went wrong; it is to be discarded then."""
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it has ended, and said why
             wire.send(self.order, message, fds)
-        await self._entered()
+        await self._await_entered()
+        self.entered.set()
+        await asyncio.sleep(0)  # first, who waits for that
         self.let_go()
 
-    async def _entered(self) -> None:
+    async def _await_entered(self) -> None:
         """Wait until the room's guest runs, or its process has ended."""
         loop = asyncio.get_running_loop()
         readable = asyncio.Event()
