@@ -108,6 +108,23 @@ def test_lists_and_dictionaries_are_json(run):
     assert "json" not in run("{1, 2}").results[0]
 
 
+def test_numbers_and_texts_are_their_text_unless_somebody_shows_them_otherwise(run):
+    plain = {"type": "result", "extra": {}, "is_main_result": True}
+    for code, text in (("1 + 1", "2"), ("1.5", "1.5"), ("'a'", "a"), ("b'a'", "b'a'"), ("True", "True"), ("1j", "1j")):
+        assert run(code).results == [{**plain, "text": text}]
+    run("formats = get_ipython().display_formatter.formatters")
+    run("formats['text/html'].for_type(int, lambda n: f'<b>{n}</b>')")
+    assert run("2").results == [{**plain, "text": "2", "html": "<b>2</b>"}]
+    assert run("True").results == [{**plain, "text": "True", "html": "<b>True</b>"}]  # it is an int
+    run("formats['text/markdown'].for_type_by_name('builtins', 'str', lambda s: f'*{s}*')")
+    assert run("'a'").results == [{**plain, "text": "a", "markdown": "*a*"}]
+    run("get_ipython().display_formatter.ipython_display_formatter.for_type(float, lambda f: print('shown', f))")
+    assert (run("1.5").results, run("1.5").text()) == ([], "shown 1.5\n")
+    run("formats['text/plain'].for_type(complex, lambda c, p, cycle: p.text('a complex'))")
+    assert run("1j").results == [{**plain, "text": "a complex"}]
+    assert [line["text"] for line in run("display(3, include=['text/plain'])").results] == ["3"]
+
+
 def test_a_table_comes_with_its_columns(run):
     [result] = run(
         "import pandas as pd\npd.DataFrame({'a': [1, 2], 'when': pd.to_datetime(['2020-01-02', None])})"
@@ -257,6 +274,27 @@ def test_magics_commands_and_await(run):
     run("!exit 3")
     assert run("_exit_code").value == "3"
     assert run("asyncio.run(asyncio.sleep(0, 'own loop'))").value == "own loop"
+
+
+def test_what_only_ipython_knows_is_found_wherever_it_is(run):
+    run("def shown(*words): return words\n%autocall 0")
+    for code, value in (
+        ("x = %pwd\ntype(x).__name__", "str"),
+        ("if True:\n    %time y = 3\ny", "3"),
+        ("out = !echo a\nlist(out)", "['a']"),
+        (",shown a b", "('a', 'b')"),
+        (";shown a b", "('a b',)"),
+        ("/shown 1", "(1,)"),
+        ("1 +\\\n 1", "2"),
+        ("'50 % of what?'", "50 % of what?"),
+        ("    4 + 1", "5"),
+        (">>> 5 + 1", "6"),
+        ("len('a;b')", "3"),
+    ):
+        execution = run(code)
+        assert (execution.error, execution.value) == (None, value), code
+    assert run("7;").results == run("7; # nothing").results == []
+    assert "pwd" in run("%pwd?").text() or run("%pwd?").error is None
 
 
 def test_the_module_is_main_and_its_objects_can_be_pickled(run):

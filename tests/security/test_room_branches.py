@@ -443,6 +443,37 @@ async def test_a_thread_that_wants_the_interpreters_lock_holds_up_no_copy(lab: L
     await lab.gone("wanting")
 
 
+@pytest.mark.parametrize("threads", [0, 1])
+async def test_what_is_registered_for_a_fork_is_called_and_locks_are_free_in_a_copy(lab: Lab, threads: int) -> None:
+    """Those of the libraries that make locks anew are left out where no other thread can hold one."""
+    name = f"hooked-{threads}"
+    await lab.room(name)
+    code = f"""
+import concurrent.futures, logging, os, random, threading, time
+called = []
+os.register_at_fork(before=lambda: called.append("before"), after_in_parent=lambda: called.append("parent"),
+                    after_in_child=lambda: called.append("child"))
+lock = threading.Lock()
+def hold():
+    with lock, threading._active_limbo_lock, logging.lastResort.lock: time.sleep(600)
+for _ in range({threads}): threading.Thread(target=hold, daemon=True).start()
+time.sleep(0.1 * {threads})
+pool = concurrent.futures.ThreadPoolExecutor()
+"""
+    await lab.cell(name, code)
+    await lab.copy(name, f"copied-{name}")
+    assert await lab.cell(f"copied-{name}", "called") == "['before', 'child']"
+    assert await lab.cell(name, "called") == "['before', 'parent']"
+    seen = "logging.getLogger('new').warning('a'); list(pool.map(abs, [-1])), threading.active_count() > 1"
+    assert await lab.cell(f"copied-{name}", seen) == "([1], True)"
+    forked = "pid = os.fork()\nif pid == 0: logging.getLogger('of the fork').warning('a'); os._exit(len(called))"
+    await lab.cell(f"copied-{name}", forked)
+    assert await lab.cell(f"copied-{name}", "os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])") == "4"
+    assert await lab.cell(f"copied-{name}", "random.random()") != await lab.cell(name, "random.random()")
+    for one in (f"copied-{name}", name):
+        await lab.gone(one)
+
+
 async def test_what_was_copied_and_does_not_go_on_is_told(lab: Lab) -> None:
     """In place of an empty context that seems to be the copy."""
     await lab.room("stuck")
