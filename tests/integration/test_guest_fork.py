@@ -181,3 +181,24 @@ def test_the_state_of_random_numbers_is_the_parents_own() -> None:
         os._exit(0)
     os.waitpid(pid, 0)
     assert random.getstate() == state
+
+
+def test_hooks_that_make_locks_anew_are_found_and_called_by_any_other_fork() -> None:
+    program = (
+        "import concurrent.futures.thread, logging, os, random, threading\n"
+        "from roost.guest.at_fork import at_fork\n"
+        "at_fork.arrange()\n"
+        "found = [getattr(hook, '__name__', '') for hook, _ in at_fork._left_out]\n"
+        "assert found == ['seed', '_after_fork', '_after_at_fork_child_reinit_locks', '_at_fork_reinit'], found\n"
+        "at_fork.arrange()\n"  # once
+        "assert len(at_fork._left_out) == 4\n"
+        "held = threading.Thread(target=lambda: logging.lastResort.acquire())\n"
+        "held.start(); held.join()\n"
+        "pid = os.fork()\n"
+        "if pid == 0:\n"
+        "    os._exit(0 if logging.lastResort.lock.acquire(blocking=False) else 1)\n"
+        "assert os.waitpid(pid, 0)[1] == 0\n"
+        "os._exit(0)\n"  # the end of the interpreter would wait for that lock
+    )
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert (ran.returncode, ran.stderr) == (0, "")

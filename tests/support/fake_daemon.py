@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from roost.guest.async_server import AsyncServer
+from roost.guest.at_fork import at_fork
 from roost.guest.config import StartConfig
 from roost.guest.main import entry_of_contexts
 from roost.guest.sandbox.interpreter.lifeline import Lifeline
@@ -53,6 +54,11 @@ def warm() -> None:
     """As the zygote of `code-interpreter-v1` does."""
     with contextlib.suppress(ImportError):
         importlib.import_module("roost.guest.sandbox.interpreter.python.context")
+
+
+def rehearse() -> None:
+    """As the guest's own does, before anything else."""
+    at_fork.arrange()
 
 
 def serve(
