@@ -77,6 +77,7 @@ class Tracer:
         self._watched: dict[int, int] = {}  # pidfds of shadows and of their processes: number of the shadow
         self._ending: dict[int, shadows.Shadow] = {}  # by pidfd
         self._poll = select.epoll()
+        self._used_up = 0  # the branch that has become a context, to be forgotten after the reply
         self._next = 1
 
     def serve(self) -> None:
@@ -131,6 +132,9 @@ class Tracer:
             wire.send(self._sock, {**reply, "id": message["id"]}, opened)
         finally:
             wire.close_all(opened)
+        if self._used_up:
+            self._drop(self._used_up)
+            self._used_up = 0
         if "shadow" in reply and message["op"] == "branch" and message["keep"]:
             self._prepare(reply["shadow"])
         elif "shadow" in reply and message["op"] == "settle" and not message["last"]:
@@ -211,8 +215,8 @@ class Tracer:
                 self._end(ready)
         kept = self._keep(made, self._seeds[number])
         if last:
-            self._drop(number)
-        return {"shadow": kept, "pid": status.read_status(made.resident).room_pid}
+            self._used_up = number
+        return {"shadow": kept, "pid": made.room_pid}
 
     def _fork(self, message: dict[str, Any], fds: list[int]) -> dict[str, Any]:
         """What is copied lives on in a room that runs again: what is settled where all stands still would, too."""

@@ -100,6 +100,7 @@ class Shadow:
     state: State
     area: int = 0
     resident: int = 0
+    room_pid: int = 0  # that of its process, in its room
     resident_fd: int = -1
     base: int = 0  # of the room that its ids are of
 
@@ -315,7 +316,7 @@ def settle(shadow: Shadow, place: Place, fds: tuple[int, int, int], policy: Poli
         made.append(stem.pid)
         between = _enter_pids(stem, place, fds, policy)
         made.append(between)
-        resident = _resident(Tracee(between, shadow.area, stem.base), shadow.thread)
+        resident, room_pid = _resident(Tracee(between, shadow.area, stem.base), shadow.thread)
         made.append(resident)
         end(between)  # so that the process is a child of the room's init
         made.remove(between)
@@ -328,7 +329,7 @@ def settle(shadow: Shadow, place: Place, fds: tuple[int, int, int], policy: Poli
             os.close(fd)
         raise
     tracee = Tracee(stem.pid, shadow.tracee.insn, stem.base)
-    return Shadow(tracee, opened[0], shadow.thread, shadow.state, 0, resident, opened[1], place.base)
+    return Shadow(tracee, opened[0], shadow.thread, shadow.state, 0, resident, room_pid, opened[1], place.base)
 
 
 def _opened(own: int, wanted: Sequence[int]) -> list[Call]:
@@ -377,9 +378,9 @@ def _enter_pids(stem: Tracee, place: Place, fds: tuple[int, int, int], policy: P
             os.close(ruleset)
 
 
-def _resident(between: Tracee, thread: Thread) -> int:
+def _resident(between: Tracee, thread: Thread) -> tuple[int, int]:
     flags = _VM | _SIGCHLD | (_SETTID | _CLEARTID if thread.tid else 0)
-    return between.branch("clone", flags, 0, 0, thread.tid, 0)
+    return between.branch_known("clone", flags, 0, 0, thread.tid, 0)
 
 
 def _ruleset(pid: int) -> int:

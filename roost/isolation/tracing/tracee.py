@@ -81,10 +81,14 @@ class Tracee:
 
     def branch(self, name: str, *arguments: int) -> int:
         """Make one call that makes a process, which is held then; its id as the tracer knows it."""
+        return self.branch_known(name, *arguments)[0]
+
+    def branch_known(self, name: str, *arguments: int) -> tuple[int, int]:
+        """The same; its id as the tracer knows it, and as this task does."""
         result, child = self._call(name, arguments)
         if not child:
             raise Refused(f"{name} made no process ({result})")
-        return child
+        return child, result
 
     def _call(self, name: str, arguments: Sequence[int]) -> tuple[int, int]:
         ptrace.set_registers(self.pid, self.base.calling(self.insn, CALLS[name], arguments))
