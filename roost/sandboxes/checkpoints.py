@@ -114,6 +114,7 @@ class Checkpoints:
         with self._copies.new_image() as image:
             async with entry.lock:
                 copied = await self._copies.copy(entry, image, memory=True, keep=True, now=now)
+                measuring = asyncio.ensure_future(copied.branch.measure())  # while it is recorded
                 try:
                     if copied.branch.busy:
                         raise Conflict(BUSY)
@@ -123,11 +124,12 @@ class Checkpoints:
                         entry, lambda sandbox: replace(sandbox, checkpoints=(*sandbox.checkpoints, made), at=made.id)
                     )
                 except BaseException:
+                    measuring.cancel()
                     await copied.branch.close()
                     raise
                 if copied.memory != NOTHING:
                     held = entry.held[made.id] = HeldMemory(branch=copied.branch, used=self._lives.now())
-                    held.bytes = await copied.branch.measure()
+                    held.bytes = await measuring
         await self._prune(entry)
         await self.bound_memory()
         return self._shown(entry, next((one for one in entry.sandbox.checkpoints if one.id == made.id), made))
