@@ -179,10 +179,10 @@ class Contexts:
         self._held[pid] = new
         return pid
 
-    async def _hand_over(self, held: Held, message: Mapping[str, Any], *, last: bool) -> None:
-        """Settle a branch as a context. Raises Unavailable."""
+    async def _hand_over(self, held: Held, message: Mapping[str, Any], *, last: bool, said: bytes = b"") -> None:
+        """Settle a branch as a context, which finds `said` when it comes to be. Raises Unavailable."""
         with ExitStack() as opened:
-            daemons, ends = _ends(opened)
+            daemons, ends = _ends(opened, said)
             pid = await self._settle(held, ends, last=last)
             self._tell({**message, "pid": pid}, daemons)
 
@@ -335,11 +335,11 @@ class Contexts:
                 case {"ask": "another"}:
                     await self._spare(reply)
                 case {"ask": "fork", "pid": int(pid)}:
-                    await self._fork(pid, reply)
+                    await self._fork(pid, reply, _said(message))
                 case {"ask": "branch", "pid": int(pid)}:
                     self._tell({**reply, "branch": await self._keep(pid)})
                 case {"ask": "settle", "branch": int(branch)} if branch in self._branches:
-                    await self._hand_over(self._branches[branch], reply, last=False)
+                    await self._hand_over(self._branches[branch], reply, last=False, said=_said(message))
                 case {"ask": "drop", "branch": int(branch)} if branch in self._branches:
                     await self._branches.pop(branch).drop()
                     self._tell(reply)
@@ -359,11 +359,11 @@ class Contexts:
         finally:
             self._pause_s = max(self._pause_s, self._pace.spend(began, time.monotonic()))
 
-    async def _fork(self, pid: int, reply: Mapping[str, Any]) -> None:
+    async def _fork(self, pid: int, reply: Mapping[str, Any], said: bytes) -> None:
         """Hand over a copy of a context that stands still, as its room does for as long as that takes."""
         held, still = self._copied(pid)
         with ExitStack() as opened:
-            daemons, ends = _ends(opened)
+            daemons, ends = _ends(opened, said)
             async with still():
                 with self._spending():
                     new, made = await self.place.fork(held, ends)
@@ -408,11 +408,18 @@ def is_busy(lost: Sequence[str]) -> bool:
     return any(reason.endswith(_STILL_RUNS) for reason in lost)
 
 
-def _ends(opened: ExitStack) -> tuple[list[int], list[int]]:
-    """A context's socket and outputs: the daemon's ends, and the process'."""
+def _said(message: Mapping[str, Any]) -> bytes:
+    """What a daemon has to say first to the process that it asks for. Pure."""
+    said = message.get("said")
+    return said.encode(errors="replace")[:_MOST_TEXT] if isinstance(said, str) else b""
+
+
+def _ends(opened: ExitStack, said: bytes) -> tuple[list[int], list[int]]:
+    """A context's socket and outputs: the daemon's ends, and the process', which has been told something already."""
     channel, theirs = socket.socketpair()
     opened.callback(channel.close)
     opened.callback(theirs.close)
+    channel.sendall(said)
     daemons, ends = [channel.fileno()], [theirs.fileno()]
     for _ in range(2):
         reader, writer = os.pipe2(os.O_CLOEXEC)

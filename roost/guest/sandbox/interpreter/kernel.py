@@ -32,6 +32,11 @@ class KernelEnded(Exception):
     """The process has ended, or is as good as that. The text says how."""
 
 
+def born(own: Mapping[str, str]) -> bytes:
+    """What a copy is told, with variables of its own. Pure."""
+    return frames.frame(frames.BORN, json.dumps({"env": dict(own)}).encode())
+
+
 class Kernel:
     """`start`, then `run` for each cell, one at a time; `close` at last. Making one needs no event loop yet."""
 
@@ -63,9 +68,9 @@ class Kernel:
         self._begin()
 
     @classmethod
-    def adopt(cls, child: Child, fds: Descriptors, own: Mapping[str, str]) -> Kernel:
-        """Of a process that is a copy of another sandbox's context and stands still; `own` are variables of its own.
-        Raises OSError."""
+    def adopt(cls, child: Child, fds: Descriptors, own: Mapping[str, str] | None = None) -> Kernel:
+        """Of a process that is a copy of a context and stands still, until it is told that; `own`: variables of its
+        own, where it was not told yet. Raises OSError."""
         kernel = cls.__new__(cls)
         kernel._sock = socket.socket(fileno=fds[0])
         kernel._outputs = dict(zip(fds[1:], STREAMS, strict=True))
@@ -78,8 +83,9 @@ class Kernel:
         kernel._child = child
         kernel._begin()
         kernel.adopted = True
-        with contextlib.suppress(OSError):  # then it is found to have ended
-            kernel._sock.send(frames.frame(frames.BORN, json.dumps({"env": dict(own)}).encode()))
+        if own is not None:
+            with contextlib.suppress(OSError):  # then it is found to have ended
+                kernel._sock.send(born(own))
         return kernel
 
     def _begin(self) -> None:

@@ -17,12 +17,12 @@ Who asks gives a `number`, which the answer has too: an answer that nobody waits
 | daemon asks for | reply |
 |---|---|
 | `another` | as `first` |
-| `fork` of the context `pid`, which stands still | `pid` of a copy; its socket, its outputs |
+| `fork` of the context `pid`, which stands still; `said` | `pid` of a copy; its socket, its outputs |
 | `branch` of such a context | `branch`: its memory as it is, held |
-| `settle` of a `branch`, which stays | `pid` of a copy; its socket, its outputs |
+| `settle` of a `branch`, which stays; `said` | `pid` of a copy; its socket, its outputs |
 | `drop` of a `branch` | |
 
-or `error` with the reason.
+or `error` with the reason. What is `said` the copy finds on its socket when it comes to be.
 """
 
 from __future__ import annotations
