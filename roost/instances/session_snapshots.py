@@ -186,6 +186,11 @@ class SessionSnapshots:
                 branch = Branch()
                 if instance.spec.live:
                     branch = await instance.branch(layer, {own: folder})
+                    try:
+                        await branch.last()
+                    except BaseException:
+                        await branch.close()
+                        raise
                 else:
                     await instance.room.snapshot(layer, {own: folder})
                 labels |= self._rooms.labels_of(instance.spec, session)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -30,11 +31,23 @@ class Draft:
         self._pool = pool
 
     async def publish(self) -> None:
-        """Give it its name, to last also over a power failure. Raises FileExistsError, StorageFull, Unavailable."""
+        """Give it its name, to last also over a power failure, in which it exists complete or not at all. Raises
+        FileExistsError, StorageFull, Unavailable."""
+        try:
+            with storage(self._target):
+                await self._synced(os.dup(self._fd))
+        except BaseException:
+            self.discard()
+            raise
+        await self.name()
+
+    def name(self) -> asyncio.Future[None]:
+        """Give it its name at once. What is returned is done when it lasts also over a power failure; it fails with
+        StorageFull, Unavailable, and its name is gone then. Raises FileExistsError, StorageFull, Unavailable.
+        """
         fd, self._fd = self._fd, -1
         try:
             with storage(self._target):
-                await self._synced(os.dup(fd))
                 directory = os.open(self._target.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
                 try:
                     # With a directory named, Python follows the link; without, it does not, whatever it is told.
@@ -42,20 +55,25 @@ class Draft:
                 except BaseException:
                     os.close(directory)
                     raise
-                try:
-                    await self._synced(directory)
-                except BaseException:
-                    self._target.unlink(missing_ok=True)
-                    raise
-        finally:
+        except BaseException:
             os.close(fd)
+            raise
+        return asyncio.ensure_future(self._lasts(fd, directory))
 
-    async def _synced(self, fd: int) -> None:
-        """The descriptor is closed, also by what nobody waits for any more before its turn comes."""
-        await asyncio.shield(asyncio.get_running_loop().run_in_executor(self._pool, _sync, fd))
+    async def _lasts(self, *opened: int) -> None:
+        try:
+            with storage(self._target):
+                await self._synced(*opened)
+        except BaseException:
+            self._target.unlink(missing_ok=True)
+            raise
+
+    async def _synced(self, *opened: int) -> None:
+        """The descriptors are closed, also by what nobody waits for any more before its turn comes."""
+        await asyncio.shield(asyncio.get_running_loop().run_in_executor(self._pool, _sync, opened))
 
     def discard(self) -> None:
-        """Give it up, unless it was published."""
+        """Give it up, unless it has a name."""
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)
@@ -126,11 +144,13 @@ def _sync_file_system(mount: int) -> None:
         os.close(root)
 
 
-def _sync(fd: int) -> None:
+def _sync(opened: Sequence[int]) -> None:
     try:
-        os.fsync(fd)
+        for fd in opened:
+            os.fsync(fd)
     finally:
-        os.close(fd)
+        for fd in opened:
+            os.close(fd)
 
 
 def _close_unwanted(made: asyncio.Future[int]) -> None:

@@ -119,6 +119,7 @@ class Checkpoints:
                     if copied.branch.busy:
                         raise Conflict(BUSY)
                     made = self._checkpoint(entry, label, copied)
+                    await copied.branch.last()
                     self._fleet.check_exists(entry)
                     await self._lives.commit(
                         entry, lambda sandbox: replace(sandbox, checkpoints=(*sandbox.checkpoints, made), at=made.id)

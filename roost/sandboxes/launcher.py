@@ -59,6 +59,8 @@ class Launcher:
         try:
             async with entry.lock:
                 await self._lives.boot(entry, branch)
+                if branch is not None:
+                    await branch.last()
                 ends_at = round(self._lives.now(), 3) + sandbox.timeout_s
                 sandbox = entry.sandbox = replace(sandbox, ends_at=ends_at)
                 await self._lives.book.create(sandbox, None if key is None else replace(key, sandbox=sandbox.id))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import errno
 import os
 import signal
 import subprocess
@@ -498,3 +499,29 @@ def _loops(image: Path) -> int:
         except OSError:
             continue
     return found
+
+
+async def test_a_copy_that_is_named_at_once_and_can_not_last_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where the disk turns out to be full when it is written."""
+    (tmp_path / "image").write_bytes(b"x")
+    made, before = drafts.Drafts(), len(os.listdir("/proc/self/fd"))
+    with (tmp_path / "image").open("rb") as image:
+        lasts = (await made.copy(image.fileno(), None, tmp_path / "lasts")).name()
+        assert (tmp_path / "lasts").read_bytes() == b"x"
+        await lasts
+        draft = await made.copy(image.fileno(), None, tmp_path / "full")
+        taken = await made.copy(image.fileno(), None, tmp_path / "lasts")
+    with pytest.raises(FileExistsError):
+        taken.name()
+
+    def full(fd: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(StorageFull):
+        await draft.name()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["image", "lasts"]
+    made.close()
+    assert len(os.listdir("/proc/self/fd")) <= before

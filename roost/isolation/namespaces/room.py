@@ -114,7 +114,7 @@ class NamespacesRoom:
 
     async def snapshot(self, target: Path, beside: Mapping[Path, Path] | None = None) -> None:
         """The room stands still while its disks are synchronised and copied, for a minute at most."""
-        await self._copy(target, beside)
+        await (await self._copy(target, beside))
 
     async def rest(self) -> bool:
         """Paused with its memory, it is at rest."""
@@ -139,11 +139,10 @@ class NamespacesRoom:
         if self.whole is not None:
             return await self._branch_whole(self.whole, target, beside)
         if self._contexts is None:
-            await self._copy(target, beside)
-            return Branch(lost=(NO_SHADOWS,))
+            return Branch(files=await self._copy(target, beside), lost=(NO_SHADOWS,))
         if self._cgroup.is_frozen():
-            await self._copy(target, beside)
-            return Branch(lost=("its contexts stand still, and can't get ready to be copied",))
+            lost_all = ("its contexts stand still, and can't get ready to be copied",)
+            return Branch(files=await self._copy(target, beside), lost=lost_all)
         contexts, made = self._contexts, Branch()
         async with contexts.standing_still(now=now) as (still, lost):
 
@@ -152,7 +151,7 @@ class NamespacesRoom:
                 made.copies, made.lost, made.busy = tuple(copies), (*lost, *others), is_busy(lost)
 
             try:
-                await self._copy(target, beside, memory)
+                made.files = await self._copy(target, beside, memory)
             except BaseException:
                 await made.close()
                 raise
@@ -192,8 +191,8 @@ class NamespacesRoom:
 
     async def _branch_whole(self, whole: Whole, target: Path, beside: Mapping[Path, Path] | None) -> Branch:
         if self._cgroup.is_frozen():
-            await self._copy(target, beside)
-            return Branch(lost=("it stands still, and can't get ready to be copied",))
+            lost = ("it stands still, and can't get ready to be copied",)
+            return Branch(files=await self._copy(target, beside), lost=lost)
         made = Branch()
         async with AsyncExitStack() as taken:
             try:
@@ -202,7 +201,7 @@ class NamespacesRoom:
                 )
             except Unavailable as error:
                 made.lost, made.busy = (error.message,), is_busy([error.message])
-            await self._copy(target, beside)
+            made.files = await self._copy(target, beside)
         return made
 
     @asynccontextmanager
@@ -227,9 +226,9 @@ class NamespacesRoom:
         target: Path,
         beside: Mapping[Path, Path] | None = None,
         memory: Callable[[], Awaitable[None]] | None = None,
-    ) -> None:
+    ) -> asyncio.Future[None]:
         """All of it is of the moment at which the room stands still. `memory` copies that while its disks are copied,
-        of which either all come to be, or none."""
+        of which either all come to be, or none. What is returned is done when they last (see `Draft.name`)."""
         if self._layer is None:
             raise InvalidArgument(f"The room {self.id} has no layer of its own to take a snapshot of.")
         wanted = {self._layer: target, **(beside or {})}
@@ -247,7 +246,7 @@ class NamespacesRoom:
                     self._copying = None
                 if self._has_ended():
                     raise ended
-            await _publish(zip(drafts, wanted.values(), strict=True))
+            return _named(zip(drafts, wanted.values(), strict=True))
         finally:
             for draft in drafts:
                 draft.discard()
@@ -314,17 +313,32 @@ class NamespacesRoom:
             self._on_gone()
 
 
-async def _publish(drafts: Iterable[tuple[Draft, Path]]) -> None:
-    """Each at its path; all of them, or none. Raises FileExistsError, StorageFull, Unavailable."""
-    published: list[Path] = []
+def _named(drafts: Iterable[tuple[Draft, Path]]) -> asyncio.Future[None]:
+    """Each at its path; all of them, or none. As `Draft.name`, of all."""
+    named: dict[Path, asyncio.Future[None]] = {}
+
+    def give_up() -> None:
+        for target in named:
+            target.unlink(missing_ok=True)
+
+    async def last() -> None:
+        try:
+            await asyncio.gather(*named.values())
+        except BaseException:
+            give_up()
+            raise
+
     try:
         for draft, target in drafts:
-            await draft.publish()
-            published.append(target)
+            named[target] = draft.name()
     except BaseException:
-        for target in published:
-            target.unlink(missing_ok=True)
+        for future in named.values():
+            future.cancel()
+        give_up()
         raise
+    lasting = asyncio.ensure_future(last())
+    lasting.add_done_callback(lambda done: done.cancelled() or done.exception())  # seen, also where nobody waits for it
+    return lasting
 
 
 def ties(left: Left) -> Iterator[str]:
