@@ -2,7 +2,8 @@
 
 "sandbox" is `fork`: files and memory, in a room of its own. "8 sandboxes, each" is one request for eight, divided.
 "checkpoint" and "rollback" are of the whole sandbox, to the first reply after it; "context", "context checkpoint" and
-"context rollback" are those of one context within its sandbox: memory alone. The first reply does not touch the heap.
+"context rollback" are those of one context within its sandbox: memory alone, to the branch's word that it takes cells;
+"and a cell in it" to the first one's result. The first reply does not touch the heap.
 "checkpoint, to disk" and "rollback, from disk" are those of a server that may hold nothing in memory, with heaps of
 random numbers, which can't be compressed.
 Beside it, in the same sandbox: what `os.fork` of that process takes, which leads to no branch that anybody could speak
@@ -93,6 +94,17 @@ class Branching:
         started = time.perf_counter()
         made = self._context.post("fork").raise_for_status().json()
         took = (time.perf_counter() - started) * 1000
+        self._context.delete(f"../{made['id']}").raise_for_status()
+        return took
+
+    def context_cell(self) -> float:
+        time.sleep(PAUSE_S)
+        started = time.perf_counter()
+        made = self._context.post("fork").raise_for_status().json()
+        execution = self._box.run_code("x + 1", context=made["id"])
+        took = (time.perf_counter() - started) * 1000
+        if execution.text != "42":
+            raise RuntimeError("a fork has not the variables of its original")
         self._context.delete(f"../{made['id']}").raise_for_status()
         return took
 
@@ -263,6 +275,7 @@ def main() -> None:
                 "checkpoint": branching.checkpoint,
                 "rollback": branching.rollback,
                 "context": branching.context,
+                "context, and a cell in it": branching.context_cell,
                 "context checkpoint": branching.context_checkpoint,
                 "context rollback": branching.context_rollback,
                 "os.fork": branching.plain,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
@@ -112,13 +113,13 @@ class Branch:
     whole: WholeCopy | None = None  # instead of single contexts
     lost: tuple[str, ...] = ()
     busy: bool = False  # one was lost because a cell still ran
-    files: Awaitable[None] | None = None  # see `last`
+    files: asyncio.Future[None] | None = None  # see `last`
 
     async def last(self) -> None:
         """Return when the files that were copied with it outlast a power failure: before that, nothing is recorded that
         needs them. Raises StorageFull, Unavailable, and they are gone then."""
         if self.files is not None:
-            await self.files
+            await asyncio.shield(self.files)  # several may wait, and one of them go away
 
     async def alive(self) -> bool:
         """Whether all copies are still there."""
