@@ -12,7 +12,6 @@ import pytest
 
 from roost.isolation.bundle import Bundle
 from roost.isolation.namespaces.memory_file import MALLOC
-from roost.isolation.namespaces.working_set import LOOKS, USED_S
 from roost.model.errors import Unavailable
 from roost.model.function import Limits
 from tests.support.rooms import Remains, World, occupied, probe_bundle, world
@@ -172,28 +171,3 @@ async def test_one_that_waits_has_nothing_of_the_server_s(rooms: World) -> None:
     [(name, value)] = MALLOC.items()  # what a zygote is told is the same everywhere; its loader takes it to pieces
     environment = Path(f"/proc/{vacant}/environ").read_bytes().rstrip(b"\0").replace(b"\0", b":")
     assert environment == f"{name}={value}".encode()
-
-
-async def test_one_that_waits_has_copies_of_what_those_before_wrote_to(rooms: World) -> None:
-    """Those that are used for long enough to be looked at; the first one that waited has none."""
-    for number in range(LOOKS):
-        room = await rooms.room(f"used-{number}")
-        await rooms.ask(room, WHOSE)
-    [first] = await ready(rooms)
-    before = _private_kb(first)
-    await asyncio.sleep(USED_S + 0.5)
-    for number in range(LOOKS + 2):  # each makes another; they are looked at one by one
-        used = (await rooms.room(f"more-{number}")).pid
-        await ready(rooms)
-    [vacant] = await ready(rooms)
-    assert _private_kb(vacant) > 1.2 * before
-    room = await rooms.room("last")
-    assert room.pid == vacant
-    began = _private_kb(vacant)
-    assert await rooms.ask(room, WHOSE) == ["last", "last", "/"]
-    assert _private_kb(vacant) - began < (_private_kb(used) - before) / 2
-
-
-def _private_kb(pid: int) -> int:
-    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    return sum(int(line.split()[1]) for line in lines if line.startswith("Private_Dirty:"))

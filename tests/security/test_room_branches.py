@@ -25,6 +25,7 @@ from roost.isolation.driver import Branch, RoomSpec, Template
 from roost.isolation.namespaces import helper, live, within
 from roost.isolation.namespaces.driver import NamespacesDriver
 from roost.isolation.namespaces.room import NamespacesRoom
+from roost.isolation.namespaces.working_set import LOOKS, USED_S
 from roost.model.errors import Unavailable
 from roost.model.function import Limits
 from tests.support import mortal_tracer
@@ -145,6 +146,15 @@ class Lab:
 
     def shadows(self, name: str) -> list[int]:
         return _processes(self.group(name).parent)
+
+    async def waiting(self) -> int:
+        """The first process of the room that waits to be somebody's."""
+        async with asyncio.timeout(20):
+            while True:
+                ready = [room for pool in self.driver._vacant._pools.values() for room in pool._ready]
+                if len(ready) == 1 and Path(f"/proc/{ready[0].pid}/comm").read_text() == "roost-vacant\n":
+                    return ready[0].pid
+                await asyncio.sleep(0.02)
 
     async def end_tracer(self) -> None:
         for pid in _children(os.getpid()):
@@ -683,3 +693,32 @@ async def test_without_the_tracer_rooms_live_on_and_later_ones_are_live_again(la
 
 def _children(pid: int) -> list[int]:
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+async def test_one_that_waits_has_copies_of_what_those_before_wrote_to(lab: Lab) -> None:
+    """Of live rooms that were used for long enough to be looked at; the first one that waited has none."""
+    names = [f"used-{number}" for number in range(2 * LOOKS + 2)]
+    used, first = [], 0
+    for name in names[:LOOKS]:
+        await lab.room(name)
+        assert await lab.cell(name, "1 + 1") == "2"
+        used.append(lab.rooms[name].pid)
+        first = first or _private_kb(await lab.waiting())
+    await asyncio.sleep(USED_S + 0.5)
+    for name in names[LOOKS:]:  # each has another made; they are looked at one by one
+        await lab.waiting()
+        await lab.room(name)
+    vacant = await lab.waiting()
+    ahead = _private_kb(vacant)
+    assert ahead > 1.5 * first
+    await lab.room("last")
+    assert lab.rooms["last"].pid == vacant
+    assert await lab.cell("last", "1 + 1") == "2"
+    assert _private_kb(vacant) - ahead < (_private_kb(used[-1]) - first) / 2
+    for name in (*names, "last"):
+        await lab.gone(name)
+
+
+def _private_kb(pid: int) -> int:
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    return sum(int(line.split()[1]) for line in lines if line.startswith("Private_Dirty:"))

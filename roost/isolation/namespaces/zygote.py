@@ -84,15 +84,15 @@ class Zygote:
                 reply |= self._begin_shadow(fds, pidfds)
                 return self._told(reply, fds, pidfds)
             request = Request.parse(message, fds)
-            lasts = not request.strict and request.kernel is None  # its memory is what the guest goes on with
-            kind = request.kept, request.live
+            # Others fork as soon as they run: what they had ahead would be shared again, and copied twice.
+            kind = ("live", request.kept) if request.live else None
             pid, pidfd = linux.fork_into(request.cgroup, linux.CLONE_NEWPID)
             if pid == 0:
                 _close_all_but(fds)
-                ahead = self._sets.of(kind) if lasts else []
+                ahead = self._sets.of(kind) if kind else []
                 strict = request.strict
                 enter(request, self._policy, (lambda *_: execute(self._module)) if strict else self._guest, ahead)
-            if lasts:
+            if kind:
                 self._sets.began(pid, kind)
             pidfds.append(pidfd)
             reply["pid"] = pid
