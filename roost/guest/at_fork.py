@@ -9,10 +9,10 @@ from __future__ import annotations
 import ctypes
 import gc
 import logging
-import random
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 Hook = Callable[[], object]
@@ -48,18 +48,24 @@ class AtFork:
     def _in_child(self) -> None:
         alone, self._alone = self._alone, False
         for hook, instead in self._left_out:
-            if not alone:
-                hook()
-            elif instead is not None:
-                instead()
+            try:
+                if not alone:
+                    hook()
+                elif instead is not None:
+                    instead()
+            except Exception:  # as the interpreter has it: it is reported, and those behind it are called
+                kind, value, trace = sys.exc_info()
+                told = SimpleNamespace(exc_type=kind, exc_value=value, exc_traceback=trace, err_msg=None, object=hook)
+                sys.unraisablehook(told)
 
 
 def _known() -> Iterator[tuple[Hook, Hook | None]]:
     """Hooks of a child, with what takes their place in a copy: the end of a lock that was taken before."""
     pool: Any = sys.modules.get("concurrent.futures.thread")
-    yield random._inst.seed, None  # see `renewal.reseed`
+    ours: Any = logging
+    release = ours._releaseLock if hasattr(ours, "_releaseLock") else ours._lock.release  # since Python 3.13
     yield threading._after_fork, None  # type: ignore[attr-defined]
-    yield logging._after_at_fork_child_reinit_locks, logging._releaseLock  # type: ignore[attr-defined]
+    yield ours._after_at_fork_child_reinit_locks, release
     if pool is not None:
         yield pool._global_shutdown_lock._at_fork_reinit, pool._global_shutdown_lock.release
 

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from roost.guest.child import Forked, Pipes
 from roost.guest.fork import sleeps
 from roost.guest.reactor import READ, Reactor, Timer
-from roost.guest.sandbox.interpreter.lifeline import receive
+from roost.guest.sandbox.interpreter.lifeline import COPIES_S, receive
 from roost.guest.still import BORN
 
 ID = "0"
@@ -53,6 +53,9 @@ class Copies:
         with contextlib.suppress(OSError, ValueError, KeyError, IndexError):
             while True:
                 message, fds = receive(self._sock)
+                if message["op"] == "copies":
+                    self._sock.settimeout(COPIES_S)
+                    continue
                 if message["op"] == "context":
                     self._pid = message["pid"]
                     begun = self._copied(start, fds)

@@ -6,14 +6,35 @@ import contextlib
 import errno
 import os
 import signal
+from collections.abc import Iterator
 
 _expected: set[int] = set()
+_arriving: set[object] = set()
 _told: dict[int, int] = {}  # children whose ends are told by writing to a descriptor
 
 
 def expect(pid: int) -> None:
     """`pid` is a child that somebody is going to `wait` for: until then no other process gets its number."""
     _expected.add(pid)
+
+
+def forget(pid: int) -> None:
+    """Nobody is going to, after all."""
+    _expected.discard(pid)
+    signal.raise_signal(signal.SIGCHLD)
+
+
+@contextlib.contextmanager
+def arriving() -> Iterator[None]:
+    """Meanwhile this process is given a child whose number is not known yet: nobody is reaped, so that it is the same
+    child still when it is expected."""
+    token = object()
+    _arriving.add(token)
+    try:
+        yield
+    finally:
+        _arriving.discard(token)
+        signal.raise_signal(signal.SIGCHLD)
 
 
 def end_of(pid: int) -> int:
@@ -49,15 +70,14 @@ def wait(pid: int) -> int:
     try:
         return os.waitpid(pid, 0)[1]
     finally:
-        _expected.discard(pid)
-        signal.raise_signal(signal.SIGCHLD)  # `reap` did not look at those behind it
+        forget(pid)  # `reap` did not look at those behind it
 
 
 def reap() -> list[tuple[int, int]]:
     """(pid, wait status) of every child that has ended and that nobody expects, up to the first that somebody does."""
     ended: list[tuple[int, int]] = []
     _tell()
-    while True:
+    while not _arriving:
         try:
             found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
         except ChildProcessError:
@@ -65,3 +85,4 @@ def reap() -> list[tuple[int, int]]:
         if found is None or found.si_pid in _expected:
             return ended
         ended.append(os.waitpid(found.si_pid, 0))
+    return ended

@@ -29,6 +29,8 @@ from roost.guest.supervisor import Settings, Supervisor
 
 _TIMES = 12  # the interpreter adapts code after eight calls
 _ORPHAN_S = 0.003  # what ends each rehearsal of the supervisor
+_LIMIT_S = 10.0
+_RESTART = b'{"op": "restart"}\n'  # what ends a sandbox
 _START = {
     "op": "start",
     "instance": "rehearsal",
@@ -45,8 +47,9 @@ _SANDBOX = {**_START, "runtime": "sandbox", "sandbox": {"user": "root", "workdir
 def rehearse() -> None:
     """Leaves nothing behind, and prevents nothing where it fails: rooms then start as if it had not been."""
     forget_attributes()
-    with contextlib.suppress(Exception):  # whatever a template is like
+    with contextlib.suppress(Exception):  # whatever interpreter that is
         at_fork.arrange()
+    with contextlib.suppress(Exception):  # whatever a template is like
         _once()
         gather(_once)
         for _ in range(_TIMES):
@@ -90,9 +93,9 @@ def _rehearse_sandbox() -> None:
     with (
         _told(_SANDBOX) as (guest, app, host),
         _outputs_kept(),
-        contextlib.closing(Visit(app, lambda: host.shutdown(socket.SHUT_WR))) as visit,
+        contextlib.closing(Visit(app, lambda: host.sendall(_RESTART))) as visit,
     ):
-        settings = Settings(orphan_s=_ORPHAN_S)
+        settings = Settings(orphan_s=_LIMIT_S)
         Supervisor(guest, app, settings, live=visit.live, spare=lambda: None, daemon=visit.be_daemon).run()
 
 

@@ -35,11 +35,16 @@ class Draft:
         FileExistsError, StorageFull, Unavailable."""
         try:
             with storage(self._target):
-                await self._synced(os.dup(self._fd))
+                await asyncio.shield(self._synced(os.dup(self._fd)))
         except BaseException:
             self.discard()
             raise
-        await self.name()
+        lasting = self.name()
+        try:
+            await lasting
+        except BaseException:  # also before that has begun
+            self._target.unlink(missing_ok=True)
+            raise
 
     def name(self) -> asyncio.Future[None]:
         """Give it its name at once. What is returned is done when it lasts also over a power failure; it fails with
@@ -58,19 +63,19 @@ class Draft:
         except BaseException:
             os.close(fd)
             raise
-        return asyncio.ensure_future(self._lasts(fd, directory))
+        return asyncio.ensure_future(self._lasts(self._synced(fd, directory)))
 
-    async def _lasts(self, *opened: int) -> None:
+    async def _lasts(self, synced: asyncio.Future[None]) -> None:
         try:
             with storage(self._target):
-                await self._synced(*opened)
+                await asyncio.shield(synced)
         except BaseException:
             self._target.unlink(missing_ok=True)
             raise
 
-    async def _synced(self, *opened: int) -> None:
+    def _synced(self, *opened: int) -> asyncio.Future[None]:
         """The descriptors are closed, also by what nobody waits for any more before its turn comes."""
-        await asyncio.shield(asyncio.get_running_loop().run_in_executor(self._pool, _sync, opened))
+        return asyncio.get_running_loop().run_in_executor(self._pool, _sync, opened)
 
     def discard(self) -> None:
         """Give it up, unless it has a name."""

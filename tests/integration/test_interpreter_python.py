@@ -123,6 +123,7 @@ def test_numbers_and_texts_are_their_text_unless_somebody_shows_them_otherwise(r
     run("formats['text/plain'].for_type(complex, lambda c, p, cycle: p.text('a complex'))")
     assert run("1j").results == [{**plain, "text": "a complex"}]
     assert [line["text"] for line in run("display(3, include=['text/plain'])").results] == ["3"]
+    assert run("10 ** 5000").results == []  # it is too long to be printed
 
 
 def test_a_table_comes_with_its_columns(run):

@@ -95,7 +95,7 @@ class Lab:
         )
         try:
             await made.settled()
-        except Unavailable:
+        except BaseException:
             await made.destroy()
             raise
         self.rooms[name] = made
@@ -495,6 +495,79 @@ async def test_what_was_copied_and_does_not_go_on_is_told(lab: Lab) -> None:
     assert (await run_code(lab.directory / "copied-stuck", "1 + 1")).value == "2"
     assert await lab.cell("stuck", "x + 1") == "42"
     for name in ("stuck", "copied-stuck"):
+        await lab.gone(name)
+
+
+async def test_a_copy_in_its_room_that_ends_at_once_is_told_and_reaped(lab: Lab) -> None:
+    """Before the daemon hears that there is one."""
+    await lab.room("brief")
+    place = lab.directory / "brief"
+    await lab.cell("brief", "import os\nx = 41")
+    _, body = await request(place, "GET", "/contexts")
+    context = f"/contexts/{json.loads(body)[0]['id']}"
+    kept = json.loads((await request(place, "POST", f"{context}/checkpoints", {}))[1])["id"]
+    await lab.cell("brief", "os.register_at_fork(after_in_child=lambda: os._exit(3))")
+    late = json.loads((await request(place, "POST", f"{context}/checkpoints", {}))[1])["id"]
+    init = lab.rooms["brief"].pid
+    before = len(os.listdir(f"/proc/{init}/fd"))
+    for _ in range(5):
+        status, body = await request(place, "POST", f"{context}/fork", {})
+        made = json.loads(body)["id"] if status == 201 else ""
+        if made:
+            error = (await run_code(place, "x", context_id=made)).error
+            assert error is not None and "does not go on here" in error["value"]
+            assert (await request(place, "DELETE", f"/contexts/{made}"))[0] == 200
+    assert await lab.cell("brief", "x + 1") == "42"
+    await request(place, "POST", f"{context}/rollback", {"checkpoint": late})
+    assert (await run_code(place, "x")).error is not None
+    assert (await request(place, "POST", f"{context}/rollback", {"checkpoint": kept}))[0] == 200
+    assert await lab.cell("brief", "x + 1") == "42"
+    await _until(lambda: len(_children(init)) <= 2)  # one context, one ahead: nothing is left to be waited for
+    assert len(os.listdir(f"/proc/{init}/fd")) < before + 8
+    await lab.gone("brief")
+
+
+async def test_a_room_that_stands_still_already_is_not_made_to_go_on_by_a_fork(lab: Lab) -> None:
+    """As when it is paused while its daemon asks for one."""
+    room = lab.rooms[await lab.room("paused")]
+    await lab.cell("paused", "x = 41")
+    contexts = room._contexts
+    assert contexts is not None
+    (pid,) = contexts._held
+    async with contexts.standing_still():
+        await room.freeze()
+        with pytest.raises(Unavailable, match="stands still"):
+            await contexts._fork(pid, {}, b"")
+        assert room._cgroup.is_frozen() and list(contexts._held) == [pid]
+        await room.thaw()
+    assert await lab.cell("paused", "x + 1") == "42"
+    await lab.gone("paused")
+
+
+async def test_copies_that_take_long_to_come_are_waited_for(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    await lab.room("slow")
+    await lab.cell("slow", "x = 41")
+    settle = live.Settling.settle
+
+    async def slowly(self: live.Settling, *given: Any, **more: Any) -> Any:
+        await asyncio.sleep(7)  # longer than a new context is waited for
+        return await settle(self, *given, **more)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(live.Settling, "settle", slowly)
+        await lab.copy("slow", "copied-slow")
+    assert await lab.cell("copied-slow", "x + 1") == "42"
+
+    async def broken(*_: Any, **options: Any) -> Any:
+        raise KeyError("shadow")
+
+    branch = await lab.branch("slow")
+    with monkeypatch.context() as patched:
+        patched.setattr(live.Settling, "settle", broken)
+        with pytest.raises(KeyError):
+            await lab.room("broken", branch)
+    await branch.close()
+    for name in ("slow", "copied-slow"):
         await lab.gone(name)
 
 

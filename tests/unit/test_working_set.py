@@ -46,17 +46,29 @@ class Rooms:
         self.sets.learn()
 
 
-def test_what_all_have_written_to_is_the_set() -> None:
+def test_what_two_of_three_have_written_to_is_the_set() -> None:
     rooms = Rooms()
-    assert rooms.sets.of("kind") == []
     rooms.use(1, {1, 2, 3, 10})
-    assert rooms.sets.of("kind") == ranges({1, 2, 3, 10})
     rooms.use(2, {1, 2, 3, 11})
-    rooms.use(3, {2, 3, 10})
-    assert rooms.sets.of("kind") == ranges({2, 3})
+    assert rooms.sets.of("kind") == []  # one may be of hostile code
+    rooms.use(3, {2, 3, 10, 12})
+    assert rooms.sets.of("kind") == ranges({1, 2, 3, 10})
     rooms.use(4, {2})
     assert rooms.read == [1, 2, 3][:LOOKS]  # it is known by then
     assert rooms.sets.of("another") == []
+
+
+def test_one_that_has_written_to_nearly_nothing_or_very_much_changes_nothing() -> None:
+    rooms = Rooms()
+    rooms.use(1, {1, 2})
+    rooms.use(2, set(range(MOST_PAGES + 1)))
+    rooms.use(3, {2, 3})
+    assert rooms.sets.of("kind") == ranges({2})
+    rooms.use(4, set(), "other")
+    rooms.use(5, {1, 2}, "other")
+    rooms.use(6, {1, 2}, "other")
+    assert rooms.sets.of("other") == ranges({1, 2})
+    assert rooms.read == [1, 2, 3, 4, 5, 6]  # each counts: a look takes milliseconds
 
 
 def test_only_what_has_been_somebodys_for_a_while_is_looked_at() -> None:
@@ -88,20 +100,17 @@ def test_what_has_ended_is_not_looked_at_nor_who_gets_its_number() -> None:
     rooms.entered.add(3)
     rooms.sets.learn()
     rooms.now += 60
-    rooms.sets.learn()  # it has ended just now
-    assert (rooms.read, rooms.sets.of("kind")) == ([1, 3], ranges({1, 2}))
-
-
-def test_one_that_has_written_to_very_much_is_no_example() -> None:
-    rooms = Rooms()
-    rooms.use(1, set(range(MOST_PAGES + 1)))
+    rooms.sets.learn()  # it has ended just now, which is no look
+    assert rooms.read == [1, 3]
+    rooms.use(4, {1, 2})
     assert rooms.sets.of("kind") == []
-    rooms.use(2, {5})
-    assert rooms.sets.of("kind") == [(5 * PAGE, PAGE)]
+    rooms.use(5, set())
+    assert rooms.sets.of("kind") == ranges({1, 2})
 
 
 def test_kinds_have_sets_of_their_own() -> None:
     rooms = Rooms()
-    rooms.use(1, {1}, "sandbox")
-    rooms.use(2, {2}, "function")
+    for number in range(LOOKS):
+        rooms.use(number, {1}, "sandbox")
+        rooms.use(10 + number, {2}, "function")
     assert (rooms.sets.of("sandbox"), rooms.sets.of("function")) == ([(PAGE, PAGE)], [(2 * PAGE, PAGE)])

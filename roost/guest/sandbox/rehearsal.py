@@ -13,8 +13,10 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, NoReturn
 
+from roost.guest.child import close_others
 from roost.guest.config import StartConfig
 from roost.guest.fork import fork
+from roost.guest.reaping import wait
 from roost.guest.sandbox.daemon import INTERPRETER_PORT, InterpreterHandler, run_sandbox
 from roost.guest.sandbox.identities import Identities
 from roost.guest.sandbox.interpreter import frames
@@ -39,7 +41,9 @@ class Visit:
         outputs = [os.pipe(), os.pipe()]
         pid = fork()
         if pid == 0:
-            _answer({}, (theirs.fileno(), *(writer for _, writer in outputs)))  # type: ignore[arg-type]
+            close_others({0, 1, 2, theirs.fileno()})
+            _answer({}, (theirs.fileno(), 1, 2))
+        self._pid = pid
         told = {"op": "context", "id": "a", "cwd": "/", "default": True, "pid": pid}
         socket.send_fds(self._host, [json.dumps(told).encode()], [channel.fileno(), *(reader for reader, _ in outputs)])
         self._host.send(b'{"op": "whole"}')
@@ -75,7 +79,12 @@ class Visit:
         self._host.send(b'{"op": "release"}')
 
     def close(self) -> None:
+        """The context has ended, whether the daemon has got it or not."""
         self._host.close()
+        with contextlib.suppress(ChildProcessError):  # reaped, so its number is another's
+            os.waitid(os.P_PID, self._pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            os.kill(self._pid, signal.SIGKILL)
+            wait(self._pid)
 
 
 @contextlib.contextmanager

@@ -96,13 +96,13 @@ class Contexts:
     place: Settling
     seed: Callable[[Held | None], Awaitable[Held | None]]  # what new contexts are copies of, but not this one
     spills: Spills
-    still: Callable[[], AbstractAsyncContextManager[None]] | None = None  # in which the room stands still
+    still: Callable[..., AbstractAsyncContextManager[None]] | None = None  # in which the room stands still; `anew`
     runs: Callable[[], AbstractAsyncContextManager[None]] = nullcontext  # in which it does not begin to
     _held: dict[int, Held] = field(default_factory=dict)  # by the number of the process in the room
     _reply: asyncio.Future[dict[str, Any]] | None = None
     _asking: asyncio.Lock = field(default_factory=asyncio.Lock)
     _first: asyncio.Task[None] | None = None
-    _failure: Unavailable | None = None  # why what was copied elsewhere is not all there
+    _adopting: asyncio.Task[None] | None = None  # the same, of what was copied elsewhere
     _branches: dict[int, Held] = field(default_factory=dict)
     _serving: asyncio.Task[None] | None = None
     _next: int = 1
@@ -189,7 +189,9 @@ class Contexts:
     def adopt(self, copies: Sequence[LiveCopy]) -> None:
         """Have what was copied elsewhere settled as soon as there is a room, and handed over; see `settled`."""
         self._listen()
-        self._first = asyncio.get_running_loop().create_task(self._adopt(copies))
+        self._tell({"op": "copies"})  # which may take longer than a new context, and are waited for
+        self._first = self._adopting = asyncio.get_running_loop().create_task(self._adopt(copies))
+        self._adopting.add_done_callback(lambda done: done.cancelled() or done.exception())  # seen, if nobody waits
 
     async def _adopt(self, copies: Sequence[LiveCopy]) -> None:
         try:
@@ -198,20 +200,16 @@ class Contexts:
                 assert isinstance(held, Held)
                 described = {"op": "context", "id": copy.id, "cwd": copy.cwd, "default": copy.default}
                 await self._hand_over(held, described, last=copy.use())
-        except Unavailable as error:
-            self._failure = error
         except OSError as error:  # as where this process may open no more
-            self._failure = Unavailable(f"The room's contexts could not be made: {error.strerror}.")
+            raise Unavailable(f"The room's contexts could not be made: {error.strerror}.") from error
         finally:
             self._tell({"op": "whole"})
 
     async def settled(self) -> None:
-        """Return when the room has the contexts that it began with. Raises Unavailable if one that was copied
-        elsewhere could not be settled."""
-        if self._first is not None:
-            await asyncio.wait([self._first])
-        if self._failure is not None:
-            raise self._failure
+        """Return when the room has the contexts that were copied elsewhere for it. Raises Unavailable if one could not
+        be settled."""
+        if self._adopting is not None:
+            await asyncio.shield(self._adopting)
 
     def _tell(self, message: dict[str, Any], fds: Sequence[int] = ()) -> None:
         with contextlib.suppress(OSError):  # the room has ended, or does not listen
@@ -364,7 +362,7 @@ class Contexts:
         held, still = self._copied(pid)
         with ExitStack() as opened:
             daemons, ends = _ends(opened, said)
-            async with still():
+            async with still(anew=True):  # it goes on before this has ended
                 with self._spending():
                     new, made = await self.place.fork(held, ends)
                 self._held[made] = new
@@ -386,7 +384,7 @@ class Contexts:
             with self._spending():
                 return (await held.branch(keep=keep))[0]
 
-    def _copied(self, pid: int) -> tuple[Held, Callable[[], AbstractAsyncContextManager[None]]]:
+    def _copied(self, pid: int) -> tuple[Held, Callable[..., AbstractAsyncContextManager[None]]]:
         held = self._held.get(pid)
         if held is None or self.still is None:
             raise Unavailable("it was made without a shadow")

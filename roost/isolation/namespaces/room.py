@@ -213,12 +213,14 @@ class NamespacesRoom:
             yield
 
     @asynccontextmanager
-    async def _still(self) -> AsyncIterator[None]:
-        """The room stands still; it is as it was afterwards."""
+    async def _still(self, *, anew: bool = False) -> AsyncIterator[None]:
+        """The room stands still; it is as it was afterwards. Raises Unavailable if it did before, though `anew`."""
         async with self._stilling, AsyncExitStack() as still:
             if not self._cgroup.is_frozen():
                 still.push_async_callback(self._cgroup.thaw)
                 await self._cgroup.freeze()
+            elif anew:
+                raise Unavailable(f"The room {self.id} stands still.")
             yield
 
     async def _copy(

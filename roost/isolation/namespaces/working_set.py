@@ -12,14 +12,16 @@ import contextlib
 import ctypes
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 PAGE = 4096
-LOOKS = 3  # rooms of a kind that are looked at; what all of them have written to is the set
+LOOKS = 3  # rooms of a kind that are looked at; what two of them have written to is the set
 USED_S = 2.0  # for which a room is somebody's before it is looked at
-MOST_PAGES = 2048  # a room that has written to more is no example
+MOST_PAGES = 2048  # what a room has written to counts up to so many: else it is no example
+_AGREE = 2  # of them: what one alone has written to, which may be of hostile code, is nothing to others
 _LATEST = 8  # rooms among which one to look at is sought
 _ENTERED = "roost-init\n"  # what the first process of a room is called once it is somebody's
 _POPULATE_WRITE = 23  # Linux 5.14
@@ -82,7 +84,7 @@ class _Kind:
     """Rooms that do the same at first."""
 
     looks: int = 0
-    pages: set[int] = field(default_factory=set)
+    pages: Counter[int] = field(default_factory=Counter)
     ranges: list[Range] = field(default_factory=list)
 
 
@@ -132,7 +134,9 @@ class WorkingSets:
     def _look(self, pid: int, kind: _Kind) -> None:
         with contextlib.suppress(OSError):
             found = self._read(pid)
-            if 0 < len(found) <= MOST_PAGES:
-                kind.pages = kind.pages & found if kind.looks else found
-                kind.looks += 1
-                kind.ranges = ranges(kind.pages)
+            kind.looks += 1
+            if len(found) <= MOST_PAGES:
+                kind.pages.update(found)
+            if kind.looks == LOOKS:
+                kind.ranges = ranges(page for page, rooms in kind.pages.items() if rooms >= _AGREE)
+                kind.pages.clear()

@@ -12,11 +12,10 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from roost.guest.reaping import expect
+from roost.guest.reaping import arriving
 from roost.guest.sandbox.interpreter.contexts import Busy, CannotStart, Context, Contexts
 from roost.guest.sandbox.interpreter.kernel import Kernel, born
 from roost.guest.sandbox.interpreter.lifeline import Lifeline, NotCopied
-from roost.guest.sandbox.interpreter.processes import Child
 from roost.guest.sandbox.interpreter.requests import PYTHON
 
 MOST_CHECKPOINTS = 32  # of a sandbox
@@ -61,7 +60,8 @@ class Branches:
     async def fork(self, context: Context, *, now: bool = False) -> Context:
         """A new context with the variables of this one. Raises CannotStart too."""
         async with self._held(context, now=now) as (host, pid):
-            kernel = _kernel(*await host.ask("fork", pid=pid, said=_BORN))
+            with arriving():
+                kernel = _kernel(*await host.ask("fork", pid=pid, said=_BORN))
         try:
             made = self._contexts.make(PYTHON, context.cwd)
         except CannotStart:
@@ -98,7 +98,8 @@ class Branches:
         found = self._find(context, id)
 
         async def settled() -> Kernel:
-            return _kernel(*await self._host.ask("settle", branch=found.branch, said=_BORN))
+            with arriving():
+                return _kernel(*await self._host.ask("settle", branch=found.branch, said=_BORN))
 
         try:
             await context.replace(settled, _WAIT_S, now=now)
@@ -152,6 +153,8 @@ class Branches:
 
 
 def _kernel(handed_over: Mapping[str, Any], fds: Sequence[int]) -> Kernel:
-    """The process that the host has made."""
-    expect(handed_over["pid"])
-    return Kernel.adopt(Child(handed_over["pid"], live=True), (fds[0], fds[1], fds[2]))
+    """The process that the host has made, and that may have ended by now. Raises NotCopied."""
+    try:
+        return Kernel.adopt(handed_over["pid"], (fds[0], fds[1], fds[2]))
+    except OSError as error:
+        raise NotCopied(f"the copy can't be had: {error.strerror}") from error

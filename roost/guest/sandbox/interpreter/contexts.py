@@ -11,11 +11,10 @@ from typing import Any
 
 from roost.guest.async_server import Exchange
 from roost.guest.framing import Fields
-from roost.guest.reaping import expect
 from roost.guest.sandbox.interpreter.kernel import Kernel, KernelEnded
 from roost.guest.sandbox.interpreter.languages import LANGUAGES, Language
 from roost.guest.sandbox.interpreter.lifeline import STILL_RUNS, Copy
-from roost.guest.sandbox.interpreter.processes import Child, Spawn
+from roost.guest.sandbox.interpreter.processes import Spawn
 from roost.guest.sandbox.interpreter.requests import PYTHON, Execute
 from roost.guest.sandbox.interpreter.sink import Sink
 
@@ -337,10 +336,9 @@ class Contexts:
     def adopt(self, copies: Sequence[Copy], own: Mapping[str, str]) -> None:
         """Have the contexts of another sandbox, under the same ids."""
         for copy in copies:
-            expect(copy.pid)
             context = Context(self._spawn, LANGUAGES[PYTHON], copy.cwd, copy.id, self._prepare)
             with contextlib.suppress(OSError):  # it has ended meanwhile: the context begins anew
-                context.take_over(Kernel.adopt(Child(copy.pid, live=True), copy.fds, own))
+                context.take_over(Kernel.adopt(copy.pid, copy.fds, own))
             self._all[context.id] = context
             if copy.default:
                 self._defaults[PYTHON] = context

@@ -11,6 +11,7 @@ import socket
 import time
 from collections.abc import Callable, Mapping
 
+from roost.guest.reaping import expect, forget
 from roost.guest.sandbox.interpreter import frames
 from roost.guest.sandbox.interpreter.processes import Child, Descriptors
 from roost.guest.sandbox.interpreter.sink import Sink
@@ -68,19 +69,24 @@ class Kernel:
         self._begin()
 
     @classmethod
-    def adopt(cls, child: Child, fds: Descriptors, own: Mapping[str, str] | None = None) -> Kernel:
+    def adopt(cls, pid: int, fds: Descriptors, own: Mapping[str, str] | None = None) -> Kernel:
         """Of a process that is a copy of a context and stands still, until it is told that; `own`: variables of its
-        own, where it was not told yet. Raises OSError."""
+        own, where it was not told yet. Raises OSError; the process ends then."""
         kernel = cls.__new__(cls)
+        with contextlib.ExitStack() as undo:
+            expect(pid)
+            undo.callback(forget, pid)
+            for fd in fds:
+                undo.callback(os.close, fd)
+                os.set_blocking(fd, False)
+            kernel._epoll = select.epoll()
+            undo.callback(kernel._epoll.close)
+            for fd in fds:
+                kernel._epoll.register(fd, select.EPOLLIN)
+            kernel._child = Child(pid, live=True)
+            undo.pop_all()
         kernel._sock = socket.socket(fileno=fds[0])
         kernel._outputs = dict(zip(fds[1:], STREAMS, strict=True))
-        for fd in fds:
-            os.set_blocking(fd, False)
-        kernel._sock.setblocking(False)
-        kernel._epoll = select.epoll()
-        for fd in fds:
-            kernel._epoll.register(fd, select.EPOLLIN)
-        kernel._child = child
         kernel._begin()
         kernel.adopted = True
         if own is not None:

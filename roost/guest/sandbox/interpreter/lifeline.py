@@ -5,7 +5,8 @@ Messages are JSON, with descriptors from the host alone:
 | host sends | meaning |
 |---|---|
 | `first`, `pid`; its socket | the room's first context waits for its order; 0 and no socket: it can't be made |
-| `context`, `id`, `cwd`, `default`, `pid`; its socket, its outputs | a copy of a context, made elsewhere |
+| `copies` | copies of contexts that were made elsewhere are going to come |
+| `context`, `id`, `cwd`, `default`, `pid`; its socket, its outputs | such a copy |
 | `whole` | those were all |
 | `hold`, `wait_s`, `now` | all contexts are to stand still between two cells, those that run interrupted if it is \
 to be now; answered by `held` and `lost` |
@@ -42,6 +43,7 @@ from roost.guest.sandbox.interpreter.launch import PYTHON
 from roost.guest.sandbox.interpreter.spare import Spare
 
 _FIRST_S = 5.0  # for what comes with the room
+COPIES_S = 120.0  # for each copy: the host has bounds of its own, and its end is seen
 _RELEASE_S = 120.0  # without a word from the host, contexts go on
 _REPLY_S = 15.0
 _MESSAGE = 256 << 10
@@ -164,6 +166,8 @@ class Lifeline:
                 match message["op"]:
                     case "first" if fds and PYTHON in sys.modules:
                         return Spare.made(message["pid"], socket.socket(fileno=fds[0])), copies
+                    case "copies":
+                        self._sock.settimeout(COPIES_S)
                     case "context":
                         fields = {name: message[name] for name in ("id", "cwd", "default", "pid")}
                         copies.append(Copy(**fields, fds=(fds[0], fds[1], fds[2])))

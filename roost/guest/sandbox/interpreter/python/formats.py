@@ -25,7 +25,8 @@ class ResultFormatter(DisplayFormatter):
     def format(self, obj: Any, include: Any = None, exclude: Any = None) -> Any:
         if type(obj) not in _PLAIN or include or exclude or self._shows(obj):
             return super().format(obj, include, exclude)
-        return {TEXT: self.formatters[TEXT](obj)}, {}
+        text = self.formatters[TEXT](obj)
+        return ({} if text is None else {TEXT: text}), {}
 
     def _shows(self, obj: Any) -> bool:
         """Whether anything but its text may be registered for it."""
