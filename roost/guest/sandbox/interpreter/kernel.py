@@ -86,6 +86,7 @@ class Kernel:
             kernel._child = Child(pid, live=True)
             undo.pop_all()
         kernel._sock = socket.socket(fileno=fds[0])
+        kernel._sock.setblocking(False)
         kernel._outputs = dict(zip(fds[1:], STREAMS, strict=True))
         kernel._begin()
         kernel.adopted = True
