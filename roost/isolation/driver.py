@@ -113,7 +113,7 @@ class Branch:
     whole: WholeCopy | None = None  # instead of single contexts
     lost: tuple[str, ...] = ()
     busy: bool = False  # one was lost because a cell still ran
-    files: asyncio.Future[None] | None = None  # see `last`
+    files: asyncio.Future[Any] | None = None  # see `last`
 
     async def last(self) -> None:
         """Return when the files that were copied with it outlast a power failure: before that, nothing is recorded that

@@ -228,7 +228,7 @@ class NamespacesRoom:
         target: Path,
         beside: Mapping[Path, Path] | None = None,
         memory: Callable[[], Awaitable[None]] | None = None,
-    ) -> asyncio.Future[None]:
+    ) -> asyncio.Future[Any]:
         """All of it is of the moment at which the room stands still. `memory` copies that while its disks are copied,
         of which either all come to be, or none. What is returned is done when they last (see `Draft.name`)."""
         if self._layer is None:
@@ -315,20 +315,13 @@ class NamespacesRoom:
             self._on_gone()
 
 
-def _named(drafts: Iterable[tuple[Draft, Path]]) -> asyncio.Future[None]:
+def _named(drafts: Iterable[tuple[Draft, Path]]) -> asyncio.Future[Any]:
     """Each at its path; all of them, or none. As `Draft.name`, of all."""
     named: dict[Path, asyncio.Future[None]] = {}
 
     def give_up() -> None:
         for target in named:
             target.unlink(missing_ok=True)
-
-    async def last() -> None:
-        try:
-            await asyncio.gather(*named.values())
-        except BaseException:
-            give_up()
-            raise
 
     try:
         for draft, target in drafts:
@@ -338,8 +331,8 @@ def _named(drafts: Iterable[tuple[Draft, Path]]) -> asyncio.Future[None]:
             future.cancel()
         give_up()
         raise
-    lasting = asyncio.ensure_future(last())
-    lasting.add_done_callback(lambda done: done.cancelled() or done.exception())  # seen, also where nobody waits for it
+    lasting = asyncio.gather(*named.values())
+    lasting.add_done_callback(lambda done: give_up() if done.cancelled() or done.exception() else None)
     return lasting
 
 
