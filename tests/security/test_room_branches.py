@@ -148,10 +148,11 @@ class Lab:
         return _processes(self.group(name).parent)
 
     async def waiting(self) -> int:
-        """The first process of the room that waits to be somebody's."""
+        """The first process of the room that waits to be somebody's, who has no files yet."""
         async with asyncio.timeout(20):
             while True:
-                ready = [room for pool in self.driver._vacant._pools.values() for room in pool._ready]
+                pools = self.driver._vacant._pools.items()
+                ready = [room for shape, pool in pools if not shape.bare for room in pool._ready]
                 if len(ready) == 1 and Path(f"/proc/{ready[0].pid}/comm").read_text() == "roost-vacant\n":
                     return ready[0].pid
                 await asyncio.sleep(0.02)
