@@ -21,6 +21,7 @@ from __future__ import annotations
 import contextlib
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -101,7 +102,7 @@ class Branching:
         time.sleep(PAUSE_S)
         started = time.perf_counter()
         made = self._context.post("fork").raise_for_status().json()
-        execution = self._box.run_code("x + 1", context=made["id"])
+        execution = self._box.run_code("x + 1", context=SimpleNamespace(**made))
         took = (time.perf_counter() - started) * 1000
         if execution.text != "42":
             raise RuntimeError("a fork has not the variables of its original")

@@ -12,16 +12,14 @@ import contextlib
 import ctypes
 import os
 import time
-from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 PAGE = 4096
-LOOKS = 3  # rooms of a kind that are looked at; what two of them have written to is the set
-USED_S = 2.0  # for which a room is somebody's before it is looked at
-MOST_PAGES = 2048  # what a room has written to counts up to so many: else it is no example
-_AGREE = 2  # of them: what one alone has written to, which may be of hostile code, is nothing to others
+LOOKS = 3  # rooms of a kind that are looked at; what all of them have written to is the set
+USED_S = 1.0  # for which a room is somebody's before it is looked at
+MOST_PAGES = 2048  # more are not copied ahead
 _LATEST = 8  # rooms among which one to look at is sought
 _ENTERED = "roost-init\n"  # what the first process of a room is called once it is somebody's
 _POPULATE_WRITE = 23  # Linux 5.14
@@ -84,7 +82,7 @@ class _Kind:
     """Rooms that do the same at first."""
 
     looks: int = 0
-    pages: Counter[int] = field(default_factory=Counter)
+    pages: set[int] = field(default_factory=set)
     ranges: list[Range] = field(default_factory=list)
 
 
@@ -134,9 +132,7 @@ class WorkingSets:
     def _look(self, pid: int, kind: _Kind) -> None:
         with contextlib.suppress(OSError):
             found = self._read(pid)
+            kind.pages = kind.pages & found if kind.looks else found
             kind.looks += 1
-            if len(found) <= MOST_PAGES:
-                kind.pages.update(found)
-            if kind.looks == LOOKS:
-                kind.ranges = ranges(page for page, rooms in kind.pages.items() if rooms >= _AGREE)
-                kind.pages.clear()
+            if kind.looks == LOOKS and len(kind.pages) <= MOST_PAGES:
+                kind.ranges = ranges(kind.pages)

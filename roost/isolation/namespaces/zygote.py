@@ -85,7 +85,7 @@ class Zygote:
                 return self._told(reply, fds, pidfds)
             request = Request.parse(message, fds)
             # Others fork as soon as they run: what they had ahead would be shared again, and copied twice.
-            kind = ("live", request.kept) if request.live else None
+            kind = (request.kept, request.bare) if request.live else None
             pid, pidfd = linux.fork_into(request.cgroup, linux.CLONE_NEWPID)
             if pid == 0:
                 _close_all_but(fds)
