@@ -31,9 +31,11 @@ def prepare() -> None:
             ssl.RAND_status()
 
 
-def reseed() -> None:
-    """Of what is in memory. What a fork mends by itself goes by the process' number, which may be the original's."""
-    random.seed()
+def reseed(*, forked: bool = False) -> None:
+    """Of what is in memory. What a fork mends by itself goes by the process' number, which may be the original's.
+    `forked`: Python's hooks for that have been called, of which `random` has one."""
+    if not forked:
+        random.seed()
     numpy: Any = sys.modules.get("numpy")
     if numpy is not None:
         numpy.random.seed(int.from_bytes(os.urandom(4)))

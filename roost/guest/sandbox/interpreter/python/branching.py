@@ -36,13 +36,12 @@ def wait_for(fd: int, most: int, said: bytes = b"") -> bytes:
     """Bytes from a socket, waited for with the interpreter's lock held; ends the process where none will come. Just
     before the wait, `said` is sent.
 
-    In a copy the wait is begun again, when the interpreter has been made that of a fork's child.
+    In a copy the interpreter has been made that of a fork's child, and its own first bytes are waited for.
     """
-    while not wait_for_input(fd, after_fork_in_child, said):
-        said = b""
+    wait_for_input(fd, after_fork_in_child, said)
     buffer = ctypes.create_string_buffer(most)
     while (count := _libc.recv(fd, buffer, ctypes.c_size_t(most), 0)) < 0 and ctypes.get_errno() == errno.EINTR:
-        pass  # it waits for something only where user code has replaced the wait before
+        pass  # by a signal
     if count <= 0:
         os._exit(0)
     return buffer.raw[:count]
@@ -71,7 +70,7 @@ def stand_still(channel: Channel) -> bool:
 def _be_copy(channel: Channel, opened: Mapping[int, Open], told: bytes) -> None:
     channel.renew()
     renew(opened, {})
-    _begin(json.loads(told))
+    _begin(json.loads(told), forked=True)
     handle_signals()
 
 
@@ -87,7 +86,7 @@ def rehearse(channel: Channel) -> None:
     channel.moving = False
 
 
-def _begin(told: Mapping[str, Any]) -> None:
+def _begin(told: Mapping[str, Any], *, forked: bool = False) -> None:
     """What must be its own: variables, random numbers."""
     os.environ.update(told["env"])
-    reseed()
+    reseed(forked=forked)
