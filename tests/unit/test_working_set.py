@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import dataclass, field
 
-from roost.isolation.namespaces.working_set import LOOKS, MOST_PAGES, PAGE, USED_S, WorkingSets, own_pages, ranges
+from roost.isolation.namespaces.working_set import (
+    LOOKS,
+    MOST_PAGES,
+    PAGE,
+    USED_S,
+    WorkingSets,
+    is_entered,
+    own_pages,
+    ranges,
+)
 
 PRESENT, FILE, OWN = 1 << 63, 1 << 61, 1 << 56
 
@@ -12,6 +23,18 @@ PRESENT, FILE, OWN = 1 << 63, 1 << 61, 1 << 56
 def test_a_page_is_its_own_if_it_is_there_no_files_and_nobody_elses() -> None:
     entries = [0, PRESENT | OWN, PRESENT | OWN | FILE, PRESENT, OWN, PRESENT | OWN | 7]
     assert list(own_pages(entries, 100)) == [101, 105]
+
+
+def test_a_rooms_process_may_have_any_name() -> None:
+    named = (
+        "import ctypes, sys; ctypes.CDLL(None).prctl(15, b'\\xff\\xfe', 0, 0, 0); print(flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen([sys.executable, "-c", named], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        assert not is_entered(process.pid)
+        process.kill()
+    assert not is_entered(process.pid)  # it has ended
 
 
 def test_pages_are_asked_for_by_runs() -> None:

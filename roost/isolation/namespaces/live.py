@@ -96,7 +96,9 @@ class Contexts:
     place: Settling
     seed: Callable[[Held | None], Awaitable[Held | None]]  # what new contexts are copies of, but not this one
     spills: Spills
-    still: Callable[..., AbstractAsyncContextManager[None]] | None = None  # in which the room stands still; `anew`
+    still: Callable[..., AbstractAsyncContextManager[None]] | None = (
+        None  # in it the room stands still; `anew`: or it is an error
+    )
     runs: Callable[[], AbstractAsyncContextManager[None]] = nullcontext  # in which it does not begin to
     _held: dict[int, Held] = field(default_factory=dict)  # by the number of the process in the room
     _reply: asyncio.Future[dict[str, Any]] | None = None

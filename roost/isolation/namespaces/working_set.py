@@ -21,7 +21,7 @@ LOOKS = 3  # rooms of a kind that are looked at; what all of them have written t
 USED_S = 1.0  # for which a room is somebody's before it is looked at
 MOST_PAGES = 2048  # more are not copied ahead
 _LATEST = 8  # rooms among which one to look at is sought
-_ENTERED = "roost-init\n"  # what the first process of a room is called once it is somebody's
+_ENTERED = b"roost-init\n"  # what the first process of a room is called once it is somebody's
 _POPULATE_WRITE = 23  # Linux 5.14
 #: Of an entry in /proc/<pid>/pagemap.
 _PRESENT, _FILE, _ITS_OWN = 1 << 63, 1 << 61, 1 << 56
@@ -62,8 +62,9 @@ def read_own_pages(pid: int) -> set[int]:
 
 
 def is_entered(pid: int) -> bool:
+    """Whether it is called so. Its name may be any bytes: it is a room's."""
     try:
-        return Path(f"/proc/{pid}/comm").read_text() == _ENTERED
+        return Path(f"/proc/{pid}/comm").read_bytes() == _ENTERED
     except OSError:
         return False
 
