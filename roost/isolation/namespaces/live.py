@@ -96,9 +96,8 @@ class Contexts:
     place: Settling
     seed: Callable[[Held | None], Awaitable[Held | None]]  # what new contexts are copies of, but not this one
     spills: Spills
-    still: Callable[..., AbstractAsyncContextManager[None]] | None = (
-        None  # in it the room stands still; `anew`: or it is an error
-    )
+    #: In it the room stands still; `anew`: and it is Unavailable where that does already.
+    still: Callable[..., AbstractAsyncContextManager[None]] | None = None
     runs: Callable[[], AbstractAsyncContextManager[None]] = nullcontext  # in which it does not begin to
     _held: dict[int, Held] = field(default_factory=dict)  # by the number of the process in the room
     _reply: asyncio.Future[dict[str, Any]] | None = None
