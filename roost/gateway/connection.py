@@ -224,7 +224,8 @@ class ClientConnection(asyncio.Protocol):
         self._transport.set_write_buffer_limits(high=_WRITE_HIGH)
         host = self._host
         if not host.admit(self):
-            self._refuse(Unavailable("Too many connections.", retry_after=1))
+            self._tell(Unavailable("Too many connections.", retry_after=1))
+            transport.close()  # nobody will look after it
             return
         self.deadline = monotonic() + host.limits.head_timeout_s
 
@@ -404,11 +405,14 @@ class ClientConnection(asyncio.Protocol):
             self._read_head(buffer)
 
     def _refuse(self, error: RoostError) -> None:
-        """Answer a request that was never understood, and end."""
-        answer = render(error, style=Style.API, request_id=self._host.new_request_id())
-        self.write(encode(answer, keep_alive=False))
+        """Answer a request that was never understood, and end. Its client may be sending more of it."""
+        self._tell(error)
         self._buffer = b""
+        self._lingering = self._lingering or _LINGER_BYTES
         self._end()
+
+    def _tell(self, error: RoostError) -> None:
+        self.write(encode(render(error, style=Style.API, request_id=self._host.new_request_id()), keep_alive=False))
 
     def _end(self) -> None:
         """End after an answer. A client still sending must get to read it, so the socket is not slammed: unread input

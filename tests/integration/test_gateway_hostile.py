@@ -102,6 +102,22 @@ async def test_a_bad_chunk_in_mid_request_cancels_it(tmp_path: Path) -> None:
 
 
 @on_both_loops
+async def test_who_goes_on_sending_what_was_refused_gets_to_read_why(tmp_path: Path) -> None:
+    async with world(tmp_path, mirror) as w:
+        reader, writer = await w.connect()
+        writer.write(b"GET /echo HTTP/2.0\r\nHost: h\r\n\r\n")
+        await asyncio.sleep(0.1)  # it is answered
+        for _ in range(5):  # a connection that was closed would be reset by the first, and fail at the second
+            writer.write(b"and more of it\r\n")
+            await writer.drain()
+            await asyncio.sleep(0.02)
+        assert (await read_answer(reader)).status == 505
+        assert await reader.read() == b""
+        writer.close()
+        await eventually(lambda: not w.gateway.connections)
+
+
+@on_both_loops
 async def test_slow_heads_and_idle_connections_are_ended(tmp_path: Path) -> None:
     # It lingers for as long as a busy machine may take to have the dripping client read its answer.
     limits = ClientLimits(head_timeout_s=0.3, idle_timeout_s=0.3, linger_s=60)
