@@ -34,7 +34,7 @@ class Worker(Protocol):
 
 
 class Copies:
-    """Owns the lifeline. `begin` once, then `serve`; `held` is called when the worker says that it stands still."""
+    """Owns the lifeline. `begin` once, then `serve`; `held` is called with the worker's answer to a hold."""
 
     def __init__(self, reactor: Reactor, sock: socket.socket, app: socket.socket) -> None:
         self._reactor = reactor
@@ -111,9 +111,12 @@ class Copies:
             self._pid = 0
             self._answer([], ["its process has ended"])
 
-    def held(self) -> None:
-        """The worker says that it stands still; so it does in a moment."""
-        self._await_rest(_SOON_TRIES)
+    def held(self, why_not: str) -> None:
+        """The worker says that it stands still; so it does in a moment. Or that it can't, and goes on."""
+        if why_not:
+            self._give_up(why_not)
+        else:
+            self._await_rest(_SOON_TRIES)
 
     def _await_rest(self, tries: int) -> None:
         if not self._asked:

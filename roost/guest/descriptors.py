@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import os
+import resource
 import select
 import socket
 import stat
@@ -19,6 +21,7 @@ from dataclasses import dataclass
 
 KEPT = 4  # 0 to 3 are the copy's own already
 _MOST = 4096
+_MEANWHILE = 8  # are open while they are made
 _ADD = 1  # EPOLL_CTL_ADD
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -37,10 +40,16 @@ class Open:
 
 
 def remember() -> dict[int, Open]:
-    """What is open beside the first ones."""
-    first = {_identity(fd): fd for fd in range(1, KEPT)}
+    """What is open beside the first ones. Raises OSError where that is more than a copy can have."""
+    first: dict[tuple[int, int], int] = {}
+    for fd in range(1, KEPT):
+        with contextlib.suppress(OSError):  # it was closed
+            first[_identity(fd)] = fd
     found: dict[int, Open] = {}
-    for name in os.listdir("/proc/self/fd")[:_MOST]:
+    names = os.listdir("/proc/self/fd")
+    if len(names) > min(_MOST, resource.getrlimit(resource.RLIMIT_NOFILE)[0] - _MEANWHILE):
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+    for name in names:
         if (fd := int(name)) >= KEPT:
             with contextlib.suppress(OSError, ValueError, KeyError):  # the listing's own is closed by now
                 found[fd] = _look(fd, first)

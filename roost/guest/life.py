@@ -146,7 +146,9 @@ class Life:
         self._present: Message = failure("NotStarted", "The worker has not been started.")
         self._child: Child | None = None
         self._hook: Child | None = None
-        self.on_held: Callable[[], None] = lambda: None  # the worker stands still, to be copied
+        self.on_held: Callable[[str], None] = lambda why: (
+            None
+        )  # the worker stands still, to be copied; or why it does not
         self._stops = False  # the worker wants to hear of its end
         self._limit: Timer | None = None
         self._hook_limit: Timer | None = None
@@ -276,7 +278,7 @@ class Life:
                 self._settle(State.FAILED, {"event": "failed", "error": message.get("error")})
                 self.stop()
             case "held":
-                self.on_held()
+                self.on_held(str(message.get("error", "")))
             case "pre_stopped":
                 self._pre_stopped()
 

@@ -27,7 +27,7 @@ from roost.guest.loading import reseed
 
 STATUS = 3  # where a worker that can be copied has its status socket
 BORN = b"B"  # before the line of JSON that tells a copy what it is; every other byte is for who was copied
-_HELD = b'{"event": "held"}\n'
+_HELD = {"event": "held"}
 _PAUSE_S = 0.005
 _libc = ctypes.PyDLL(None, use_errno=True)
 _libc.recv.restype = ctypes.c_ssize_t
@@ -93,9 +93,15 @@ class Still:
             self._report.resume()
             return False
         renewal.prepare()
-        opened = remember()
+        try:
+            opened = remember()
+        except OSError as error:
+            self.wanted = False
+            self._report.resume()
+            self._report.send({**_HELD, "error": f"what it has open can't be made anew: {error.strerror}"})
+            return False
         at_fork.before()
-        born = _first(_HELD) == BORN
+        born = _first(json.dumps(_HELD).encode() + b"\n") == BORN
         if born:
             config, app = _told()
             os.set_blocking(app, self._app.getblocking())

@@ -96,6 +96,39 @@ def test_a_spare_becomes_the_context_of_its_order(tmp_path: Path) -> None:
             os.waitpid(spare.pid, 0)
 
 
+_RESTS = """
+import os, socket, sys
+from roost.guest.sandbox.interpreter import frames
+from roost.guest.sandbox.interpreter.python.channel import Channel
+os.dup2(int(sys.argv[1]), 3)
+channel = Channel(socket.socket(fileno=3))
+while (cell := channel.receive()) is not None:
+    channel.send(frames.DONE, cell["code"].encode())
+"""
+
+
+def test_a_context_that_hears_of_a_hold_and_of_its_end_at_once_goes_on() -> None:
+    """As one does that was slow, or stopped, and was given up meanwhile."""
+    hold = [frames.frame(frames.HOLD, number) for number in (b"1", b"2")]
+    go, cell = frames.frame(frames.GO), frames.frame(frames.RUN, b'{"code": "1"}')
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.settimeout(20)
+        ours.sendall(hold[0] + go + cell)
+        context = subprocess.Popen([sys.executable, "-c", _RESTS, str(theirs.fileno())], pass_fds=[theirs.fileno()])
+        try:
+            reader = frames.FrameReader()
+            assert reader.feed(ours.recv(1 << 16)) == [(frames.DONE, b"1")]
+            # Positive control: one that is not given up is answered, by its number.
+            ours.sendall(hold[1])
+            assert reader.feed(ours.recv(1 << 16)) == [(frames.HELD, b"2")]
+            ours.sendall(go + cell)
+            assert reader.feed(ours.recv(1 << 16)) == [(frames.DONE, b"1")]
+        finally:
+            context.kill()
+            context.wait()
+
+
 @pytest.mark.parametrize(
     "accounts", [FakeIdentities(default="root", env={"LONG": "x" * (200 << 10)}), FakeIdentities(default="nobody-here")]
 )

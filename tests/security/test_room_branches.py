@@ -270,7 +270,7 @@ while True:
     data = os.read(3, 65536)
     if not data: os._exit(0)
     if data.startswith(b"X"): os.write(3, b'D 10\n{"next":2}')
-    if data.startswith(b"H"): os.write(3, b"L 0\n")
+    if data.startswith(b"H"): os.write(3, b"L" + data[1:])
     poll = select.poll(); poll.register(3, 1); poll.poll()
 """
 EXECUTE = f"""

@@ -93,7 +93,7 @@ def test_one_that_stands_still_is_told_and_goes_on_when_it_is_released(world: Wo
     world.begin()[1].close()
     world.say(op="hold", wait_s=20)
     assert world.worker.told == ["hold"]
-    world.copies.held()
+    world.copies.held("")
     told = world.answer()
     assert told == {"held": [{"id": "0", "cwd": "/", "pid": world.pid, "default": True}], "lost": []}
     world.say(op="release")
@@ -108,7 +108,7 @@ def test_one_that_does_not_stand_still_goes_on_when_the_time_is_up(world: World)
         "lost": ["its requests did not end, or its handler serves them in threads"],
     }
     assert world.worker.told == ["hold", "go"]
-    world.copies.held()  # too late: nobody asks any more
+    world.copies.held("")  # too late: nobody asks any more
     world.reactor.turn(0)
     assert not select.select([world.host], [], [], 0)[0]
 
@@ -118,8 +118,16 @@ def test_one_that_runs_though_it_says_that_it_waits_is_given_up(world: World, mo
     monkeypatch.setattr(copies, "sleeps", lambda pid: False)
     world.begin()[1].close()
     world.say(op="hold", wait_s=20)
-    world.copies.held()
+    world.copies.held("")
     assert world.answer() == {"held": [], "lost": ["it did not stand still"]}
+    assert world.worker.told == ["hold", "go"]
+
+
+def test_one_that_can_t_stand_still_says_why_and_goes_on(world: World) -> None:
+    world.begin()[1].close()
+    world.say(op="hold", wait_s=20)
+    world.copies.held("too much is open")
+    assert world.answer() == {"held": [], "lost": ["too much is open"]}
     assert world.worker.told == ["hold", "go"]
 
 

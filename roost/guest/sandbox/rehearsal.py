@@ -131,11 +131,11 @@ def _answer(order: Order, fds: Descriptors) -> NoReturn:
             sock.sendall(ready)
         reader = frames.FrameReader()
         while data := sock.recv(1 << 16):
-            for kind, _ in reader.feed(data):
+            for kind, payload in reader.feed(data):
                 if kind == frames.BORN:
                     sock.sendall(ready)
                 elif kind == frames.HOLD:
-                    sock.sendall(frames.frame(frames.HELD))
+                    sock.sendall(frames.frame(frames.HELD, payload))
                 elif kind == frames.RUN:
                     number += 1
                     done = frames.frame(frames.DONE, json.dumps({"next": number}).encode())

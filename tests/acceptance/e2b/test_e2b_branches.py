@@ -159,6 +159,40 @@ def test_what_did_not_come_along_is_told(box: Sandbox, roost: Server) -> None:
     assert (made["sandbox"]["leftBehind"], made["sandbox"]["notCopied"]) == (["processes"], [])
 
 
+def test_a_context_that_closed_its_outputs_is_copied(box: Sandbox) -> None:
+    assert value(box, "import os; y = 41\nfor fd in (1, 2): os.close(fd)\ny") == "41"
+    (fork,) = forks_of(box)
+    try:
+        assert (value(fork, "y + 1"), value(box, "y")) == ("42", "41")
+    finally:
+        fork.kill()
+
+
+OPENS_ALL = """
+import resource
+resource.setrlimit(resource.RLIMIT_NOFILE, (128, 128))
+kept = []
+try:
+    while True:
+        kept.append(open("/dev/null"))
+except OSError:
+    pass
+"""
+
+
+def test_a_context_whose_files_a_copy_can_t_have_lives_on(box: Sandbox, roost: Server) -> None:
+    assert box.run_code(OPENS_ALL).error is None
+    with httpx.Client(base_url=roost.url, headers={"x-api-key": "any"}, trust_env=False) as client:
+        (made,) = client.post(f"/sandboxes/{box.sandbox_id}/fork", json={"timeout": 60}).json()
+        Sandbox.kill(made["sandbox"]["sandboxID"])
+        (why,) = made["sandbox"]["notCopied"]
+        assert why.endswith(": what it has open can't be made anew: Too many open files"), why
+        assert value(box, "len(kept) > 100; kept.clear()") == ""
+        (made,) = client.post(f"/sandboxes/{box.sandbox_id}/fork", json={"timeout": 60}).json()
+        Sandbox.kill(made["sandbox"]["sandboxID"])
+        assert made["sandbox"]["notCopied"] == []
+
+
 def test_a_server_that_is_killed_meanwhile_leaves_no_shadow_and_sandboxes_live_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,11 +2,12 @@
 
 | kind | from | payload |
 |---|---|---|
-| HOLD | daemon | empty: stand still, to be copied |
+| HOLD | daemon | a number: stand still, to be copied |
 | GO | daemon | empty: that is over |
 | BORN | daemon | the same, to a copy: `{"env"}`, variables that are its own |
 | RENEW | daemon | the same, where the whole room is the copy: threads and open files are there too |
-| HELD | context | it stands still, until GO, BORN or RENEW comes |
+| HELD | context | that number: it stands still, until GO, BORN or RENEW comes. Not said where GO is here already |
+| STAYS | context | that number, a space and why it can't be copied; it goes on |
 | RUN | daemon | a cell: `{"code", "env"}` |
 | ACK | daemon | empty: a display has been passed on; the cell may go on |
 | READY | context | `{"next"}`: the number that its next cell will have |
@@ -26,6 +27,7 @@ GO = b"G"
 BORN = b"B"
 RENEW = b"N"
 HELD = b"L"
+STAYS = b"S"
 READY = b"Y"
 FAILED = b"F"
 DISPLAY = b"P"
@@ -35,7 +37,7 @@ DONE = b"D"
 
 MAX_FRAME = 40 << 20  # of a context; a result is at most 32 MB
 _MAX_HEAD = 12
-_KINDS = frozenset((RUN, ACK, HOLD, GO, BORN, RENEW, HELD, READY, FAILED, DISPLAY, RESULT, ERROR, DONE))
+_KINDS = frozenset((RUN, ACK, HOLD, GO, BORN, RENEW, HELD, STAYS, READY, FAILED, DISPLAY, RESULT, ERROR, DONE))
 
 Frame = tuple[bytes, bytes]
 

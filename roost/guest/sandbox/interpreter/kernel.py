@@ -105,6 +105,7 @@ class Kernel:
         self._more = False  # the socket may have more to read
         self.started = False
         self.adopted = False  # a copy: something is in it from the start
+        self._holds = 0
         self.next_number = 1
 
     @property
@@ -163,28 +164,45 @@ class Kernel:
     async def hold(self, *, rests: bool = True) -> None:
         """Between cells: have it stand still, until `release` or `renew`; `rests`: and wait in the kernel by then.
 
-        Raises KernelEnded; if it need not rest, one that is only slow, or stopped, lives on.
+        Raises KernelEnded; one that says why it can't lives on, and if it need not rest, one that is only slow, or
+        stopped.
         """
         self._busy = True
+        self._holds += 1
+        number = b"%d" % self._holds  # what is said of one that was given up may come late
         try:
-            await self._loop.sock_sendall(self._sock, frames.frame(frames.HOLD))
             async with asyncio.timeout(_HOLD_S):
+                await self._loop.sock_sendall(self._sock, frames.frame(frames.HOLD, number))
                 while True:
                     await self._wait(None)
                     ended = self._has_ended
                     self._read_all()  # what threads print now is nobody's
-                    if any(kind == frames.HELD for kind, _ in self._receive()):
-                        if rests:
-                            await self._rests()
-                        return
+                    if (stays := self._answer_to(number)) is not None:
+                        break
                     if ended and not self._more:
                         raise ConnectionResetError
+                if rests and not stays:
+                    await self._rests()
         except (OSError, frames.BadFrame) as error:
             if isinstance(error, TimeoutError) and not rests:
                 self.release()  # it goes on as soon as it has heard of both
             else:
                 self._child.kill()
             raise KernelEnded("it did not stand still") from None
+        if stays:
+            self._busy = False
+            self._watch()
+            raise KernelEnded(stays)
+
+    def _answer_to(self, number: bytes) -> str | None:
+        """Why it does not stand still, if it says so; "" if it does; None if it has not answered. Raises BadFrame,
+        ConnectionResetError."""
+        for kind, payload in self._receive():
+            if kind in (frames.HELD, frames.STAYS):
+                said, _, why = payload.partition(b" ")
+                if said == number:
+                    return why.decode(errors="replace") if kind == frames.STAYS else ""
+        return None
 
     def _rests_soon(self) -> bool:
         for _ in range(_SOON_TRIES):  # a timer of the loop's would take four times as long

@@ -28,6 +28,7 @@ class Channel(Protocol):
 
     moving: bool
 
+    def send(self, kind: bytes, payload: bytes) -> None: ...
     def rest(self, said: bytes = b"") -> frames.Frame: ...
     def renew(self) -> None: ...
 
@@ -47,14 +48,18 @@ def wait_for(fd: int, most: int, said: bytes = b"") -> bytes:
     return buffer.raw[:count]
 
 
-def stand_still(channel: Channel) -> bool:
-    """Until the daemon says that the copy is made, or says in the copy what it is. True: this is a copy of the process
-    alone."""
-    channel.moving = True
+def stand_still(channel: Channel, number: bytes) -> bool:
+    """Answer the hold of that number, and wait until the daemon says that the copy is made, or says in the copy what it
+    is. True: this is a copy of the process alone."""
     prepare()
-    opened = remember()
+    try:
+        opened = remember()
+    except OSError as error:
+        channel.send(frames.STAYS, number + f" what it has open can't be made anew: {error.strerror}".encode())
+        return False
+    channel.moving = True
     at_fork.before()
-    kind, payload = channel.rest(frames.HELD)
+    kind, payload = channel.rest(frames.frame(frames.HELD, number))
     while kind not in (frames.GO, frames.BORN, frames.RENEW):
         kind, payload = channel.rest()
     if kind == frames.BORN:

@@ -53,7 +53,7 @@ class Channel:
             if kind == frames.RUN:
                 cell: dict[str, Any] = json.loads(payload)
                 return cell
-            if kind == frames.HOLD and stand_still(self):
+            if kind == frames.HOLD and stand_still(self, payload):
                 self.on_born()
             if not kind:
                 return None
@@ -124,10 +124,10 @@ class Channel:
         raise KeyboardInterrupt
 
     def rest(self, said: bytes = b"") -> frames.Frame:
-        """The next frame, waited for as in `branching`, once a frame of the kind `said` has been sent."""
+        """The next frame; if it is not here yet, waited for as in `branching`, once `said` has been sent."""
         with self._lock:  # no other thread is in the middle of a message
-            while said or not self._waiting:
-                sending, said = frames.frame(said) if said else b"", b""
+            while not self._waiting:
+                sending, said = said, b""
                 self._waiting += self._reader.feed(wait_for(self._sock.fileno(), _FEW, sending))
             return self._waiting.pop(0)
 
