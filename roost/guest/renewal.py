@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
-import random
 import signal
 import sys
+from collections.abc import Callable
 from typing import Any
 
 #: `signal` without its enumerations, which take a hundred times as long for all signals.
@@ -34,19 +34,21 @@ def prepare() -> None:
 def reseed(*, forked: bool = False) -> None:
     """Of what is in memory. What a fork mends by itself goes by the process' number, which may be the original's.
     `forked`: Python's hooks for that have been called, of which `random` has one."""
-    if not forked:
-        random.seed()
-    numpy: Any = sys.modules.get("numpy")
-    if numpy is not None:
-        numpy.random.seed(int.from_bytes(os.urandom(4)))
-    torch: Any = sys.modules.get("torch")
-    if torch is not None:
-        with contextlib.suppress(Exception):  # whatever version that is
-            torch.manual_seed(int.from_bytes(os.urandom(7)))
-    ssl: Any = sys.modules.get("ssl")
-    if ssl is not None:
-        with contextlib.suppress(Exception):
-            ssl.RAND_add(os.urandom(64), 64.0)
-    tempfile: Any = sys.modules.get("tempfile")
-    if tempfile is not None:
-        tempfile._name_sequence = None
+    for name, renewed in _GENERATORS.items():
+        library = sys.modules.get(name)
+        if library is not None and not (forked and name == "random"):
+            with contextlib.suppress(Exception):  # whatever version that is, or has that name
+                renewed(library)
+
+
+def _no_names(tempfile: Any) -> None:
+    tempfile._name_sequence = None
+
+
+_GENERATORS: dict[str, Callable[[Any], object]] = {
+    "random": lambda random: random.seed(),
+    "numpy": lambda numpy: numpy.random.seed(int.from_bytes(os.urandom(4))),
+    "torch": lambda torch: torch.manual_seed(int.from_bytes(os.urandom(7))),
+    "ssl": lambda ssl: ssl.RAND_add(os.urandom(64), 64.0),
+    "tempfile": _no_names,
+}

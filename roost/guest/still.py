@@ -23,7 +23,6 @@ from roost.guest.control import MAX_MESSAGE
 from roost.guest.descriptors import remember, renew
 from roost.guest.environment import worker_environment
 from roost.guest.fork import after_fork_in_child, wait_for_input
-from roost.guest.loading import reseed
 
 STATUS = 3  # where a worker that can be copied has its status socket
 BORN = b"B"  # before the line of JSON that tells a copy what it is; every other byte is for who was copied
@@ -95,10 +94,10 @@ class Still:
         renewal.prepare()
         try:
             opened = remember()
-        except OSError as error:
+        except Exception as error:  # user code may have made anything of what that takes
             self.wanted = False
             self._report.resume()
-            self._report.send({**_HELD, "error": f"what it has open can't be made anew: {error.strerror}"})
+            self._report.send({**_HELD, "error": f"what it has open can't be made anew: {error}"})
             return False
         at_fork.before()
         born = _first(json.dumps(_HELD).encode() + b"\n") == BORN
@@ -151,7 +150,6 @@ def _told() -> tuple[StartConfig, int]:
 def _begin(config: StartConfig) -> None:
     """What must be its own, and what the kernel knows of no more."""
     os.environ.update(worker_environment(config))
-    reseed(config.entropy)
     renewal.reseed()
     renewal.handle_signals()
 

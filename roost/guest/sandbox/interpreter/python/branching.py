@@ -54,8 +54,8 @@ def stand_still(channel: Channel, number: bytes) -> bool:
     prepare()
     try:
         opened = remember()
-    except OSError as error:
-        channel.send(frames.STAYS, number + f" what it has open can't be made anew: {error.strerror}".encode())
+    except Exception as error:  # user code may have made anything of what that takes
+        channel.send(frames.STAYS, number + f" what it has open can't be made anew: {error}".encode())
         return False
     channel.moving = True
     at_fork.before()
