@@ -12,7 +12,7 @@ import logging
 import shutil
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -232,13 +232,16 @@ class SessionSnapshots:
 
     async def restore(self, id: str, spec: FunctionSpec, session: Session) -> tuple[Session, bool, tuple[str, ...]]:
         """Have a session, just created, begin with a snapshot; its instance is up when this returns. The session,
-        whether it has the memory, and what did not come along. Raises RoostError; the session is gone then."""
+        whether it has the memory, and what did not come along. Raises RoostError; the session is gone then. What
+        is kept of one that had its id before stays, for who comes back with that id."""
         return await asyncio.shield(self._background.spawn(self._restore(id, spec, session)))
 
     async def _restore(self, id: str, spec: FunctionSpec, session: Session) -> tuple[Session, bool, tuple[str, ...]]:
+        kept = True  # the folder, for all that is known so far, is of one before
         try:
-            snapshot = self.get(session.account, session.function, id)
             layer, folder = self._rooms.disks_of(spec, session)
+            kept = folder.exists()
+            snapshot = self.get(session.account, session.function, id)
             async with snapshot.restoring:
                 if snapshot.id not in self._snapshots:
                     raise NotFound(f"Snapshot {snapshot.id} was deleted.", code="SnapshotNotFound")
@@ -246,12 +249,13 @@ class SessionSnapshots:
                     await self._images.snapshot(snapshot.layer, layer)
                     await self._images.snapshot(snapshot.folder, folder)
                 except FileExistsError:
+                    kept = True
                     text = f"Session ID {session.id} was used before, and its folder is kept; use another."
                     raise Conflict(text, code="SessionAlreadyExists") from None
             memory, lost = await self._begin(snapshot, spec, session)
         except BaseException:
             with contextlib.suppress(RoostError):
-                await self._book.end(session, forget=True)
+                await self._book.end(replace(session, disable_id_reuse=False), forget=not kept)
             raise
         return self._book.get(*session.key), memory, lost
 

@@ -302,6 +302,20 @@ def test_on_a_kernel_of_its_own_a_session_s_snapshot_has_its_files(server: Serve
     assert say(server, "a", "read") == "1|1;|1;"
 
 
+def test_the_folder_of_an_expired_session_is_not_begun_over(server: Server) -> None:
+    server.deploy("notes", {"index.py": NOTES}, **LIVE)
+    say(server, "a", "add 1")
+    made = snapshot(server, "a")
+    about = {"sessionId": "b", "sessionTTLInSeconds": 1, "sessionIdleTimeoutInSeconds": 0}
+    assert ask(server, "POST", "functions/notes/sessions", about).status_code == 200
+    assert say(server, "b", "add b") == "b|b;|b;"
+    server.until(lambda: ask(server, "GET", "functions/notes/sessions/b").json()["sessionStatus"] == "Expired")
+    for _ in range(2):
+        reply = begin(server, "b", made["snapshotId"])
+        assert (reply.status_code, reply.json()["Code"]) == (409, "SessionAlreadyExists"), reply.text
+    assert say(server, "b", "read") == "||b;"
+
+
 def test_a_server_killed_with_snapshots_leaves_nothing(server: Server) -> None:
     server.deploy("notes", {"index.py": NOTES}, **LIVE)
     say(server, "a", "add 1")
