@@ -318,11 +318,13 @@ class Instance:
     async def run(self, *, adopt: Room | None = None, unsettled: bool = False) -> None:
         """The whole life, from STARTING to STOPPED. Never raises but for cancellation, which stops it at once.
 
+        `adopt`: a room that is there already. It is taken down with the instance, however far that comes.
         `unsettled`: a request that nobody waits for any more may still run in the room that is adopted, and is to be
         over before the instance is up.
         """
         reason = StopReason.START_FAILED
         self.served = adopt is not None  # by an earlier server
+        self.room = adopt
         try:
             await self._come_up(self._adopt(adopt, unsettled) if adopt else self._boot())
             reason = StopReason.EXITED
@@ -387,7 +389,6 @@ class Instance:
     async def _adopt(self, room: Room, unsettled: bool) -> None:
         prepared = await self._around.preparer.prepare(self.spec, self.id, self.session)
         self._prepared = prepared
-        self.room = room
         tether = self._tether = self._tether_to(room, prepared.room)
         await tether.open()
         await prepared.furnish(room)

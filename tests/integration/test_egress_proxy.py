@@ -413,6 +413,20 @@ async def run(*argv: str, env: dict[str, str], cwd: Path) -> str:
     return output.decode()
 
 
+async def test_a_server_that_was_broken_off_as_it_started_leaves_no_socket(tmp_path):
+    path = tmp_path / "index.sock"
+    before = os.listdir("/proc/self/fd")
+    starting = asyncio.ensure_future(EmbeddedServer(None, path).start())
+    await asyncio.sleep(0)
+    assert path.exists()
+    starting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await starting
+    await asyncio.sleep(0)
+    assert not path.exists()
+    assert os.listdir("/proc/self/fd") == before
+
+
 async def test_pip_downloads_from_this_machines_own_index(tmp_path):
     proxy = IndexProxy(read_upstreams(os.environ), tmp_path / "cache")
     server = EmbeddedServer(proxy.room(("pypi",)), tmp_path / "index.sock")

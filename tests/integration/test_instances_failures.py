@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from roost.instances.lease import SessionRef
+from roost.instances.surroundings import Prepared
 from roost.model.errors import Conflict, InitializerFailed, NotFound, StorageFull, Throttled, Unavailable
 from roost.model.function import Idle, Scaling
-from roost.model.instance import State
+from roost.model.instance import State, StopReason
 from roost.model.session import Session, SessionState
 from tests.integration.test_instances_fleet import SESSIONS, SPEC, Bench, until
 from tests.support.fake_driver import MemorySessions
@@ -337,3 +338,30 @@ async def test_a_stop_while_the_room_is_made_waits_for_it_and_takes_it_down(benc
     assert bench.driver.alive == []
     with pytest.raises(Unavailable):
         await waiting
+
+
+@pytest.mark.parametrize("fault", ["stopped at once", "stopped meanwhile", "not prepared"])
+async def test_an_adopted_room_is_taken_down_however_far_its_adoption_came(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    (await bench.lease(SPEC)).release()
+    second = Bench(tmp_path, bench.driver, bench.store)
+    begun = asyncio.Event()
+
+    async def prepare(*_: object) -> Prepared:
+        begun.set()
+        if fault == "not prepared":
+            raise Unavailable("not now")
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    monkeypatch.setattr(second.preparer, "prepare", prepare)
+    assert await second.parts.adoption.run() == 1
+    [instance] = second.roster.instances()
+    if fault == "stopped meanwhile":
+        await begun.wait()
+    if fault != "not prepared":
+        instance.stop(StopReason.TIMEOUT, grace=0)
+    await asyncio.wait_for(instance.stopped.wait(), 5)
+    assert bench.driver.alive == []
+    await second.parts.close()

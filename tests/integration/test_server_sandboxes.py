@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,8 +16,9 @@ import pytest
 from websockets import ConnectionClosed
 from websockets.asyncio.client import connect
 
+from tests.support.interpreter import data_packages
 from tests.support.sandboxes import Box
-from tests.support.server import NOTHING, Remains, Server, running
+from tests.support.server import NOTHING, Remains, Server, running, share_packages
 
 SCRIPTED = "tests.support.scripted_sandboxes"
 #: A WebSocket server of the room's own, in a few lines: it sends back what it gets.
@@ -301,6 +303,23 @@ def test_a_killed_server_leaves_sandboxes_to_the_next(tmp_path: Path) -> None:
         for id in states:
             client.delete(f"/sandboxes/{id}")
         assert list((data_dir / "sandboxes").iterdir()) == []
+
+
+def test_a_sandbox_whose_time_is_up_when_the_next_server_comes_leaves_no_room(tmp_path: Path) -> None:
+    """It is ended before it is adopted: that waits for the packages of its contexts."""
+    data_dir = tmp_path / "data"
+    server = Server(data_dir).start()
+    share_packages(data_dir, data_packages())
+    with server.client() as client:
+        box = Box.create(server, client, templateID="code-interpreter-v1", timeout=2)
+        pid = _init_of(box)
+    server.kill()
+    time.sleep(2.5)
+    with running(data_dir) as again, again.client() as client:
+        again.until(lambda: client.get(f"/sandboxes/{box.id}").status_code == 404)
+        again.until(lambda: not Path(f"/proc/{pid}").exists(), timeout=5)
+        assert list((data_dir / "sandboxes").iterdir()) == []
+    assert Remains.of(data_dir) == NOTHING
 
 
 def test_rooms_that_died_with_the_server_are_paused_with_their_files(tmp_path: Path) -> None:

@@ -58,12 +58,20 @@ class EmbeddedServer:
         self._server: asyncio.Server | None = None
 
     async def start(self) -> None:
-        """Raises OSError when the socket can't be made."""
+        """Raises OSError when the socket can't be made. Nothing is left of one that has not started."""
         self._path.unlink(missing_ok=True)
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-        listener.bind(str(self._path))
-        os.chmod(self._path, self._mode)  # noqa: PTH101 - of the socket itself, not through a link
-        self._server = await asyncio.get_running_loop().create_unix_server(self._connection, sock=listener, backlog=256)
+        try:
+            listener.bind(str(self._path))
+            os.chmod(self._path, self._mode)  # noqa: PTH101 - of the socket itself, not through a link
+            self._server = await asyncio.get_running_loop().create_unix_server(
+                self._connection, sock=listener, backlog=256, start_serving=False
+            )
+            await self._server.start_serving()
+        except BaseException:
+            await self.close()
+            listener.close()
+            raise
 
     def _connection(self) -> asyncio.Protocol:
         if len(self._state.connections) >= self._max_connections:
