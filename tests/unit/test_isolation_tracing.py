@@ -13,7 +13,9 @@ from pathlib import Path
 import pytest
 
 from roost.isolation.driver import Branch, Left, LiveCopy
+from roost.isolation.namespaces import tracer, wire
 from roost.isolation.namespaces.live import parse_hold
+from roost.isolation.namespaces.policy import RoomPolicy
 from roost.isolation.tracing import mapped, memory, status
 from roost.isolation.tracing.x86_64 import CALLS, MACHINE, Call, Registers, assemble
 from roost.model.errors import Unavailable
@@ -181,3 +183,20 @@ async def test_a_branch_is_used_as_often_as_it_is_shared_and_dropped_once() -> N
     await branch.close()
     await branch.close()
     assert dropped == [1]
+
+
+@pytest.mark.skipif(os.uname().machine != MACHINE, reason="a tracer does nothing on another processor")
+def test_a_tracer_that_is_full_does_what_gives_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tracer, "_MOST", 0)
+    ours, theirs = wire.pair()
+    with ours, theirs:
+        full = tracer.Tracer(theirs, RoomPolicy(seccomp=b""))
+        said: dict[str, str] = {}
+        for op in ("hold", "branch", "settle", "fork", "unshelve", "look", "shelve", "drop", "alive"):
+            wire.send(ours, {"id": 1, "op": op, "shadow": 7, "shadows": [7]})
+            assert full._answer()
+            reply = wire.receive(ours)
+            assert reply is not None
+            said[op] = reply[0].get("error", "")
+    refused = {op for op, error in said.items() if "already" in error}
+    assert refused == {"hold", "branch", "settle", "fork", "unshelve"}, said

@@ -50,6 +50,7 @@ from roost.isolation.tracing.tracee import AREA, Refused, end
 from roost.isolation.tracing.x86_64 import MACHINE
 
 _MOST = 4096  # shadows
+_NO_MORE = frozenset({"look", "shelve", "drop", "alive"})  # what makes none: it is done when there are so many, too
 _TIME_S = 5.0  # for one request
 _MOST_READY = 64
 _SETTLING = 6  # descriptors before those of v1's cgroups
@@ -155,7 +156,7 @@ class Tracer:
         """`opened`: descriptors that go with the reply."""
         if os.uname().machine != MACHINE:
             raise Refused(f"live branches are for {MACHINE}, not for {os.uname().machine}")
-        if len(self._shadows) >= _MOST and message["op"] not in ("drop", "alive"):
+        if len(self._shadows) >= _MOST and message["op"] not in _NO_MORE:
             raise Refused(f"there are {_MOST} live contexts and branches already")
         match message["op"]:
             case "hold":
