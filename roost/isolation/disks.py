@@ -32,6 +32,7 @@ _OPTIONS: dict[str, str | None] = {"noinit_itable": None, "errors": "remount-ro"
 _READ_ONLY: dict[str, str | None] = {"ro": None}
 _ATTRIBUTES = linux.MOUNT_ATTR_NOSUID | linux.MOUNT_ATTR_NODEV | linux.MOUNT_ATTR_NOATIME
 _NAMELESS = ".nameless"
+_MAKING = ".making"  # blank images that are not complete
 _MOST_SHARED = 64  # images that are kept attached for the next room
 
 
@@ -271,11 +272,12 @@ class Disks:
             return path.parent.stat().st_dev == self._directory.stat().st_dev
 
     def sweep(self) -> None:
-        """Have a folder, without what a killed server had made ahead. Nothing of this object may be in use."""
+        """Have a folder, without what a killed server had made ahead or begun. Nothing of this object may be in use."""
         with storage(self._directory):
             self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-        for image in self._directory.glob(f"*{_NAMELESS}"):
-            image.unlink()
+        for ending in (_NAMELESS, _MAKING):
+            for image in self._directory.glob(f"*{ending}"):
+                image.unlink()
         loops.unbound()
 
     async def released(self, path: Path, *, timeout_s: float = _RELEASE_TIMEOUT_S) -> bool:
@@ -300,7 +302,7 @@ class Disks:
         async with self._blank_locks.setdefault(size_mb, asyncio.Lock()):
             if path.exists():
                 return path
-            making = self._directory / f"blank-{size_mb}.{os.getpid()}.making"
+            making = self._directory / f"blank-{size_mb}.{os.getpid()}{_MAKING}"
             with storage(path):
                 self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
                 try:

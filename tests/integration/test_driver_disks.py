@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import struct
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -113,6 +116,27 @@ async def test_what_a_killed_server_made_ahead_is_swept(tmp_path: Path) -> None:
     await disks.nameless(16)  # and nobody is left to name it
     Disks(tmp_path / "disks").sweep()
     assert [path.name for path in (tmp_path / "disks").iterdir()] == ["blank-16.img"]
+
+
+KILLED = """
+import asyncio, os, pathlib, signal, sys
+from roost.isolation import images
+from roost.isolation.disks import Disks
+make = images.make_file_system
+async def killed(path, size_mb):
+    await make(path, size_mb)
+    os.kill(os.getpid(), signal.SIGKILL)
+images.make_file_system = killed
+asyncio.run(Disks(pathlib.Path(sys.argv[1])).nameless(16))
+"""
+
+
+def test_a_blank_image_that_a_killed_server_had_begun_is_swept(tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert len(list(tmp_path.iterdir())) == 1
+    Disks(tmp_path).sweep()
+    assert list(tmp_path.iterdir()) == []
 
 
 async def test_clones_show_one_file_system(tmp_path: Path) -> None:
