@@ -11,6 +11,7 @@ import select
 import socket
 import struct
 import threading
+import traceback
 from collections.abc import Callable
 from functools import partial
 from itertools import chain
@@ -65,7 +66,11 @@ def wait_for_input(fd: int, in_copy: Callable[[], None] = _nothing, said: bytes 
         # would not wait here when it is copied, and the copy would wait for that thread, which it has not.
         says = map(_libc.send, (fd,), (said,), (ctypes.c_size_t(len(said)),), (socket.MSG_NOSIGNAL,)) if said else ()
         waits = map(_libc.poll, (wanted,), (ctypes.c_ulong(1),), (ctypes.c_int(-1),))
-        found: Any = list(chain(says, map(operator.call, map(then.get, waits, (ctypes.get_errno,)))))[-1]
+        try:
+            found: Any = list(chain(says, map(operator.call, map(then.get, waits, (ctypes.get_errno,)))))[-1]
+        except (Exception, KeyboardInterrupt):  # of a signal's handler, which is user code
+            traceback.print_exc()
+            found = errno.EINTR
         if found is None or found is True:
             return found is True
         if found != errno.EINTR:

@@ -7,6 +7,7 @@ import errno
 import os
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 
 _expected: set[int] = set()
 _arriving: set[object] = set()
@@ -70,11 +71,11 @@ def wait(pid: int) -> int:
     try:
         return os.waitpid(pid, 0)[1]
     finally:
-        forget(pid)  # `reap` did not look at those behind it
+        forget(pid)  # `reap` may not have seen those behind it
 
 
 def reap() -> list[tuple[int, int]]:
-    """(pid, wait status) of every child that has ended and that nobody expects, up to the first that somebody does."""
+    """(pid, wait status) of every child that has ended and that nobody expects."""
     ended: list[tuple[int, int]] = []
     _tell()
     while not _arriving:
@@ -82,7 +83,20 @@ def reap() -> list[tuple[int, int]]:
             found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
         except ChildProcessError:
             return ended
-        if found is None or found.si_pid in _expected:
+        if found is None:
             return ended
+        if found.si_pid in _expected:  # nor are those behind it told of, for as long as nobody waits for it
+            return [*ended, *_behind()]
         ended.append(os.waitpid(found.si_pid, 0))
     return ended
+
+
+def _behind() -> Iterator[tuple[int, int]]:
+    """Those that are not expected, of all children that the kernel lists; of none where it does not, before Linux 3.5
+    or without CONFIG_PROC_CHILDREN."""
+    with contextlib.suppress(OSError):
+        for pid in map(int, Path("/proc/thread-self/children").read_text().split()):
+            if pid not in _expected:
+                ended = os.waitpid(pid, os.WNOHANG)
+                if ended[0]:
+                    yield ended

@@ -129,6 +129,25 @@ def test_a_context_that_hears_of_a_hold_and_of_its_end_at_once_goes_on() -> None
             context.wait()
 
 
+def test_what_handlers_of_signals_raise_does_not_end_a_wait() -> None:
+    program = (
+        "import signal, socket, sys, threading, time\n"
+        "from roost.guest.fork import wait_for_input\n"
+        "def late(*_): raise TimeoutError('late')\n"
+        "signal.signal(signal.SIGALRM, late)\n"
+        "ours, theirs = socket.socketpair()\n"
+        "if __import__('os').fork() == 0:\n"
+        "    time.sleep(0.5); ours.send(b'x'); __import__('os')._exit(0)\n"
+        "signal.setitimer(signal.ITIMER_REAL, 0.05, 0.05)\n"
+        "found = wait_for_input(theirs.fileno(), said=b'once')\n"
+        "signal.setitimer(signal.ITIMER_REAL, 0)\n"
+        "print(found, ours.recv(64))\n"
+    )
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == "True b'once'"
+    assert ran.stderr.count("TimeoutError: late") > 1
+
+
 @pytest.mark.parametrize(
     "accounts", [FakeIdentities(default="root", env={"LONG": "x" * (200 << 10)}), FakeIdentities(default="nobody-here")]
 )

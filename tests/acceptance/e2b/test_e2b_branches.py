@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from pathlib import Path
 
 import httpx
@@ -201,6 +202,30 @@ def test_a_context_whose_files_a_copy_can_t_have_lives_on(box: Sandbox, roost: S
         (made,) = client.post(f"/sandboxes/{box.sandbox_id}/fork", json={"timeout": 60}).json()
         Sandbox.kill(made["sandbox"]["sandboxID"])
         assert made["sandbox"]["notCopied"] == []
+
+
+def test_a_context_that_is_stopped_lives_on(box: Sandbox, roost: Server) -> None:
+    pid = value(box, "y = 41; import os; os.getpid()")
+    box.commands.run(f"sudo kill -STOP {pid}")
+    with httpx.Client(base_url=roost.url, headers={"x-api-key": "any"}, trust_env=False, timeout=60) as client:
+        (made,) = client.post(f"/sandboxes/{box.sandbox_id}/fork", json={"timeout": 60}).json()
+    Sandbox.kill(made["sandbox"]["sandboxID"])
+    (why,) = made["sandbox"]["notCopied"]
+    assert why.endswith(": it did not stand still"), why
+    box.commands.run(f"sudo kill -CONT {pid}")
+    assert value(box, "y") == "41"
+    (fork,) = forks_of(box)
+    assert value(fork, "y + 1") == "42"
+    fork.kill()
+
+
+def test_what_a_handler_of_signals_raises_between_cells_is_nobody_s(box: Sandbox) -> None:
+    late = "import signal\ndef late(*_): raise TimeoutError\nsignal.signal(signal.SIGALRM, late)\n"
+    assert value(box, f"{late}signal.setitimer(signal.ITIMER_REAL, 0.2, 0.05); y = 41; y") == "41"
+    time.sleep(1)
+    (fork,) = forks_of(box)
+    assert (value(fork, "y + 1"), value(box, "signal.setitimer(signal.ITIMER_REAL, 0); y")) == ("42", "41")
+    fork.kill()
 
 
 def test_a_server_that_is_killed_meanwhile_leaves_no_shadow_and_sandboxes_live_on(

@@ -5,6 +5,7 @@ Memory alone: files, other processes and connections are as they are.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -19,6 +20,7 @@ from roost.guest.sandbox.interpreter.lifeline import Lifeline, NotCopied
 from roost.guest.sandbox.interpreter.requests import PYTHON
 
 MOST_CHECKPOINTS = 32  # of a sandbox
+_ENDS = 3  # of a process: its socket and its outputs
 _WAIT_S = 30.0  # for the cell that runs
 _BORN = born({}).decode()
 
@@ -81,6 +83,9 @@ class Branches:
             raise NotCopied(f"there are {MOST_CHECKPOINTS} checkpoints, and no more can be; remove one first")
         async with self._held(context, now=now) as (host, pid):
             branch = int((await host.ask("branch", pid=pid))[0]["branch"])
+        if self._contexts.get(context.id) is not context:
+            await self._drop(branch)
+            raise NotCopied("it was removed")
         made = Checkpoint(
             id=os.urandom(8).hex(),
             label=label,
@@ -117,8 +122,11 @@ class Branches:
     async def forget(self, context: Context) -> None:
         """It was removed: what was kept of it is no use."""
         self._last.pop(context.id, None)
-        for one in self.of(context):
-            await self.remove(context, one.id)
+        gone = self.of(context)
+        for one in gone:
+            del self._checkpoints[one.id]
+        # Also when nobody waits for that any more.
+        await asyncio.shield(asyncio.gather(*(self._drop(one.branch) for one in gone)))
 
     def _find(self, context: Context, id: str) -> Checkpoint:
         found = self._checkpoints.get(id)
@@ -154,6 +162,8 @@ class Branches:
 
 def _kernel(handed_over: Mapping[str, Any], fds: Sequence[int]) -> Kernel:
     """The process that the host has made, and that may have ended by now. Raises NotCopied."""
+    if len(fds) < _ENDS:
+        raise NotCopied("there are too many open files")
     try:
         return Kernel.adopt(handed_over["pid"], (fds[0], fds[1], fds[2]))
     except OSError as error:

@@ -171,6 +171,9 @@ class Context:
         await self._acquire(wait_s, now=now)
         try:
             kernel = await make()
+            if self._closed:  # by now
+                kernel.close()
+                raise CannotStart("the context was removed")
             self._drop()
             self._lost = ""
             self._kernel = kernel
@@ -182,7 +185,8 @@ class Context:
         """Its turn. Raises Busy."""
         interrupting = self._run(self._interrupt()) if now and self._turn.locked() else None
         try:
-            await asyncio.wait_for(self._turn.acquire(), wait_s)
+            async with asyncio.timeout(wait_s):
+                await self._turn.acquire()
         except TimeoutError:
             raise Busy(STILL_RUNS) from None
         finally:

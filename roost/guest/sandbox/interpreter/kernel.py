@@ -164,8 +164,7 @@ class Kernel:
     async def hold(self, *, rests: bool = True) -> None:
         """Between cells: have it stand still, until `release` or `renew`; `rests`: and wait in the kernel by then.
 
-        Raises KernelEnded; one that says why it can't lives on, and if it need not rest, one that is only slow, or
-        stopped.
+        Raises KernelEnded; one that says why it can't lives on, as does one that is only slow, or stopped.
         """
         self._busy = True
         self._holds += 1
@@ -183,11 +182,11 @@ class Kernel:
                         raise ConnectionResetError
                 if rests and not stays:
                     await self._rests()
-        except (OSError, frames.BadFrame) as error:
-            if isinstance(error, TimeoutError) and not rests:
-                self.release()  # it goes on as soon as it has heard of both
-            else:
-                self._child.kill()
+        except TimeoutError:
+            self.release()  # it goes on as soon as it has heard of both
+            raise KernelEnded("it did not stand still") from None
+        except (OSError, frames.BadFrame):
+            self._child.kill()
             raise KernelEnded("it did not stand still") from None
         if stays:
             self._busy = False

@@ -66,12 +66,18 @@ Reply = tuple[dict[str, Any], list[int]]
 
 
 def receive(sock: socket.socket) -> Reply:
-    """A message of the host's, with descriptors. Raises OSError, also at the end, and ValueError."""
-    data, ancillary, _, _ = sock.recvmsg(_MESSAGE, socket.CMSG_SPACE(3 * 4), socket.MSG_CMSG_CLOEXEC)
+    """A message of the host's, with its descriptors; with none where this process can't have all of them.
+
+    Raises OSError, also at the end, and ValueError.
+    """
+    data, ancillary, flags, _ = sock.recvmsg(_MESSAGE, socket.CMSG_SPACE(3 * 4), socket.MSG_CMSG_CLOEXEC)
     fds = array.array("i")
     for level, kind, content in ancillary:
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
             fds.frombytes(content)
+    if flags & socket.MSG_CTRUNC:
+        while fds:
+            os.close(fds.pop())
     if not data:
         raise ConnectionResetError
     return json.loads(data), list(fds)
@@ -160,7 +166,7 @@ class Lifeline:
         """What the host has made for this room; waits for it. Once, before `serve`."""
         copies: list[Copy] = []
         self._sock.settimeout(_FIRST_S)
-        with contextlib.suppress(OSError, ValueError, KeyError):
+        with contextlib.suppress(OSError, ValueError, KeyError, IndexError):
             while True:
                 message, fds = self._receive()
                 match message["op"]:

@@ -8,6 +8,7 @@ import signal
 import socket
 import struct
 import threading
+import traceback
 from collections.abc import Callable
 from types import FrameType
 from typing import Any, ClassVar
@@ -49,7 +50,13 @@ class Channel:
     def receive(self) -> dict[str, Any] | None:
         """The next cell; None when the daemon has gone. This is where a context rests."""
         while True:
-            kind, payload = self._next()
+            try:
+                kind, payload = self._next()
+            except (BlockingIOError, frames.BadFrame):
+                raise
+            except (Exception, KeyboardInterrupt):  # of a signal's handler that a cell has left
+                traceback.print_exc()
+                continue
             if kind == frames.RUN:
                 cell: dict[str, Any] = json.loads(payload)
                 return cell
