@@ -37,6 +37,7 @@ class Entry:
     def __init__(self, sandbox: Sandbox) -> None:
         self.sandbox = sandbox
         self.instance: Instance | None = None
+        self.places: set[str] = set()  # of its rooms: that which it has, one that is to take its place, one that leaves
         self.lock = asyncio.Lock()
         self.ending = False  # it is being killed: nothing is started any more
         self.leases: set[SandboxLease] = set()

@@ -239,12 +239,13 @@ class SandboxFleet:
         return await self._lives.change(entry, ends_at=ends_at, timeout_s=max(1, timeout))
 
     async def set_network(self, account: str, id: str, network: Mapping[str, Any], internet: bool | None) -> Sandbox:
-        """Replace what is said of its network; a room that it has learns of it."""
+        """Replace what is said of its network. When this returns, it holds for every room that it has, gets and
+        leaves. It waits for no other change."""
         entry = self._entry(account, id)
         sandbox = await self._lives.change(entry, network=network, internet=internet)
-        if entry.instance is not None:
+        for place in list(entry.places):
             # As it is now: of two changes at once the last one holds.
-            await self._lives.assembly.network_changed(entry.sandbox)
+            await self._lives.assembly.network_changed(entry.sandbox, place)
         return sandbox
 
     @staticmethod

@@ -129,11 +129,12 @@ class Lives:
         return entry.instance
 
     def _instance_of(self, entry: Entry, sandbox: Sandbox, branch: Branch | None) -> Instance:
+        entry.places.add(sandbox.place)
         return Instance(
             id=sandbox.id,
             spec=self.assembly.spec(sandbox),
             session=None,
-            around=replace(self._around, preparer=self.assembly.of(sandbox, branch)),
+            around=replace(self._around, preparer=self.assembly.of(sandbox, lambda: entry.sandbox, branch)),
             on_change=lambda instance: self._changed(entry, instance),
             slots=SLOTS,
             app_socket=str(self.assembly.run_dir(sandbox.place) / "app.sock"),
@@ -201,7 +202,9 @@ class Lives:
     def _changed(self, entry: Entry, instance: Instance) -> None:
         if instance.state is not State.STOPPED:
             return
-        shutil.rmtree(Path(instance.app_socket).parent, ignore_errors=True)
+        run_dir = Path(instance.app_socket).parent
+        shutil.rmtree(run_dir, ignore_errors=True)
+        entry.places.discard(run_dir.name)
         if entry.instance is instance and instance.served:
             self.background.spawn(self.died(entry, instance))
 

@@ -168,6 +168,26 @@ async def test_a_room_that_does_not_end_is_not_waited_for_without_a_bound(
     assert world.bench.layers == [f"{world.id}-2"]
 
 
+async def test_a_network_that_changes_during_a_rollback_holds_for_each_of_its_rooms(world: World) -> None:
+    checkpoint = await world.take("one", Memory())
+    doors, driver, after = world.bench.doors, world.bench.driver, f"{world.id}-1"
+    driver.gate = asyncio.Event()
+    rolling = asyncio.create_task(world.verbs.rollback("acme", world.id, checkpoint))
+    await until(lambda: after in doors.allow)
+    await world.bench.fleet.set_network("acme", world.id, {"allowOut": ["one.example"]}, None)
+    assert doors.allow == {world.id: ("one.example",), after: ("one.example",)}
+    before = world.bench.room(world.entry.sandbox)
+    before.stuck = 1000
+    driver.gate.set()
+    await until(lambda: world.entry.sandbox.rollbacks == 1)
+    await world.bench.fleet.set_network("acme", world.id, {"allowOut": ["two.example"]}, None)
+    assert doors.allow == {world.id: ("two.example",), after: ("two.example",)}
+    before.stuck = 0
+    await rolling
+    await world.bench.lives.leaving.drained()
+    assert doors.allow == {after: ("two.example",)}
+
+
 async def test_a_server_that_stops_leaves_no_room_in_whose_place_another_is(world: World) -> None:
     checkpoint = await world.take("one", Memory())
     before = world.bench.room(world.entry.sandbox)
