@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from roost.instances.instance import Instance
@@ -211,7 +211,7 @@ class SandboxFleet:
             if entry.sandbox.state is SandboxState.RUNNING:
                 raise Conflict(f"Sandbox {entry.sandbox.id} is already running")
             if auto_pause is not None:
-                entry.sandbox = replace(entry.sandbox, auto_pause=auto_pause)
+                await self._lives.change(entry, auto_pause=auto_pause)
             return await self._lives.resume(entry, timeout_s, memory=memory)
 
     async def pause(self, account: str, id: str, *, memory: bool = True) -> Sandbox:

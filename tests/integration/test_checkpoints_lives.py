@@ -281,6 +281,19 @@ async def test_what_has_died_or_is_paused_is_rolled_back_and_runs(world: World) 
     assert len(world.alive) == 1
 
 
+async def test_what_is_rolled_back_is_found_and_listed_as_it_is(world: World) -> None:
+    checkpoint = await world.take("one", Memory())
+    await world.bench.fleet.pause("acme", world.id)
+    world.bench.clock.ahead += 100
+    await world.back(checkpoint)
+    sandbox = world.entry.sandbox
+    assert (sandbox.state, sandbox.reason) == (SandboxState.RUNNING, "")
+    assert world.bench.fleet.of_account("acme") == world.bench.traffic.known() == [sandbox]
+    assert world.bench.traffic.find(world.id) == sandbox == world.bench.store.rows[world.id]
+    assert not world.bench.traffic.why_gone(world.id).paused
+    assert (await world.tree()).keys() == {one.id for one in world.bench.traffic.known()[0].checkpoints}
+
+
 async def test_forks_of_a_checkpoint_and_who_may_not(world: World) -> None:
     memory = Memory()
     checkpoint = await world.take("one", memory)
@@ -484,7 +497,7 @@ async def test_what_is_dropped_while_another_change_is_stored_is_known_to_be(
     monkeypatch.setattr(store, "update", slow)
     await world.verbs.remove("acme", world.id, going)
     assert await world.tree() == {kept: f"dropped: {FULL}"}
-    assert lives.entries[world.id].sandbox == store.rows[world.id]
+    assert lives.entries[world.id].sandbox == store.rows[world.id] == lives.book.find(world.id)
 
 
 async def test_many_at_once(world: World) -> None:

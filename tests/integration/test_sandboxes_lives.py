@@ -364,8 +364,9 @@ async def test_a_resume_that_fails_leaves_it_paused(bench: Bench) -> None:
     bench.driver.fail_create = False
     bench.driver.script = "dies"
     with pytest.raises(RoostError):
-        await bench.fleet.resume("acme", sandbox.id, 60)
+        await bench.fleet.resume("acme", sandbox.id, 60, auto_pause=True)
     assert bench.state(sandbox) is SandboxState.PAUSED
+    assert bench.fleet.of_account("acme") == [bench.fleet.get("acme", sandbox.id)] == list(bench.store.rows.values())
     assert bench.layers == [sandbox.id]
     bench.driver.script = "ready"
     await bench.fleet.resume("acme", sandbox.id, 60)
