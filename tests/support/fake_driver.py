@@ -131,6 +131,7 @@ class FakeRoom:
     async def snapshot(self, target: Path, beside: Mapping[Path, Path] | None = None) -> None:
         if self.ended.is_set():
             raise Unavailable(f"The room {self.id} ended while a snapshot of it was taken.")
+        await asyncio.sleep(0)
         target.touch(exist_ok=False)
 
     async def tied(self) -> str:
