@@ -252,4 +252,4 @@ class SandboxFleet:
     def check_exists(entry: Entry) -> None:
         """With its lock held: raises Gone when it is about to end."""
         if entry.ending:
-            raise Gone(entry.sandbox.id, StopReason.KILLED)
+            raise Gone(entry.sandbox.id, entry.ending)

@@ -292,7 +292,7 @@ class Lives:
 
     async def kill(self, entry: Entry, reason: StopReason) -> None:
         """It ends, and so do its files."""
-        entry.ending = True
+        entry.ending = entry.ending or reason
         if entry.instance is not None:
             entry.instance.stop(reason, grace=0)  # also what is just starting
         async with entry.lock:

@@ -389,6 +389,23 @@ async def test_a_kill_does_not_wait_for_a_start(bench: Bench) -> None:
     assert bench.fleet.of_account("acme") == []
 
 
+@pytest.mark.parametrize(
+    ("reason", "words"), [(StopReason.KILLED, "killed by request"), (StopReason.TIMEOUT, "timeout had passed")]
+)
+async def test_what_is_about_to_end_says_why(bench: Bench, reason: StopReason, words: str) -> None:
+    sandbox = await bench.fleet.create(ORDER)
+    async with bench.lives.entries[sandbox.id].lock:
+        coming = asyncio.ensure_future(bench.fleet.connect("acme", sandbox.id, 60))
+        await asyncio.sleep(0.01)
+        ending = [asyncio.ensure_future(bench.fleet.kill("acme", sandbox.id, why)) for why in (reason, StopReason.LOST)]
+        await asyncio.sleep(0.01)
+    with pytest.raises(Gone, match=words):
+        await coming
+    await asyncio.gather(*ending)
+    with pytest.raises(Gone, match=words):
+        bench.fleet.get("acme", sandbox.id)
+
+
 async def test_verbs_on_one_sandbox_at_once_end_in_a_state_that_is_true(bench: Bench) -> None:
     for _ in range(5):
         sandbox = await bench.fleet.create(ORDER)
