@@ -243,11 +243,13 @@ class FakePreparer:
     def __init__(self, run: Path) -> None:
         self.run = run
         self.held = 0
+        self.sessions: list[Session | None] = []  # that rooms were made for
 
     async def prepare(self, spec: FunctionSpec, instance_id: str, session: Session | None) -> Prepared:
         run_dir = self.run / instance_id
         run_dir.mkdir(parents=True, exist_ok=True)
         self.held += 1
+        self.sessions.append(session)
 
         def release() -> None:
             self.held -= 1
