@@ -132,6 +132,8 @@ class SessionService:
         if network and instance is not None:
             changed = replace(session, config=wanted["config"] or {})
             await self._networks.network_changed(instance.spec, instance.id, changed)
+            if instance.session is not None:
+                instance.session = changed  # its next room, after a pause, is made by that
         return await self._book.change(session, {k: v for k, v in wanted.items() if v is not None})
 
     async def delete(self, account: str, function: str, session_id: str) -> None:

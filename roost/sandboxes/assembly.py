@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import secrets
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -194,9 +194,10 @@ class SandboxAssembly:
         """Its files are gone."""
         await self._egress.forget_labels(holder_name(sandbox.account, "sandbox", sandbox.id))
 
-    def of(self, sandbox: Sandbox, branch: Branch | None = None) -> SandboxPreparer:
-        """Its `instance.Preparer`. `branch`: what its first room's contexts are copies of."""
-        return SandboxPreparer(self, sandbox, branch)
+    def of(self, sandbox: Sandbox, now: Callable[[], Sandbox], branch: Branch | None = None) -> SandboxPreparer:
+        """Its `instance.Preparer`. `now` tells its record as that is by then; `branch`: what its first room's contexts
+        are copies of."""
+        return SandboxPreparer(self, sandbox, now, branch)
 
     def layer(self, place: str) -> Path:
         """The image with a sandbox's files."""
@@ -227,9 +228,9 @@ class SandboxAssembly:
         found = [path.stem for path in self._places.layers.glob("*.img") if SANDBOX_PLACE.fullmatch(path.stem)]
         return [place for place in found if place not in known]
 
-    async def network_changed(self, sandbox: Sandbox) -> None:
-        """What is said of its network holds for its room from now on. Raises RoostError."""
-        await self._egress.change(self.spec(sandbox), self.run_dir(sandbox.place))
+    async def network_changed(self, sandbox: Sandbox, place: str) -> None:
+        """What is said of its network holds for its room at that place from now on. Raises RoostError."""
+        await self._egress.change(self.spec(sandbox), self.run_dir(place))
 
     async def copy(self, place: str, target: Path) -> None:
         """Copy the files of a sandbox that has no room, to an image that others can stand on."""
@@ -315,11 +316,23 @@ class SandboxAssembly:
 class SandboxPreparer:
     """One sandbox's `instance.Preparer`."""
 
-    def __init__(self, assembly: SandboxAssembly, sandbox: Sandbox, branch: Branch | None) -> None:
+    def __init__(
+        self, assembly: SandboxAssembly, sandbox: Sandbox, now: Callable[[], Sandbox], branch: Branch | None
+    ) -> None:
         self._assembly = assembly
         self._sandbox = sandbox
+        self._now = now
         self._branch = branch
 
     async def prepare(self, spec: FunctionSpec, instance_id: str, session: Session | None) -> Prepared:
-        branch, self._branch = self._branch, None
-        return await self._assembly.prepare(spec, self._sandbox, branch)
+        made_as, (branch, self._branch) = self._sandbox, (self._branch, None)
+        prepared = await self._assembly.prepare(spec, made_as, branch)
+        now = self._now()
+        if (now.network, now.internet) != (made_as.network, made_as.internet):
+            # Who changed it found no proxies here; who changes it from now on does.
+            try:
+                await self._assembly.network_changed(now, made_as.place)
+            except BaseException:
+                prepared.release()
+                raise
+        return prepared

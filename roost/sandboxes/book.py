@@ -90,8 +90,10 @@ class SandboxBook:
         return sandbox
 
     async def commit(self, sandbox: Sandbox) -> None:
-        """As `change`, where it must be stored. Raises RoostError."""
+        """As `change`, where it must be stored first. Raises RoostError, and nothing has changed then."""
         await self._store.update(sandbox)
+        if sandbox.id in self._living:
+            self._living[sandbox.id] = sandbox
 
     async def end(self, sandbox: Sandbox, reason: str) -> None:
         """It is gone."""

@@ -57,7 +57,7 @@ class Copies:
         branch = Branch()
         self._fleet.check_exists(entry)
         sandbox, instance = entry.sandbox, entry.instance
-        self._images.check_space(self._lives.assembly.used_bytes(sandbox.place))
+        self._images.reserve(image, self._lives.assembly.used_bytes(sandbox.place))
         if instance is None:
             await self._lives.assembly.copy(sandbox.place, self._images.path(image))
         else:

@@ -37,8 +37,9 @@ class Entry:
     def __init__(self, sandbox: Sandbox) -> None:
         self.sandbox = sandbox
         self.instance: Instance | None = None
+        self.places: set[str] = set()  # of its rooms: that which it has, one that is to take its place, one that leaves
         self.lock = asyncio.Lock()
-        self.ending = False  # it is being killed: nothing is started any more
+        self.ending = ""  # why it is about to end, a StopReason: nothing is started any more
         self.leases: set[SandboxLease] = set()
         self.timer: asyncio.TimerHandle | None = None
         self.waking: asyncio.Task[None] | None = None  # by traffic, once for all who come

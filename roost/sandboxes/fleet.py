@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from roost.instances.instance import Instance
@@ -211,7 +211,7 @@ class SandboxFleet:
             if entry.sandbox.state is SandboxState.RUNNING:
                 raise Conflict(f"Sandbox {entry.sandbox.id} is already running")
             if auto_pause is not None:
-                entry.sandbox = replace(entry.sandbox, auto_pause=auto_pause)
+                await self._lives.change(entry, auto_pause=auto_pause)
             return await self._lives.resume(entry, timeout_s, memory=memory)
 
     async def pause(self, account: str, id: str, *, memory: bool = True) -> Sandbox:
@@ -239,16 +239,17 @@ class SandboxFleet:
         return await self._lives.change(entry, ends_at=ends_at, timeout_s=max(1, timeout))
 
     async def set_network(self, account: str, id: str, network: Mapping[str, Any], internet: bool | None) -> Sandbox:
-        """Replace what is said of its network; a room that it has learns of it."""
+        """Replace what is said of its network. When this returns, it holds for every room that it has, gets and
+        leaves. It waits for no other change."""
         entry = self._entry(account, id)
         sandbox = await self._lives.change(entry, network=network, internet=internet)
-        if entry.instance is not None:
+        for place in list(entry.places):
             # As it is now: of two changes at once the last one holds.
-            await self._lives.assembly.network_changed(entry.sandbox)
+            await self._lives.assembly.network_changed(entry.sandbox, place)
         return sandbox
 
     @staticmethod
     def check_exists(entry: Entry) -> None:
         """With its lock held: raises Gone when it is about to end."""
         if entry.ending:
-            raise Gone(entry.sandbox.id, StopReason.KILLED)
+            raise Gone(entry.sandbox.id, entry.ending)

@@ -56,6 +56,7 @@ class ImageShelf:
         self._attached = attached
         self._most_bytes = most_bytes
         self._held: Counter[str] = Counter()
+        self._making: dict[str, int] = {}  # what each of those is to take, as far as that is known
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
 
     def path(self, name: str) -> Path:
@@ -72,8 +73,12 @@ class ImageShelf:
     def making(self) -> Iterator[str]:
         """The name of an image to be made, which stays while the block lasts, whatever the records say."""
         name = secrets.token_hex(10)
-        with self.holding((name,)):
-            yield name
+        self._making[name] = 0
+        try:
+            with self.holding((name,)):
+                yield name
+        finally:
+            del self._making[name]
 
     @contextlib.contextmanager
     def holding(self, layers: Sequence[str]) -> Iterator[None]:
@@ -92,17 +97,17 @@ class ImageShelf:
         except OSError:
             return 0
 
-    def check_space(self, more_bytes: int) -> None:
-        """Raises StorageFull if an image of this size may not be added."""
-        used = 0
-        for path in self._directory.glob("*.img"):
-            with contextlib.suppress(FileNotFoundError):
-                used += path.stat().st_blocks * 512
-        if used + more_bytes > self._most_bytes:
+    def reserve(self, name: str, size: int) -> None:
+        """Keep so many bytes for an image that is being made, until it is. Raises StorageFull if others, with those
+        that are being made, leave less."""
+        others = (self.names() | self._making.keys()) - {name}
+        used = sum(max(self.used_bytes(other), self._making.get(other, 0)) for other in others)
+        if used + size > self._most_bytes:
             raise StorageFull(
                 f"Snapshots and templates take {used >> 20} MB already, and may take {self._most_bytes >> 20} MB "
                 "(snapshots_disk_mb); delete some."
             )
+        self._making[name] = size
 
     def release(self, candidates: Iterable[str], standing: Iterable[Sequence[str]]) -> None:
         """Remove those of the candidates that nobody needs any more; no room stands on them. What can't be removed is

@@ -129,11 +129,12 @@ class Lives:
         return entry.instance
 
     def _instance_of(self, entry: Entry, sandbox: Sandbox, branch: Branch | None) -> Instance:
+        entry.places.add(sandbox.place)
         return Instance(
             id=sandbox.id,
             spec=self.assembly.spec(sandbox),
             session=None,
-            around=replace(self._around, preparer=self.assembly.of(sandbox, branch)),
+            around=replace(self._around, preparer=self.assembly.of(sandbox, lambda: entry.sandbox, branch)),
             on_change=lambda instance: self._changed(entry, instance),
             slots=SLOTS,
             app_socket=str(self.assembly.run_dir(sandbox.place) / "app.sock"),
@@ -201,7 +202,9 @@ class Lives:
     def _changed(self, entry: Entry, instance: Instance) -> None:
         if instance.state is not State.STOPPED:
             return
-        shutil.rmtree(Path(instance.app_socket).parent, ignore_errors=True)
+        run_dir = Path(instance.app_socket).parent
+        shutil.rmtree(run_dir, ignore_errors=True)
+        entry.places.discard(run_dir.name)
         if entry.instance is instance and instance.served:
             self.background.spawn(self.died(entry, instance))
 
@@ -289,7 +292,7 @@ class Lives:
 
     async def kill(self, entry: Entry, reason: StopReason) -> None:
         """It ends, and so do its files."""
-        entry.ending = True
+        entry.ending = entry.ending or reason
         if entry.instance is not None:
             entry.instance.stop(reason, grace=0)  # also what is just starting
         async with entry.lock:

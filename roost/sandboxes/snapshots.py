@@ -8,8 +8,9 @@ snapshot has none.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from roost.model.errors import RoostError, Throttled
@@ -64,6 +65,7 @@ class Snapshots:
         self._shelf = shelf
         self._registry = registry
         self._most = most
+        self._making: dict[str, str] = {}  # the account of each build that is not registered yet
 
     def of_account(self, account: str, *, sandbox: str = "", name: str = "") -> list[Snapshot]:
         """Those of one sandbox, or of a name or id with or without a tag, or all; the newest first."""
@@ -90,14 +92,12 @@ class Snapshots:
         plain, tag = split_name(name)
         if name:
             self._shelf.record_for(account, plain, TemplateKind.SNAPSHOT, "", 0)  # refused before anything is done
-        if len(self.of_account(account)) >= self._most:
-            raise Throttled(f"This account has {self._most} snapshots already (max_snapshots); delete some.")
-        with self._copies.new_image() as image:
+        with self._new_build(account) as id, self._copies.new_image() as image:
             async with entry.lock:
                 copied = await self._copies.copy(entry, image)
             sandbox = entry.sandbox
             build = TemplateBuild(
-                id=str(uuid.uuid4()),
+                id=id,
                 template=new_id(),
                 foundation=replace(copied.foundation, environment=sandbox.variables),
                 limits=sandbox.limits,
@@ -106,6 +106,20 @@ class Snapshots:
             )
             record, build = await self._registry.register(account, plain, TemplateKind.SNAPSHOT, build, [tag])
         return self._shown(record, build), copied
+
+    @contextlib.contextmanager
+    def _new_build(self, account: str) -> Iterator[str]:
+        """The id of a build to be made, which counts from now on. Raises Throttled if it is one too many."""
+        known = {snapshot.build for snapshot in self.of_account(account)}
+        known |= {id for id, whose in self._making.items() if whose == account}
+        if len(known) >= self._most:
+            raise Throttled(f"This account has {self._most} snapshots already (max_snapshots); delete some.")
+        id = str(uuid.uuid4())
+        self._making[id] = account
+        try:
+            yield id
+        finally:
+            del self._making[id]
 
     def _shown(self, record: TemplateRecord, build: TemplateBuild) -> Snapshot:
         tags = [tag.tag for tag in self._shelf.book.tags(record.account, record.id).values() if tag.build == build.id]

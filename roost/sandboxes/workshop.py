@@ -96,12 +96,10 @@ class Workshop:
         if ":" in name or not wanted:
             wanted.insert(0, tag)
         record = self._shelf.record_for(account, plain, TemplateKind.BUILT, new_id(), self._clock())
-        built = self._shelf.book.of_kind(account, TemplateKind.BUILT)
-        if len(built) >= self._most and record not in built:
-            raise Throttled(f"This account has {self._most} templates already (max_snapshots); delete some.")
         for earlier in self._requested.values():
             if (earlier.record.account, earlier.record.name) == (account, record.name):
                 record = replace(record, id=earlier.record.id)
+        self._check_count(record)
         self._make_place()
         limits = replace(
             self._limits,
@@ -118,6 +116,15 @@ class Workshop:
             capped=f"This server gives {limits.cpu:g} CPUs and {limits.memory_mb} MB at most." if capped else "",
         )
         return requested
+
+    def _check_count(self, record: TemplateRecord) -> None:
+        """Raises Throttled if it would be one too many, with those that are being built."""
+        account = record.account
+        known = {built.id for built in self._shelf.book.of_kind(account, TemplateKind.BUILT)}
+        asked = (one for one in self._requested.values() if one.record.account == account)
+        known |= {one.record.id for one in asked if self._running(one.id)}
+        if len(known) >= self._most and record.id not in known:
+            raise Throttled(f"This account has {self._most} templates already (max_snapshots); delete some.")
 
     def _make_place(self) -> None:
         for id in list(self._requested):
@@ -163,6 +170,7 @@ class Workshop:
         """Raises NotFound, InvalidArgument that names the field or the step, Conflict if it was started, Throttled."""
         requested = self._find(account, template, id)
         recipe = parse_recipe(body)
+        self._check_count(requested.record)
 
         async def work(log: BuildLog) -> None:
             await self._build(requested, recipe, log)
@@ -194,10 +202,10 @@ class Workshop:
         foundation = await self._below(requested.record.account, recipe)
         with self._images.holding(foundation.layers):
             made = self._plan(requested, recipe, foundation, await self._identity(foundation))
-            self._images.check_space(0)
             image = ""
             try:
                 with self._images.making() as image:
+                    self._images.reserve(image, 0)  # what it will take is not known
                     order = Order(
                         id=f"b{requested.id.replace('-', '')[:24]}",
                         scope=requested.record.account,

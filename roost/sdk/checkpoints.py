@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from roost.sdk.errors import Failed
+from roost.sdk.errors import Failed, UsageError
 from roost.sdk.terminal import clean
 
 _MB = 1 << 20
 
 
 def named(rows: Sequence[Mapping[str, Any]], name: str) -> str:
-    """The id of the checkpoint with this id, or with this label if one alone has it. Raises Failed."""
+    """The id of the checkpoint with this id, or with this label if one alone has it. Raises UsageError for no name,
+    Failed when it is not one."""
+    if not name:
+        raise UsageError("The id or label of a checkpoint is empty; `roost sandbox tree` shows them.")
     found = [str(row.get("checkpointID", "")) for row in rows if row.get("label") == name]
     if any(row.get("checkpointID") == name for row in rows):
         return name

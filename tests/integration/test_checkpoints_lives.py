@@ -168,6 +168,26 @@ async def test_a_room_that_does_not_end_is_not_waited_for_without_a_bound(
     assert world.bench.layers == [f"{world.id}-2"]
 
 
+async def test_a_network_that_changes_during_a_rollback_holds_for_each_of_its_rooms(world: World) -> None:
+    checkpoint = await world.take("one", Memory())
+    doors, driver, after = world.bench.doors, world.bench.driver, f"{world.id}-1"
+    driver.gate = asyncio.Event()
+    rolling = asyncio.create_task(world.verbs.rollback("acme", world.id, checkpoint))
+    await until(lambda: after in doors.allow)
+    await world.bench.fleet.set_network("acme", world.id, {"allowOut": ["one.example"]}, None)
+    assert doors.allow == {world.id: ("one.example",), after: ("one.example",)}
+    before = world.bench.room(world.entry.sandbox)
+    before.stuck = 1000
+    driver.gate.set()
+    await until(lambda: world.entry.sandbox.rollbacks == 1)
+    await world.bench.fleet.set_network("acme", world.id, {"allowOut": ["two.example"]}, None)
+    assert doors.allow == {world.id: ("two.example",), after: ("two.example",)}
+    before.stuck = 0
+    await rolling
+    await world.bench.lives.leaving.drained()
+    assert doors.allow == {after: ("two.example",)}
+
+
 async def test_a_server_that_stops_leaves_no_room_in_whose_place_another_is(world: World) -> None:
     checkpoint = await world.take("one", Memory())
     before = world.bench.room(world.entry.sandbox)
@@ -259,6 +279,19 @@ async def test_what_has_died_or_is_paused_is_rolled_back_and_runs(world: World) 
     await world.back(checkpoint)
     assert world.entry.sandbox.state is SandboxState.RUNNING
     assert len(world.alive) == 1
+
+
+async def test_what_is_rolled_back_is_found_and_listed_as_it_is(world: World) -> None:
+    checkpoint = await world.take("one", Memory())
+    await world.bench.fleet.pause("acme", world.id)
+    world.bench.clock.ahead += 100
+    await world.back(checkpoint)
+    sandbox = world.entry.sandbox
+    assert (sandbox.state, sandbox.reason) == (SandboxState.RUNNING, "")
+    assert world.bench.fleet.of_account("acme") == world.bench.traffic.known() == [sandbox]
+    assert world.bench.traffic.find(world.id) == sandbox == world.bench.store.rows[world.id]
+    assert not world.bench.traffic.why_gone(world.id).paused
+    assert (await world.tree()).keys() == {one.id for one in world.bench.traffic.known()[0].checkpoints}
 
 
 async def test_forks_of_a_checkpoint_and_who_may_not(world: World) -> None:
@@ -464,7 +497,7 @@ async def test_what_is_dropped_while_another_change_is_stored_is_known_to_be(
     monkeypatch.setattr(store, "update", slow)
     await world.verbs.remove("acme", world.id, going)
     assert await world.tree() == {kept: f"dropped: {FULL}"}
-    assert lives.entries[world.id].sandbox == store.rows[world.id]
+    assert lives.entries[world.id].sandbox == store.rows[world.id] == lives.book.find(world.id)
 
 
 async def test_many_at_once(world: World) -> None:

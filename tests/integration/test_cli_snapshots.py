@@ -133,6 +133,11 @@ def test_checkpoints_are_made_drawn_and_gone_back_to(server: FakeRoost, capsys: 
     assert "2 checkpoints have the label 'right': c4, c5." in capsys.readouterr().err
     assert run("rollback", BOX, "nowhere") == 1
     assert "No checkpoint has the id or label 'nowhere'" in capsys.readouterr().err
+    asked = len(server.requests)
+    for command in (("rollback", BOX, ""), ("fork", BOX, "--checkpoint", "")):  # c3 has no label
+        assert run(*command) == 2
+        assert "The id or label of a checkpoint is empty" in capsys.readouterr().err
+    assert {request.method for request in server.requests[asked:]} == {"GET"}
 
     server.replies[f"POST {path}/fork"] = (201, [{"sandbox": {"sandboxID": OTHER}}])
     assert run("fork", BOX, "--checkpoint", "start", "--now") == 0

@@ -14,11 +14,13 @@ import pytest
 from roost.instances import tether
 from roost.instances.lease import Lease, SessionRef
 from roost.instances.roster import FleetLimits
+from roost.instances.service import SessionService
 from roost.instances.surroundings import Surroundings
 from roost.model.errors import Conflict, InitializerFailed, InstanceExited, NotFound, Throttled, Unavailable
 from roost.model.function import Affinity, FunctionSpec, Idle, IsolationMode, Runtime, Scaling, SessionPolicy
 from roost.model.instance import State
-from roost.model.session import SessionState
+from roost.model.session import Session, SessionState
+from roost.model.taint import NONE, Labels
 from tests.support.fake_driver import FakeDriver, FakePreparer, MemorySessions, Recorder
 from tests.support.fleet import Parts
 
@@ -391,6 +393,28 @@ async def test_pause_frees_the_room_and_resume_keeps_both_ids(bench: Bench) -> N
     later = await bench.lease(SESSIONS, SessionRef(id="s"))
     assert not later.restored
     later.release()
+
+
+class AnyNetwork:
+    """Says yes."""
+
+    async def network_changed(self, spec: FunctionSpec, instance_id: str, session: Session) -> None: ...
+
+    def labels_of(self, spec: FunctionSpec | None, session: Session) -> Labels:
+        return NONE
+
+
+async def test_a_network_that_was_changed_is_that_of_the_room_after_a_pause(bench: Bench) -> None:
+    service = SessionService(bench.book, bench.pauses, bench.roster, AnyNetwork())
+    (await bench.lease(SESSIONS, SessionRef(id="s"))).release()
+    network = {"network": {"allowOut": ["tight.example"]}}
+    await service.update(
+        "a", "f", "s", ttl_s=None, idle_timeout_s=None, disable_id_reuse=None, auto_pause=None, auto_resume=None,
+        network=network,
+    )  # fmt: skip
+    await service.pause("a", "f", "s", files_only=True)
+    await service.resume("a", "f", "s")
+    assert [None if one is None else one.config for one in bench.preparer.sessions] == [{}, network]
 
 
 async def test_expiry_ends_the_session_and_its_instance(bench: Bench) -> None:

@@ -158,6 +158,23 @@ async def test_an_account_has_so_many_templates_at_most(world: World) -> None:
     world.workshop.request("acme", "four", ())
 
 
+async def test_templates_that_are_being_built_count(world: World) -> None:
+    world.builder.gate.clear()
+    requested = [world.workshop.request("acme", name, ()) for name in ("one", "two", "three", "four", "one:again")]
+    builds = [world.start(one) for one in requested[:3]]
+    with pytest.raises(Throttled, match="max_snapshots"):
+        world.start(requested[3])
+    with pytest.raises(Throttled, match="max_snapshots"):
+        world.workshop.request("acme", "five", ())
+    builds.append(world.start(requested[4]))  # of one of the three
+    world.workshop.request("other", "four", ())
+    world.builder.error = BuildFailed("no", "1")
+    world.builder.gate.set()
+    await asyncio.gather(*(world.ended(build) for build in builds))
+    world.builder.error = None
+    assert (await world.ended(world.start(requested[3]))).status is BuildStatus.READY
+
+
 async def test_less_is_given_than_was_asked_for_and_told(world: World) -> None:
     requested = world.workshop.request("acme", "big", (), cpu=64, memory_mb=1 << 20)
     assert (requested.limits.cpu, requested.limits.memory_mb) == (2.0, 1024)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import tempfile
-from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Coroutine, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -29,6 +30,7 @@ from roost.sandboxes.templates import SandboxTemplate
 from roost.sandboxes.traffic import SandboxTraffic
 from tests.support.fake_driver import FakeDriver, FakeRoom, Recorder
 from tests.support.sandboxes import MemorySandboxes
+from tests.support.triggers import until
 
 ORDER = Order(account="acme", template="base", timeout_s=300)
 
@@ -78,15 +80,36 @@ class EmptyImages:
     def forget(self, path: Path) -> None: ...
 
 
-class NoDoors:
+class Doors:
+    """Nothing but what `allowOut` says, by the folder of each room. `gate`, if set, holds every attach."""
+
+    def __init__(self) -> None:
+        self.allow: dict[str, tuple[str, ...]] = {}
+        self.gate: asyncio.Event | None = None
+        self.attaching = 0
+        self.broken = False
+
     async def furnish(self, spec: FunctionSpec, run_dir: Path, room: Room) -> None: ...
 
     async def attach(
         self, spec: FunctionSpec, run_dir: Path, holdings: Holdings
     ) -> tuple[Path | None, Mapping[str, str]]:
+        self.attaching += 1
+        if self.gate is not None:
+            await self.gate.wait()
+        self.allow[run_dir.name] = spec.egress.allow
         return None, {}
 
-    def detach(self, run_dir: Path) -> None: ...
+    async def change(self, spec: FunctionSpec, run_dir: Path) -> bool:
+        if run_dir.name not in self.allow:
+            return False
+        if self.broken:
+            raise Unavailable("The room's authority can't be kept.")
+        self.allow[run_dir.name] = spec.egress.allow
+        return True
+
+    def detach(self, run_dir: Path) -> None:
+        self.allow.pop(run_dir.name, None)
 
     def labels_of(self, holders: Collection[Holder]) -> Labels:
         return NONE
@@ -103,6 +126,7 @@ class Bench:
         self.store = store or MemorySandboxes()
         self.clock = Clock()
         self.images = EmptyImages()
+        self.doors = Doors()
         self.recorder = Recorder()
         # A socket's path may have 107 bytes only, and a test's folder is long.
         self.run_dir = Path(tempfile.gettempdir()) / f"roost-{hashlib.sha256(bytes(folder)).hexdigest()[:12]}"
@@ -113,7 +137,7 @@ class Bench:
             layers=self.images,
             images=ImageShelf(folder / "snapshots", self.images, most_bytes=1 << 30),
             volumes=None,  # type: ignore[arg-type]  # none is mounted here
-            egress=NoDoors(),
+            egress=self.doors,
             region="local",
             time_zone="UTC",
         )
@@ -146,9 +170,13 @@ class Bench:
 
     async def close(self) -> None:
         """Everything is put away, and nothing is left of what ran."""
+        for gate in (self.driver.gate, self.doors.gate):
+            if gate is not None:
+                gate.set()
         await self.care.close()
         assert self.driver.alive == []
         assert self.run == []
+        assert self.doors.allow == {}
         if self.run_dir.exists():
             self.run_dir.rmdir()
 
@@ -336,8 +364,9 @@ async def test_a_resume_that_fails_leaves_it_paused(bench: Bench) -> None:
     bench.driver.fail_create = False
     bench.driver.script = "dies"
     with pytest.raises(RoostError):
-        await bench.fleet.resume("acme", sandbox.id, 60)
+        await bench.fleet.resume("acme", sandbox.id, 60, auto_pause=True)
     assert bench.state(sandbox) is SandboxState.PAUSED
+    assert bench.fleet.of_account("acme") == [bench.fleet.get("acme", sandbox.id)] == list(bench.store.rows.values())
     assert bench.layers == [sandbox.id]
     bench.driver.script = "ready"
     await bench.fleet.resume("acme", sandbox.id, 60)
@@ -358,6 +387,23 @@ async def test_a_kill_does_not_wait_for_a_start(bench: Bench) -> None:
             await resuming
     assert bench.layers == []
     assert bench.fleet.of_account("acme") == []
+
+
+@pytest.mark.parametrize(
+    ("reason", "words"), [(StopReason.KILLED, "killed by request"), (StopReason.TIMEOUT, "timeout had passed")]
+)
+async def test_what_is_about_to_end_says_why(bench: Bench, reason: StopReason, words: str) -> None:
+    sandbox = await bench.fleet.create(ORDER)
+    async with bench.lives.entries[sandbox.id].lock:
+        coming = asyncio.ensure_future(bench.fleet.connect("acme", sandbox.id, 60))
+        await asyncio.sleep(0.01)
+        ending = [asyncio.ensure_future(bench.fleet.kill("acme", sandbox.id, why)) for why in (reason, StopReason.LOST)]
+        await asyncio.sleep(0.01)
+    with pytest.raises(Gone, match=words):
+        await coming
+    await asyncio.gather(*ending)
+    with pytest.raises(Gone, match=words):
+        bench.fleet.get("acme", sandbox.id)
 
 
 async def test_verbs_on_one_sandbox_at_once_end_in_a_state_that_is_true(bench: Bench) -> None:
@@ -486,3 +532,55 @@ async def test_a_killed_server_s_rooms_are_adopted_and_what_it_left_half_made_go
     assert second.layers == sorted([running.id, held.id, dead.id])
     await second.care.close()
     await first.close()
+
+
+TIGHTER = {"allowOut": ["tight.example"]}
+
+
+async def held_up(bench: Bench, work: Coroutine[Any, Any, Sandbox]) -> asyncio.Task[Sandbox]:
+    """A change that makes a room, when that is about to have its doors."""
+    bench.doors.attaching, bench.doors.gate = 0, asyncio.Event()
+    task = asyncio.ensure_future(work)
+    await until(lambda: bench.doors.attaching == 1)
+    return task
+
+
+async def test_a_network_that_changes_while_a_room_is_made_holds_for_it(bench: Bench) -> None:
+    sandbox = await bench.fleet.create(replace(ORDER, network={"allowOut": ["wide.example"]}))
+    assert bench.doors.allow == {sandbox.id: ("wide.example",)}
+    await bench.fleet.pause("acme", sandbox.id, memory=False)
+    resuming = await held_up(bench, bench.fleet.resume("acme", sandbox.id, 60))
+    await bench.fleet.set_network("acme", sandbox.id, TIGHTER, None)
+    assert bench.doors.gate is not None and not resuming.done()
+    bench.doors.gate.set()
+    await resuming
+    assert bench.doors.allow == {sandbox.id: ("tight.example",)}
+
+
+async def test_a_room_whose_rules_can_not_be_had_is_not_made(bench: Bench) -> None:
+    sandbox = await bench.fleet.create(ORDER)
+    await bench.fleet.pause("acme", sandbox.id, memory=False)
+    resuming = await held_up(bench, bench.fleet.resume("acme", sandbox.id, 60))
+    await bench.fleet.set_network("acme", sandbox.id, TIGHTER, None)
+    bench.doors.broken = True
+    assert bench.doors.gate is not None
+    bench.doors.gate.set()
+    with pytest.raises(Unavailable, match="authority"):
+        await resuming
+    assert (bench.doors.allow, bench.driver.alive, bench.state(sandbox)) == ({}, [], SandboxState.PAUSED)
+
+
+async def test_a_network_that_changes_while_a_room_is_adopted_holds_for_it(tmp_path: Path) -> None:
+    first = Bench(tmp_path)
+    sandbox = await first.fleet.create(ORDER)
+    second = Bench(tmp_path, driver=first.driver, store=first.store)
+    await second.care.load()
+    second.doors.gate = asyncio.Event()
+    assert second.care.adopt({"id": sandbox.id}, first.room(sandbox))
+    await until(lambda: second.doors.attaching == 1)
+    await second.fleet.set_network("acme", sandbox.id, TIGHTER, None)
+    second.doors.gate.set()
+    (await second.traffic.lease(sandbox.id)).release()
+    assert second.doors.allow == {sandbox.id: ("tight.example",)}
+    await second.close()
+    await first.care.close()

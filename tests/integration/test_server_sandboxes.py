@@ -227,6 +227,9 @@ def test_other_wrong_requests(client: httpx.Client, box: Box) -> None:
     assert (
         client.post("/v2/sandboxes", json={"templateID": "base"}, headers={"Idempotency-Key": "A_1"}).status_code == 400
     )
+    for verb in ("fork", "rollback"):
+        reply = box.call(verb, checkpointID="")
+        assert (reply.status_code, reply.json()["message"].split(":")[0]) == (400, "checkpointID"), verb
     assert client.post("/v2/sandboxes", content=b"x" * (2 << 20)).status_code == 413
     assert client.get("/v2/nothing/here").json()["code"] == 404
     assert client.patch("/sandboxes").json()["code"] == 404

@@ -26,6 +26,7 @@ from roost.sandboxes.templates import RootInfo, TemplateShelf
 from tests.integration.test_sandboxes_lives import ORDER, Bench
 from tests.support.fake_driver import FakeDriver
 from tests.support.sandboxes import MemorySandboxes, MemoryTemplates
+from tests.support.triggers import until
 
 
 class HostOnly:
@@ -152,6 +153,40 @@ async def test_two_at_once_of_one_name_are_one_template(copies: Copies) -> None:
     assert len(copies.store.records) == len(copies.store.builds) == 1
     await copies.registry.remove("acme", "same")
     assert copies.images == frozenset()
+
+
+async def test_an_account_has_so_many_snapshots_at_most_also_of_many_at_once(copies: Copies) -> None:
+    sandbox = await copies.bench.fleet.create(ORDER)
+    copies.snapshots._most = 2
+    taken = await asyncio.gather(
+        *(copies.snapshots.take("acme", sandbox.id) for _ in range(60)), return_exceptions=True
+    )
+    assert sum(isinstance(one, Throttled) for one in taken) == 58
+    snapshots = copies.snapshots.of_account("acme")
+    assert len(copies.images) == len(snapshots) == 2
+    await copies.registry.remove("acme", snapshots[0].id)
+    copies.store.error = StorageFull("full")
+    with pytest.raises(StorageFull):
+        await copies.snapshots.take("acme", sandbox.id, "named")
+    copies.store.error = None  # what failed takes no place
+    await copies.snapshots.take("acme", sandbox.id, "named")
+    with pytest.raises(Throttled, match="max_snapshots"):
+        await copies.snapshots.take("acme", sandbox.id)
+
+
+async def test_copies_that_are_being_made_take_their_place_of_the_disk(
+    copies: Copies, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sandbox = await copies.bench.fleet.create(ORDER)
+    monkeypatch.setattr(copies.bench.assembly, "used_bytes", lambda place: 600 << 20)  # of the 1024 MB for all
+    copies.bench.driver.gate = asyncio.Event()
+    forking = asyncio.create_task(copies.fork(sandbox))
+    await until(lambda: len(copies.images) == 1)
+    with pytest.raises(StorageFull, match="snapshots_disk_mb"):
+        await copies.snapshots.take("acme", sandbox.id)
+    copies.bench.driver.gate.set()
+    await forking
+    await copies.snapshots.take("acme", sandbox.id)
 
 
 async def test_who_may_not(copies: Copies) -> None:

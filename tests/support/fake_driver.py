@@ -131,6 +131,7 @@ class FakeRoom:
     async def snapshot(self, target: Path, beside: Mapping[Path, Path] | None = None) -> None:
         if self.ended.is_set():
             raise Unavailable(f"The room {self.id} ended while a snapshot of it was taken.")
+        await asyncio.sleep(0)
         target.touch(exist_ok=False)
 
     async def tied(self) -> str:
@@ -242,11 +243,13 @@ class FakePreparer:
     def __init__(self, run: Path) -> None:
         self.run = run
         self.held = 0
+        self.sessions: list[Session | None] = []  # that rooms were made for
 
     async def prepare(self, spec: FunctionSpec, instance_id: str, session: Session | None) -> Prepared:
         run_dir = self.run / instance_id
         run_dir.mkdir(parents=True, exist_ok=True)
         self.held += 1
+        self.sessions.append(session)
 
         def release() -> None:
             self.held -= 1

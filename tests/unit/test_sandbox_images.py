@@ -69,9 +69,24 @@ async def test_what_is_held_or_stood_on_stays(tmp_path: Path) -> None:
 def test_images_have_a_quota_of_the_disk(tmp_path: Path) -> None:
     shelf = ImageShelf(tmp_path, Attached(), most_bytes=1 << 20)
     shelf.path("one").write_bytes(os.urandom(512 << 10))
-    shelf.check_space(400 << 10)
-    with pytest.raises(StorageFull, match="snapshots_disk_mb"):
-        shelf.check_space(600 << 10)
+    with shelf.making() as name:
+        with pytest.raises(StorageFull, match="snapshots_disk_mb"):
+            shelf.reserve(name, 600 << 10)
+        shelf.reserve(name, 400 << 10)
+
+
+def test_what_is_being_made_has_its_place_once(tmp_path: Path) -> None:
+    shelf = ImageShelf(tmp_path, Attached(), most_bytes=1 << 20)
+    with shelf.making() as first, shelf.making() as second:
+        shelf.reserve(first, 600 << 10)
+        with pytest.raises(StorageFull):
+            shelf.reserve(second, 600 << 10)
+        shelf.path(first).write_bytes(os.urandom(500 << 10))
+        with pytest.raises(StorageFull):
+            shelf.reserve(second, 500 << 10)
+        shelf.reserve(second, 400 << 10)
+    with shelf.making() as third:
+        shelf.reserve(third, 500 << 10)  # the second was not made
 
 
 def build(id: str, at: float = 1.0) -> TemplateBuild:

@@ -164,7 +164,15 @@ async def test_what_can_not_be_stored_is_not_made_and_not_lost() -> None:
     found = book.find(record().id)
     assert found is not None
     assert found.ends_at == 5000.0
+    with pytest.raises(StorageFull):
+        await book.commit(record(ends_at=6000.0))
+    assert book.find(record().id) == found
+    store.error = None
+    await book.commit(record(ends_at=6000.0))
+    assert book.list() == [record(ends_at=6000.0)] == list(store.rows.values())
     await book.end(record(), StopReason.TIMEOUT)
+    assert book.list() == []
+    await book.commit(record(ends_at=7000.0))
     assert book.list() == []
 
 

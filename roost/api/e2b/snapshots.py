@@ -34,7 +34,7 @@ class TakeSnapshot(Shape):
 class Fork(Shape):
     count: Annotated[int, Field(ge=1, le=MOST_FORKS)] = 1
     timeout: Annotated[int, Field(ge=0)] | None = None
-    checkpoint_id: Annotated[str, Field(alias="checkpointID", max_length=64)] = ""
+    checkpoint_id: Annotated[str, Field(alias="checkpointID", min_length=1, max_length=64)] = ""  # the present
 
 
 class SnapshotRoutes:
