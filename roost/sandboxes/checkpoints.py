@@ -174,7 +174,7 @@ class Checkpoints:
         """A checkpoint as something to make rooms from; its files and its memory stay meanwhile. Raises NoCheckpoint,
         Unavailable if its memory can't be had now."""
         found = _find(entry.sandbox, id)
-        with self._images.holding(found.foundation.layers):
+        with self._lives.holding(found.foundation.layers):
             async with self._recalled(entry, id) as recalled:
                 branch = recalled or Branch()
                 if recalled is not None:
@@ -200,11 +200,8 @@ class Checkpoints:
             yield None
             return
         held.used = self._lives.now()
-        held.users += 1
-        try:
-            yield held.branch
-        finally:
-            held.users -= 1
+        async with held.in_use() as branch:
+            yield branch
 
     async def _recall(self, entry: Entry, id: str, held: HeldMemory) -> None:
         """Moving. From disk, if it is there."""
@@ -238,7 +235,7 @@ class Checkpoints:
         await self._lives.commit(entry, forgotten)
         for id in ids:
             if (held := entry.held.pop(id, None)) is not None:
-                await held.branch.close()
+                await held.give_up()
         self._lives.release(layers)
 
     # --- rules ---------------------------------------------------------------------------------------------------
@@ -302,11 +299,13 @@ class Checkpoints:
             id: (entry, Share(id=id, used=held.used, bytes=held.disk_bytes))
             for entry in self._lives.entries.values()
             for id, held in entry.held.items()
-            if held.disk_bytes and not held.moving.locked()
+            if _is_at_rest(held)
         }
         excess = sum(entry.disk_bytes for entry in self._lives.entries.values()) - self._bounds.disk_bytes
         for id in least_used((share for _, share in shares.values()), excess):
-            await self._drop_memory(shares[id][0], id, DISK_FULL)
+            entry = shares[id][0]
+            if (held := entry.held.get(id)) is not None and _is_at_rest(held):  # nor was it wanted meanwhile
+                await self._drop_memory(entry, id, DISK_FULL)
 
     async def _spill(self, entry: Entry, id: str, why: str) -> None:
         """Have it on disk; what can't be there is dropped."""
@@ -333,7 +332,7 @@ class Checkpoints:
             return
         changed = tuple(replace(one, dropped=why) if one.id == id else one for one in entry.sandbox.checkpoints)
         await self._lives.change(entry, checkpoints=changed)
-        await held.branch.close()
+        await held.give_up()
 
     async def _measure(self, entry: Entry) -> None:
         """All that it holds."""
@@ -374,6 +373,11 @@ def why_dropped(checkpoint: Checkpoint) -> str:
     if checkpoint.memory != NOTHING:
         return LOST
     return "; ".join(checkpoint.lost) or "no Python context ran"
+
+
+def _is_at_rest(held: HeldMemory) -> bool:
+    """On disk, and nobody wants it."""
+    return bool(held.disk_bytes) and not held.users and not held.moving.locked()
 
 
 def _find(sandbox: Sandbox, id: str) -> Checkpoint:

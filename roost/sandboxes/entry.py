@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 from roost.instances.instance import Instance
@@ -29,6 +30,24 @@ class HeldMemory:
     users: int = 0  # who make rooms with it
     moving: asyncio.Lock = field(default_factory=asyncio.Lock)  # with which it goes to disk, or comes from there
     looked: float = 0.0
+    given_up: bool = False  # it goes with the last of its users
+
+    @asynccontextmanager
+    async def in_use(self) -> AsyncIterator[Branch]:
+        """Whatever becomes of its checkpoint, it stays while the block lasts."""
+        self.users += 1
+        try:
+            yield self.branch
+        finally:
+            self.users -= 1
+            if self.given_up and not self.users:
+                await self.branch.close()
+
+    async def give_up(self) -> None:
+        """Nobody begins to use it any more."""
+        self.given_up = True
+        if not self.users:
+            await self.branch.close()
 
 
 class Entry:
@@ -73,14 +92,14 @@ class Entry:
         """Of all its checkpoints, and its own."""
         held, self.held = self.held, {}
         for memory in held.values():
-            await memory.branch.close()
+            await memory.give_up()
         await self.drop_kept()
 
     async def drop_kept(self) -> None:
         """Its own, that is on disk."""
         kept, self.kept = self.kept, None
         if kept is not None:
-            await kept.branch.close()
+            await kept.give_up()
 
 
 class SandboxLease:

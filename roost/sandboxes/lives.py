@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import shutil
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -312,6 +313,15 @@ class Lives:
         """Remove those that no sandbox and no template needs."""
         standing = chain.from_iterable(entry.sandbox.standing for entry in self.entries.values())
         self.assembly.images.release(images, chain(standing, self.templates.layers()))
+
+    @contextlib.contextmanager
+    def holding(self, layers: Sequence[str]) -> Iterator[None]:
+        """None of these images goes while the block lasts, and then those that nobody needs any more."""
+        try:
+            with self.assembly.images.holding(layers):
+                yield
+        finally:
+            self.release(layers)
 
     async def put_away(self, entry: Entry) -> None:
         """The server stops: what has a room is paused with its files."""

@@ -284,6 +284,43 @@ async def test_forks_of_a_checkpoint_and_who_may_not(world: World) -> None:
         await world.copies.snapshots.fork("acme", world.id, count=1, timeout_s=60, checkpoint=checkpoint)
 
 
+@pytest.mark.parametrize("script", ["ready", "failed"])
+@pytest.mark.parametrize("how", ["removed", "too old", "killed"])
+async def test_what_forks_are_made_of_stays_until_they_are_made(world: World, how: str, script: str) -> None:
+    memory = Memory()
+    checkpoint = await world.take("one", memory)
+    await world.back(await world.take("two"))
+    world.bench.driver.gate = asyncio.Event()
+    world.bench.driver.script = script
+    forking = asyncio.create_task(
+        world.copies.snapshots.fork("acme", world.id, count=2, timeout_s=60, checkpoint=checkpoint)
+    )
+    await until(lambda: len(world.bench.lives.entries) == 3)
+    match how:
+        case "removed":
+            await world.verbs.remove("acme", world.id, checkpoint)
+        case "too old":
+            await world.bench.fleet.set_timeout("acme", world.id, 10_000)
+            world.bench.clock.ahead += 2000
+            await world.verbs._prune(world.entry)
+        case _:
+            await world.bench.fleet.kill("acme", world.id)
+    drops = memory.drops
+    world.bench.driver.gate.set()
+    forks, copied = await forking
+    assert (checkpoint in world.entry.held, copied.lost, drops, memory.drops) == (False, (), 0, 1)
+    for fork in forks:
+        assert isinstance(fork, Sandbox) is (script == "ready")
+        if isinstance(fork, Sandbox):
+            room = world.bench.room(fork)
+            assert room.spec.branch is not None and len(room.spec.branch.copies) == 1
+            await world.bench.fleet.kill("acme", fork.id)
+    if how != "killed":
+        await world.bench.fleet.kill("acme", world.id)
+    assert world.copies.images == frozenset()
+    assert memory.drops == 1
+
+
 async def test_what_was_read_since_is_not_forgotten_by_a_rollback(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -366,6 +403,40 @@ async def test_by_disk_the_least_used_keep_their_files(world: World) -> None:
     first, second, third = [await world.take(str(number), memory) for number, memory in enumerate(memories)]
     assert await world.tree() == {first: f"dropped: {DISK_FULL}", second: "on disk", third: "held"}
     assert [memory.drops for memory in memories] == [1, 0, 0]
+
+
+async def test_what_is_wanted_again_while_others_make_place_stays(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memories = [spilling(400) for _ in range(2)]
+    first, second = [await world.take(str(number), memory) for number, memory in enumerate(memories)]
+    world.copies.over_quota = 800
+    await world.verbs.bound_memory()
+    assert await world.tree() == {first: "on disk", second: "on disk"}
+    world.copies.over_quota = 0
+    monkeypatch.setattr(world.verbs, "_bounds", replace(world.verbs._bounds, disk_bytes=0))
+    update, begun, go_on = world.bench.store.update, asyncio.Event(), asyncio.Event()
+
+    async def slow(sandbox: Sandbox) -> None:
+        begun.set()
+        await go_on.wait()
+        await update(sandbox)
+
+    monkeypatch.setattr(world.bench.store, "update", slow)
+    world.bench.driver.gate = asyncio.Event()
+    bounding = asyncio.create_task(world.verbs.bound_memory())
+    await begun.wait()
+    forking = asyncio.create_task(
+        world.copies.snapshots.fork("acme", world.id, count=1, timeout_s=60, checkpoint=second)
+    )
+    await until(lambda: len(world.bench.lives.entries) == 2)
+    go_on.set()
+    await bounding
+    world.bench.driver.gate.set()
+    (fork,), copied = await forking
+    assert [memory.drops for memory in memories] == [1, 0]
+    assert isinstance(fork, Sandbox) and copied.lost == ()
+    assert (await world.tree())[second] == "held"
 
 
 async def test_what_can_not_be_on_disk_is_dropped(world: World) -> None:
