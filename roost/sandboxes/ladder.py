@@ -22,6 +22,7 @@ from roost.sandboxes.lives import Lives
 log = logging.getLogger(__name__)
 
 _EVERY_S = 5.0
+_LOOKED_AT = 50  # each time
 
 
 class PauseLadder:
@@ -41,6 +42,8 @@ class PauseLadder:
             for entry in list(self._lives.entries.values()):
                 if self._is_due(entry):
                     await self._lives.do(self._descend(entry))
+            for entry in self._unseen():
+                await self._lives.do(self._look(entry))
 
     def _is_due(self, entry: Entry) -> bool:
         return (
@@ -65,6 +68,17 @@ class PauseLadder:
                 return
             await self._lives.take_down(entry, StopReason.PAUSED)
             await self._lives.change(entry, pause_mode=PauseMode.DISK)
+
+    def _unseen(self) -> list[Entry]:
+        """Those on disk that were not looked at for longest: each is a question to who holds it."""
+        known = [(entry.kept.looked, id, entry) for id, entry in self._lives.entries.items() if entry.kept is not None]
+        return [entry for _, _, entry in sorted(known, key=lambda one: one[:2])[:_LOOKED_AT]]
+
+    async def _look(self, entry: Entry) -> None:
+        async with entry.lock:
+            if entry.kept is not None and not entry.ending:
+                entry.kept.looked = self._lives.now()
+                await self._lives.miss(entry)
 
     async def _moved(self, instance: Instance) -> HeldMemory:
         """The memory of its contexts, on disk; its room is to end. Raises RoostError, and it stands still as before, or

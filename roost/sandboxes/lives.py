@@ -250,19 +250,32 @@ class Lives:
 
     async def _brought_back(self, entry: Entry, *, memory: bool) -> Branch | None:
         """Locked. What went to disk, if it is wanted. Raises Unavailable if it can't be had now; it stays there."""
+        await self.miss(entry)
         kept = entry.kept
         if kept is None:
             return None
-        if memory and await kept.branch.alive():
-            try:
-                await kept.branch.recall()
-                return Branch(copies=kept.branch.copies)  # who makes a room of it does not own it
-            except MemoryLost as error:
-                log.warning("sandbox %s goes on with its files alone: %s", entry.sandbox.id, error.message)
+        if not memory:
+            await entry.drop_kept()
+            await self.change(entry, pause_mode=PauseMode.FILESYSTEM, reason=StopReason.PAUSED)
+            return None
+        try:
+            await kept.branch.recall()
+        except MemoryLost as error:
+            await self._lose(entry, error.message)
+            return None
+        return Branch(copies=kept.branch.copies)  # who makes a room of it does not own it
+
+    async def miss(self, entry: Entry) -> None:
+        """Locked. What it is to be resumed with, and is gone with the process that held it, is known to be."""
+        if entry.kept is not None and not await entry.kept.branch.alive():
+            await self._lose(entry, "what held it has ended")
+
+    async def _lose(self, entry: Entry, why: str) -> None:
+        """Locked. It is paused with its files alone, and its owner gets to know why."""
+        log.warning("sandbox %s is paused with its files alone, its memory is lost: %s", entry.sandbox.id, why)
+        entry.lines.add(self.now(), "stderr", f"The memory that was on disk is lost, its files are kept: {why}")
         await entry.drop_kept()
-        reason = StopReason.LOST if memory else StopReason.PAUSED
-        await self.change(entry, pause_mode=PauseMode.FILESYSTEM, reason=reason)
-        return None
+        await self.change(entry, pause_mode=PauseMode.FILESYSTEM, reason=StopReason.LOST)
 
     async def pause(self, entry: Entry, *, memory: bool, reason: StopReason) -> Sandbox:
         """Locked. Hold its room, or take it down and keep the files. Raises Unavailable if it can't be held."""
