@@ -270,7 +270,7 @@ class Checkpoints:
 
     async def _bound_memory(self) -> None:
         entries = [entry for entry in self._lives.entries.values() if entry.held]
-        total = sum(held.bytes for entry in entries for held in entry.held.values())
+        total = sum(entry.memory_bytes for entry in self._lives.entries.values())
         await self._spill_least_used(entries, total - self._bounds.memory_bytes, FULL)
         for account in {entry.sandbox.account for entry in entries}:
             mine = [entry for entry in entries if entry.sandbox.account == account]
@@ -362,8 +362,8 @@ class Checkpoints:
 
     def held_bytes(self, account: str) -> int:
         """Of all sandboxes of the account."""
-        entries = (entry for entry in self._lives.entries.values() if entry.sandbox.account == account)
-        return sum(held.bytes for entry in entries for held in entry.held.values())
+        entries = self._lives.entries.values()
+        return sum(entry.memory_bytes for entry in entries if entry.sandbox.account == account)
 
 
 def why_dropped(checkpoint: Checkpoint) -> str:

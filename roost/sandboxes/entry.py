@@ -84,9 +84,18 @@ class Entry:
             lease.revoke()
 
     @property
+    def memory_bytes(self) -> int:
+        """Of what is held beside its room, when it was last looked at."""
+        return sum(held.bytes for held in self._all_held)
+
+    @property
     def disk_bytes(self) -> int:
         """Of memory that is on disk."""
-        return sum(held.disk_bytes for held in (*self.held.values(), *([self.kept] if self.kept else [])))
+        return sum(held.disk_bytes for held in self._all_held)
+
+    @property
+    def _all_held(self) -> list[HeldMemory]:
+        return [*self.held.values(), *([self.kept] if self.kept else [])]
 
     async def drop_memory(self) -> None:
         """Of all its checkpoints, and its own."""

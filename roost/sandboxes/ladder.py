@@ -52,25 +52,27 @@ class PauseLadder:
             and entry.instance is not None
             and not entry.ending
             and not self._lives.closing
-            and self._lives.now() - entry.still_since >= self._after_s
+            and self._is_time(entry)
         )
+
+    def _is_time(self, entry: Entry) -> bool:
+        return self._lives.now() - entry.still_since >= self._after_s
 
     async def _descend(self, entry: Entry) -> None:
         async with entry.lock:
             instance = entry.instance
             if instance is None or not self._is_due(entry):
                 return
-            entry.still_since = self._lives.now()  # if it can't be now, perhaps after as long again
             try:
                 entry.kept = await self._moved(instance)
             except RoostError as error:
-                log.info("sandbox %s stays in memory: %s", entry.sandbox.id, error.message)
+                self._stays(entry, error)
                 return
             await self._lives.take_down(entry, StopReason.PAUSED)
             await self._lives.change(entry, pause_mode=PauseMode.DISK)
 
     def _unseen(self) -> list[Entry]:
-        """Those on disk that were not looked at for longest: each is a question to who holds it."""
+        """Those that have no room and were not looked at for longest: each is a question to who holds it."""
         known = [(entry.kept.looked, id, entry) for id, entry in self._lives.entries.items() if entry.kept is not None]
         return [entry for _, _, entry in sorted(known, key=lambda one: one[:2])[:_LOOKED_AT]]
 
@@ -79,6 +81,25 @@ class PauseLadder:
             if entry.kept is not None and not entry.ending:
                 entry.kept.looked = self._lives.now()
                 await self._lives.miss(entry)
+                await self._back_to_disk(entry)
+
+    async def _back_to_disk(self, entry: Entry) -> None:
+        """Locked. What came back for a room that could not be made."""
+        kept = entry.kept
+        if kept is None or kept.disk_bytes or not self._is_time(entry):
+            return
+        try:
+            kept.disk_bytes = await self._spilled(kept.branch)
+        except RoostError as error:
+            self._stays(entry, error)
+            kept.bytes = await kept.branch.measure()
+        else:
+            kept.bytes = 0
+
+    def _stays(self, entry: Entry, error: RoostError) -> None:
+        """If it can't be now, perhaps after as long again."""
+        entry.still_since = self._lives.now()
+        log.info("sandbox %s stays in memory: %s", entry.sandbox.id, error.message)
 
     async def _moved(self, instance: Instance) -> HeldMemory:
         """The memory of its contexts, on disk; its room is to end. Raises RoostError, and it stands still as before, or

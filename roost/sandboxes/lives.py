@@ -235,8 +235,13 @@ class Lives:
             await entry.instance.let_go()
         else:
             self.check_room(entry.sandbox)
-            branch = await self._brought_back(entry, memory=memory)
-            await self.boot(entry, branch)
+            try:
+                branch = await self._brought_back(entry, memory=memory)
+                await self.boot(entry, branch)
+            except BaseException:
+                if entry.kept is not None:  # what has come back by then is in memory until it goes to disk again
+                    entry.kept.bytes = await entry.kept.branch.measure()
+                raise
             entry.restored = branch is None
             await entry.drop_kept()
         return await self.change(
@@ -263,6 +268,7 @@ class Lives:
         except MemoryLost as error:
             await self._lose(entry, error.message)
             return None
+        kept.disk_bytes = 0
         return Branch(copies=kept.branch.copies)  # who makes a room of it does not own it
 
     async def miss(self, entry: Entry) -> None:

@@ -164,9 +164,38 @@ async def test_a_room_that_can_not_be_made_leaves_it_paused(paused: Paused) -> N
     with pytest.raises(RoostError):
         await paused.resume()
     assert (paused.entry.sandbox.pause_mode, memory.drops) == (PauseMode.DISK, 0)
+    assert (paused.entry.disk_bytes, paused.verbs.held_bytes("acme")) == (0, 400)  # it is in memory
+    memory.fails = StorageFull("full")
+    memory.bytes = 300
+    await paused.ladder._look(paused.entry)
+    assert (paused.entry.disk_bytes, paused.verbs.held_bytes("acme")) == (0, 300)
+    memory.fails = None
+    await paused.ladder._look(paused.entry)
+    assert paused.entry.disk_bytes == 0  # not before as much time again
+    paused.bench.clock.ahead += AFTER_S
+    await paused.ladder._look(paused.entry)
+    assert (paused.entry.disk_bytes, paused.verbs.held_bytes("acme")) == (300, 0)
     paused.bench.driver.script = "ready"
-    await paused.resume()
-    assert (paused.entry.restored, memory.drops) == (False, 1)
+    assert await paused.resume() is CameBack.MEMORY
+    assert (memory.moves, memory.drops) == (["spill", "recall", "spill", "spill", "recall"], 1)
+    assert (paused.entry.disk_bytes, paused.verbs.held_bytes("acme")) == (0, 0)
+
+
+async def test_what_came_back_for_a_room_that_can_not_be_made_goes_to_disk_again(
+    paused: Paused, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ladder, "_EVERY_S", 0.01)
+    memory = spilling(400)
+    await paused.paused(memory)
+    await paused.later()
+    watching = asyncio.create_task(paused.ladder.watch())
+    paused.bench.driver.script = "failed"
+    with pytest.raises(RoostError):
+        await paused.resume()
+    await until(lambda: memory.moves == ["spill", "recall", "spill"])
+    await until(lambda: paused.entry.disk_bytes == 400)
+    watching.cancel()
+    assert paused.verbs.held_bytes("acme") == 0
 
 
 async def test_it_goes_with_the_sandbox_with_a_rollback_and_with_the_server(paused: Paused) -> None:
