@@ -22,6 +22,7 @@ from roost.sandboxes.entry import Entry, HeldMemory
 from roost.sandboxes.fleet import SandboxFleet
 from roost.sandboxes.lives import Lives
 from roost.sandboxes.pruning import Bounds, Share, ancestor, least_used, surplus, without
+from roost.telemetry.rounds import going_on
 
 HELD = "held"
 ON_DISK = "on disk"
@@ -246,9 +247,12 @@ class Checkpoints:
             await asyncio.sleep(_EVERY_S)
             for entry in list(self._lives.entries.values()):
                 if entry.sandbox.checkpoints:
-                    await self._prune(entry)
-            await self._measure_some()
-            await self.bound_memory()
+                    with going_on(f"checkpoints of sandbox {entry.sandbox.id} can't be removed"):
+                        await self._prune(entry)
+            with going_on("what checkpoints hold can't be measured"):
+                await self._measure_some()
+            with going_on("what checkpoints hold can't be bounded"):
+                await self.bound_memory()
 
     async def _prune(self, entry: Entry) -> None:
         """By count and age."""

@@ -18,6 +18,7 @@ from roost.model.instance import StopReason
 from roost.model.sandbox import PauseMode, SandboxState
 from roost.sandboxes.entry import Entry, HeldMemory
 from roost.sandboxes.lives import Lives
+from roost.telemetry.rounds import going_on
 
 log = logging.getLogger(__name__)
 
@@ -41,9 +42,11 @@ class PauseLadder:
             await asyncio.sleep(min(_EVERY_S, self._after_s))
             for entry in list(self._lives.entries.values()):
                 if self._is_due(entry):
-                    await self._lives.do(self._descend(entry))
+                    with going_on(f"sandbox {entry.sandbox.id} can't go to disk"):
+                        await self._lives.do(self._descend(entry))
             for entry in self._unseen():
-                await self._lives.do(self._look(entry))
+                with going_on(f"sandbox {entry.sandbox.id} can't be looked at"):
+                    await self._lives.do(self._look(entry))
 
     def _is_due(self, entry: Entry) -> bool:
         return (
@@ -65,7 +68,7 @@ class PauseLadder:
                 return
             try:
                 entry.kept = await self._moved(instance)
-            except RoostError as error:
+            except Exception as error:
                 self._stays(entry, error)
                 return
             await self._lives.take_down(entry, StopReason.PAUSED)
@@ -90,19 +93,19 @@ class PauseLadder:
             return
         try:
             kept.disk_bytes = await self._spilled(kept.branch)
-        except RoostError as error:
+        except Exception as error:
             self._stays(entry, error)
-            kept.bytes = await kept.branch.measure()
-        else:
-            kept.bytes = 0
+        kept.bytes = await kept.branch.measure()
 
-    def _stays(self, entry: Entry, error: RoostError) -> None:
-        """If it can't be now, perhaps after as long again."""
+    def _stays(self, entry: Entry, error: Exception) -> None:
+        """If it can't be now, perhaps after as long again. Raises what is no RoostError."""
         entry.still_since = self._lives.now()
+        if not isinstance(error, RoostError):
+            raise error
         log.info("sandbox %s stays in memory: %s", entry.sandbox.id, error.message)
 
     async def _moved(self, instance: Instance) -> HeldMemory:
-        """The memory of its contexts, on disk; its room is to end. Raises RoostError, and it stands still as before, or
+        """The memory of its contexts, on disk; its room is to end. If it raises anything, it stands still as before, or
         has ended."""
         room = instance.room
         if room is None:
@@ -117,7 +120,7 @@ class PauseLadder:
             except BaseException:
                 await branch.close()
                 raise
-        except RoostError:
+        except Exception:
             await instance.hold()
             raise
 

@@ -511,6 +511,28 @@ async def test_rules_are_seen_to_while_nobody_asks(world: World, monkeypatch: py
     assert world.copies.images == frozenset()
 
 
+async def test_a_rule_that_fails_keeps_no_other_from_being_seen_to(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failures: list[str] = []
+
+    async def fails(*about: object) -> None:
+        failures.append("once more")
+        raise OSError("what nobody foresaw")
+
+    monkeypatch.setattr(checkpoints, "_EVERY_S", 0.01)
+    memory = Memory(bytes=1)
+    checkpoint = await world.take("one", memory)
+    memory.bytes = 5000
+    monkeypatch.setattr(world.verbs, "_prune", fails)
+    watching = asyncio.create_task(world.verbs.watch())
+    await until(lambda: memory.drops == 1)
+    monkeypatch.setattr(world.verbs, "_measure_some", fails)
+    await until(lambda: len(failures) > 10)
+    watching.cancel()
+    assert await world.tree() == {checkpoint: f"dropped: {FULL}"}
+
+
 async def test_what_held_the_memory_has_ended(world: World) -> None:
     memory = Memory()
     checkpoint = await world.take("one", memory)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
-from roost.isolation.driver import MemoryLost
+from roost.isolation.driver import Branch, MemoryLost
 from roost.model.errors import RoostError, StorageFull, Unavailable
 from roost.model.instance import StopReason
 from roost.model.sandbox import PauseMode, SandboxState
@@ -104,6 +105,30 @@ async def test_what_can_not_go_stands_still_as_before(paused: Paused, error: Roo
     await paused.ladder._descend(paused.entry)
     assert again.moves == []  # not before as much time again
     assert await paused.later() is PauseMode.DISK
+
+
+async def test_what_nobody_foresaw_leaves_it_standing_still_and_others_go_on(
+    paused: Paused, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def leave() -> Branch:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(ladder, "_EVERY_S", 0.01)
+    other = Paused(paused.copies, await paused.bench.fleet.create(ORDER))
+    room = paused.bench.room(paused.entry.sandbox)
+    monkeypatch.setattr(room, "leave", leave)
+    memory, another = spilling(400), spilling(400)
+    await paused.paused(memory)
+    await other.paused(another)
+    paused.bench.clock.ahead += AFTER_S
+    watching = asyncio.create_task(paused.ladder.watch())
+    await until(lambda: other.entry.sandbox.pause_mode is PauseMode.DISK)
+    assert (paused.entry.sandbox.pause_mode, room.frozen, room.thaws) == (PauseMode.FULL, True, 1)
+    monkeypatch.undo()
+    monkeypatch.setattr(ladder, "_EVERY_S", 0.01)
+    paused.bench.clock.ahead += AFTER_S
+    await until(lambda: paused.entry.sandbox.pause_mode is PauseMode.DISK)
+    watching.cancel()
 
 
 async def test_what_can_not_be_had_again(paused: Paused) -> None:
