@@ -130,7 +130,9 @@ class Checkpoints:
                     await copied.branch.close()
                     raise
                 if copied.memory != NOTHING:
-                    held = entry.held[made.id] = HeldMemory(branch=copied.branch, used=self._lives.now())
+                    branch = copied.branch
+                    held = HeldMemory(branch=branch, used=self._lives.now(), disk_bytes=branch.disk_bytes)
+                    entry.held[made.id] = held
                     held.bytes = await measuring
         await self._prune(entry)
         await self.bound_memory()
@@ -206,7 +208,7 @@ class Checkpoints:
 
     async def _recall(self, entry: Entry, id: str, held: HeldMemory) -> None:
         """Moving. From disk, if it is there."""
-        if not held.disk_bytes:
+        if not held.disk_bytes or not held.branch.spills:
             return
         try:
             await held.branch.recall()
@@ -355,6 +357,7 @@ class Checkpoints:
         if (held := entry.held.get(id)) is not None:
             measured = await held.branch.measure()
             held.looked = self._lives.now()
+            held.disk_bytes = held.branch.disk_bytes or held.disk_bytes
             if not held.disk_bytes:  # nor did it go there meanwhile
                 held.bytes = measured
 

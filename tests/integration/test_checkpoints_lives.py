@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from roost.isolation.driver import Branch, Left, LiveCopy, MemoryLost
+from roost.isolation.driver import Branch, Left, LiveCopy, MemoryLost, WholeCopy
 from roost.model.errors import Conflict, RoostError, StorageFull, Throttled, Unavailable
 from roost.model.sandbox import Sandbox, SandboxState
 from roost.sandboxes import checkpoints, lives
@@ -88,7 +88,7 @@ class World:
         self.entry = self.bench.lives.entries[sandbox.id]
         self.entry.sandbox = replace(sandbox, foundation=replace(sandbox.foundation, interpreter=True))
 
-    async def take(self, label: str = "", memory: Memory | None = None) -> str:
+    async def take(self, label: str = "", memory: Memory | WholeRoom | None = None) -> str:
         if memory is not None:
             self.bench.room(self.entry.sandbox).branches.append(memory.branch)
         self.bench.clock.ahead += 1
@@ -403,6 +403,48 @@ async def test_by_disk_the_least_used_keep_their_files(world: World) -> None:
     first, second, third = [await world.take(str(number), memory) for number, memory in enumerate(memories)]
     assert await world.tree() == {first: f"dropped: {DISK_FULL}", second: "on disk", third: "held"}
     assert [memory.drops for memory in memories] == [1, 0, 0]
+
+
+class WholeRoom:
+    """What a driver would hold of a room whose kernel can write itself down."""
+
+    def __init__(self, bytes: int) -> None:
+        self.bytes = bytes
+        self.drops = 0
+
+    async def drop(self) -> None:
+        self.drops += 1
+
+    @property
+    def branch(self) -> Branch:
+        return Branch(whole=WholeCopy(held=None, drop=self.drop, disk_bytes=lambda: self.bytes))
+
+
+async def test_a_whole_room_is_on_disk_counted_there_and_bounded_by_that_alone(world: World) -> None:
+    rooms = [WholeRoom(400) for _ in range(3)]
+    first, second = [await world.take(str(number), room) for number, room in enumerate(rooms[:2])]
+    assert await world.tree() == {first: "on disk", second: "on disk"}
+    assert [(one.memory_bytes, one.disk_bytes) for one in await world.verbs.tree("acme", world.id)] == [(0, 400)] * 2
+    assert (world.verbs.held_bytes("acme"), world.entry.disk_bytes) == (0, 800)
+    world.copies.over_quota = 1  # of memory, which they do not take
+    world.bench.room(world.entry.sandbox).anonymous_bytes = world.entry.sandbox.limits.memory_mb << 20
+    await world.verbs.bound_memory()
+    assert await world.tree() == {first: "on disk", second: "on disk"}
+    await world.back(first)
+    room = world.bench.room(world.entry.sandbox)
+    assert room.spec.branch is not None and room.spec.branch.whole is not None
+    assert (await world.tree())[first] == "on disk"
+    third = await world.take("third", rooms[2])
+    assert await world.tree() == {first: "on disk", second: f"dropped: {DISK_FULL}", third: "on disk"}
+    rooms[2].bytes = 700  # what was written has come there since
+    assert [one.disk_bytes for one in await world.verbs.tree("acme", world.id)] == [400, 0, 700]
+    async with world.verbs.using(world.entry, first) as copied:
+        await world.verbs.bound_memory()  # not what is in use
+        assert copied.branch.whole is not None
+    assert [room.drops for room in rooms] == [0, 1, 1]
+    assert await world.tree() == {first: "on disk", second: f"dropped: {DISK_FULL}", third: f"dropped: {DISK_FULL}"}
+    await world.bench.fleet.kill("acme", world.id)
+    assert [room.drops for room in rooms] == [1, 1, 1]
 
 
 async def test_what_is_wanted_again_while_others_make_place_stays(
