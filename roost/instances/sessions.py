@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import secrets
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from dataclasses import replace
@@ -12,8 +11,7 @@ from typing import Any, Protocol
 from roost.model.errors import Conflict, NotFound, RoostError
 from roost.model.function import FunctionSpec
 from roost.model.session import Session, SessionState, check_session_id, check_session_transition
-
-log = logging.getLogger(__name__)
+from roost.telemetry.rounds import going_on
 
 Key = tuple[str, str, str]
 
@@ -254,10 +252,8 @@ class SessionBook:
         """Sweep for ever; a failing store is reported and tried again."""
         while True:
             await asyncio.sleep(interval)
-            try:
+            with going_on("sessions can't be stored"):
                 await self.sweep()
-            except RoostError as error:
-                log.warning("sessions can't be stored: %s", error.message)
 
 
 async def _all(works: Iterable[Coroutine[Any, Any, object]]) -> None:

@@ -48,6 +48,14 @@ class Disk:
         self._mount_fd = mount_fd
         self._options = options
 
+    def used_bytes(self) -> int:
+        """What its files take; 0 once it was given up."""
+        try:
+            found = os.fstatvfs(self._mount_fd)
+        except OSError:
+            return 0
+        return (found.f_blocks - found.f_bfree) * found.f_frsize
+
     @property
     def mount_fd(self) -> int:
         """The mount itself; whoever moves or idmaps it does so for every holder of the descriptor."""
@@ -74,6 +82,38 @@ class Disk:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+class Scratch(Disk):
+    """A disk whose image, of the descriptor `image_fd`, has no name."""
+
+    def __init__(self, disk: Disk, image_fd: int) -> None:
+        super().__init__(disk.device, disk._mount_fd, disk._options)
+        self._image_fd = image_fd
+
+    def used_bytes(self) -> int:
+        """What it takes of the host's disk, and is going to when all that was written is there; 0 once it was given
+        up. Also of files that were removed: who has it mounted may be hostile."""
+        if self._image_fd < 0:
+            return 0
+        return max(os.fstat(self._image_fd).st_blocks * 512, super().used_bytes())
+
+    def close(self) -> None:
+        self._forget_image()
+        super().close()
+
+    def let_go(self) -> None:
+        self._forget_image()
+        super().let_go()
+
+    def _forget_image(self) -> None:
+        """Before the mount: what frees its blocks is the end of the loop device, for which nobody waits."""
+        fd, self._image_fd = self._image_fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+
+D = TypeVar("D", bound=Disk)
 
 
 class Nameless:
@@ -241,19 +281,20 @@ class Disks:
         await self.snapshot(snapshots[0], layer)
         return tuple(snapshots[1:])
 
-    async def scratch(self, size_mb: int) -> Disk:
+    async def scratch(self, size_mb: int) -> Scratch:
         """An empty disk without a name: it goes when nothing uses it any more."""
         return await _in_thread(self._scratch, await self._blank(size_mb))
 
-    def _scratch(self, blank: Path) -> Disk:
+    def _scratch(self, blank: Path) -> Scratch:
         with storage(self._directory):
             fd = os.open(self._directory, os.O_RDWR | os.O_TMPFILE | os.O_CLOEXEC, 0o600)
         try:
             with storage(self._directory):
                 _fill(blank, fd)
-            return _attach(fd, {**_OPTIONS, "nobarrier": None})
-        finally:
+            return Scratch(_attach(fd, {**_OPTIONS, "nobarrier": None}), fd)
+        except BaseException:
             os.close(fd)
+            raise
 
     async def nameless(self, size_mb: int) -> Nameless:
         """An empty disk for a room that is yet to come. Its image lies in this object's folder until it gets a name."""
@@ -313,7 +354,7 @@ class Disks:
         return path
 
 
-async def _in_thread(make: Callable[[T], Disk], argument: T) -> Disk:
+async def _in_thread(make: Callable[[T], D], argument: T) -> D:
     """Attaching a loop device waits in the kernel for milliseconds, in which the event loop goes on."""
     made = asyncio.get_running_loop().run_in_executor(None, make, argument)
     try:
@@ -323,7 +364,7 @@ async def _in_thread(make: Callable[[T], Disk], argument: T) -> Disk:
         raise
 
 
-def _close_unwanted(made: asyncio.Future[Disk]) -> None:
+def _close_unwanted(made: asyncio.Future[D]) -> None:
     if not made.cancelled() and made.exception() is None:
         made.result().close()
 

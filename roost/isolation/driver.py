@@ -99,10 +99,11 @@ class LiveCopy:
 
 @dataclass(frozen=True, kw_only=True)
 class WholeCopy:
-    """All of a room but its files, as it was at one moment: processes, threads, memory."""
+    """All of a room but its files, as it was at one moment: processes, threads, memory. It is on disk."""
 
     held: object  # the driver's
     drop: Callable[[], Awaitable[None]]
+    disk_bytes: Callable[[], int]  # that it takes there by now; 0 once it is gone
 
 
 @dataclass(kw_only=True)
@@ -130,8 +131,13 @@ class Branch:
         return sum([await copy.measure() for copy in self.copies])
 
     @property
+    def disk_bytes(self) -> int:
+        """Of what is on disk from the start."""
+        return 0 if self.whole is None else self.whole.disk_bytes()
+
+    @property
     def spills(self) -> bool:
-        """Whether it can be on disk."""
+        """Whether it can go to disk, and come back."""
         return self.whole is None and all(copy.spill is not None for copy in self.copies)
 
     async def spill(self, directory: Path, most: int) -> int:

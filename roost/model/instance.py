@@ -63,6 +63,6 @@ class StopReason(StrEnum):
     INITIALIZER_FAILED = "initializer_failed"
     START_FAILED = "start_failed"
     SHUTDOWN = "shutdown"
-    LOST = "lost"  # found dead after a restart of the server
+    LOST = "lost"  # found dead after a restart of the server; or what held its memory ended
     KILLED = "killed"  # a sandbox, by request
     PAUSED = "paused"  # a sandbox whose files alone are kept

@@ -15,6 +15,7 @@ from roost.model.sandbox import PauseMode, SandboxState
 from roost.sandboxes.entry import Entry
 from roost.sandboxes.lives import Lives
 from roost.sandboxes.samples import EVERY_S
+from roost.telemetry.rounds import going_on
 
 log = logging.getLogger(__name__)
 
@@ -75,10 +76,12 @@ class SandboxCare:
         """Now and then, note what each sandbox uses. Runs until it is cancelled."""
         while True:
             await asyncio.sleep(EVERY_S)
-            self._count()
+            with going_on("sandboxes can't be counted"):
+                self._count()
             for number, entry in enumerate(list(self._lives.entries.values())):
                 if entry.sandbox.state is SandboxState.RUNNING:
-                    self._sample(entry)
+                    with going_on(f"what sandbox {entry.sandbox.id} uses can't be noted"):
+                        self._sample(entry)
                 if number % 50 == 49:
                     await asyncio.sleep(0)
 

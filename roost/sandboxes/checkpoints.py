@@ -22,6 +22,7 @@ from roost.sandboxes.entry import Entry, HeldMemory
 from roost.sandboxes.fleet import SandboxFleet
 from roost.sandboxes.lives import Lives
 from roost.sandboxes.pruning import Bounds, Share, ancestor, least_used, surplus, without
+from roost.telemetry.rounds import going_on
 
 HELD = "held"
 ON_DISK = "on disk"
@@ -129,7 +130,9 @@ class Checkpoints:
                     await copied.branch.close()
                     raise
                 if copied.memory != NOTHING:
-                    held = entry.held[made.id] = HeldMemory(branch=copied.branch, used=self._lives.now())
+                    branch = copied.branch
+                    held = HeldMemory(branch=branch, used=self._lives.now(), disk_bytes=branch.disk_bytes)
+                    entry.held[made.id] = held
                     held.bytes = await measuring
         await self._prune(entry)
         await self.bound_memory()
@@ -174,7 +177,7 @@ class Checkpoints:
         """A checkpoint as something to make rooms from; its files and its memory stay meanwhile. Raises NoCheckpoint,
         Unavailable if its memory can't be had now."""
         found = _find(entry.sandbox, id)
-        with self._images.holding(found.foundation.layers):
+        with self._lives.holding(found.foundation.layers):
             async with self._recalled(entry, id) as recalled:
                 branch = recalled or Branch()
                 if recalled is not None:
@@ -200,15 +203,12 @@ class Checkpoints:
             yield None
             return
         held.used = self._lives.now()
-        held.users += 1
-        try:
-            yield held.branch
-        finally:
-            held.users -= 1
+        async with held.in_use() as branch:
+            yield branch
 
     async def _recall(self, entry: Entry, id: str, held: HeldMemory) -> None:
         """Moving. From disk, if it is there."""
-        if not held.disk_bytes:
+        if not held.disk_bytes or not held.branch.spills:
             return
         try:
             await held.branch.recall()
@@ -238,7 +238,7 @@ class Checkpoints:
         await self._lives.commit(entry, forgotten)
         for id in ids:
             if (held := entry.held.pop(id, None)) is not None:
-                await held.branch.close()
+                await held.give_up()
         self._lives.release(layers)
 
     # --- rules ---------------------------------------------------------------------------------------------------
@@ -249,9 +249,12 @@ class Checkpoints:
             await asyncio.sleep(_EVERY_S)
             for entry in list(self._lives.entries.values()):
                 if entry.sandbox.checkpoints:
-                    await self._prune(entry)
-            await self._measure_some()
-            await self.bound_memory()
+                    with going_on(f"checkpoints of sandbox {entry.sandbox.id} can't be removed"):
+                        await self._prune(entry)
+            with going_on("what checkpoints hold can't be measured"):
+                await self._measure_some()
+            with going_on("what checkpoints hold can't be bounded"):
+                await self.bound_memory()
 
     async def _prune(self, entry: Entry) -> None:
         """By count and age."""
@@ -273,7 +276,7 @@ class Checkpoints:
 
     async def _bound_memory(self) -> None:
         entries = [entry for entry in self._lives.entries.values() if entry.held]
-        total = sum(held.bytes for entry in entries for held in entry.held.values())
+        total = sum(entry.memory_bytes for entry in self._lives.entries.values())
         await self._spill_least_used(entries, total - self._bounds.memory_bytes, FULL)
         for account in {entry.sandbox.account for entry in entries}:
             mine = [entry for entry in entries if entry.sandbox.account == account]
@@ -302,11 +305,13 @@ class Checkpoints:
             id: (entry, Share(id=id, used=held.used, bytes=held.disk_bytes))
             for entry in self._lives.entries.values()
             for id, held in entry.held.items()
-            if held.disk_bytes and not held.moving.locked()
+            if _is_at_rest(held)
         }
         excess = sum(entry.disk_bytes for entry in self._lives.entries.values()) - self._bounds.disk_bytes
         for id in least_used((share for _, share in shares.values()), excess):
-            await self._drop_memory(shares[id][0], id, DISK_FULL)
+            entry = shares[id][0]
+            if (held := entry.held.get(id)) is not None and _is_at_rest(held):  # nor was it wanted meanwhile
+                await self._drop_memory(entry, id, DISK_FULL)
 
     async def _spill(self, entry: Entry, id: str, why: str) -> None:
         """Have it on disk; what can't be there is dropped."""
@@ -333,7 +338,7 @@ class Checkpoints:
             return
         changed = tuple(replace(one, dropped=why) if one.id == id else one for one in entry.sandbox.checkpoints)
         await self._lives.change(entry, checkpoints=changed)
-        await held.branch.close()
+        await held.give_up()
 
     async def _measure(self, entry: Entry) -> None:
         """All that it holds."""
@@ -352,6 +357,7 @@ class Checkpoints:
         if (held := entry.held.get(id)) is not None:
             measured = await held.branch.measure()
             held.looked = self._lives.now()
+            held.disk_bytes = held.branch.disk_bytes or held.disk_bytes
             if not held.disk_bytes:  # nor did it go there meanwhile
                 held.bytes = measured
 
@@ -363,8 +369,8 @@ class Checkpoints:
 
     def held_bytes(self, account: str) -> int:
         """Of all sandboxes of the account."""
-        entries = (entry for entry in self._lives.entries.values() if entry.sandbox.account == account)
-        return sum(held.bytes for entry in entries for held in entry.held.values())
+        entries = self._lives.entries.values()
+        return sum(entry.memory_bytes for entry in entries if entry.sandbox.account == account)
 
 
 def why_dropped(checkpoint: Checkpoint) -> str:
@@ -374,6 +380,11 @@ def why_dropped(checkpoint: Checkpoint) -> str:
     if checkpoint.memory != NOTHING:
         return LOST
     return "; ".join(checkpoint.lost) or "no Python context ran"
+
+
+def _is_at_rest(held: HeldMemory) -> bool:
+    """On disk, and nobody wants it."""
+    return bool(held.disk_bytes) and not held.users and not held.moving.locked()
 
 
 def _find(sandbox: Sandbox, id: str) -> Checkpoint:

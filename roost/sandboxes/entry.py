@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 from roost.instances.instance import Instance
@@ -25,10 +26,28 @@ class HeldMemory:
     branch: Branch
     used: float
     bytes: int = 0  # of memory, when it was last looked at
-    disk_bytes: int = 0  # of its files, while it is on disk
+    disk_bytes: int = 0  # of its files, while it is on disk, where that of a whole room always is
     users: int = 0  # who make rooms with it
     moving: asyncio.Lock = field(default_factory=asyncio.Lock)  # with which it goes to disk, or comes from there
     looked: float = 0.0
+    given_up: bool = False  # it goes with the last of its users
+
+    @asynccontextmanager
+    async def in_use(self) -> AsyncIterator[Branch]:
+        """Whatever becomes of its checkpoint, it stays while the block lasts."""
+        self.users += 1
+        try:
+            yield self.branch
+        finally:
+            self.users -= 1
+            if self.given_up and not self.users:
+                await self.branch.close()
+
+    async def give_up(self) -> None:
+        """Nobody begins to use it any more."""
+        self.given_up = True
+        if not self.users:
+            await self.branch.close()
 
 
 class Entry:
@@ -66,22 +85,31 @@ class Entry:
             lease.revoke()
 
     @property
+    def memory_bytes(self) -> int:
+        """Of what is held beside its room, when it was last looked at."""
+        return sum(held.bytes for held in self._all_held)
+
+    @property
     def disk_bytes(self) -> int:
         """Of memory that is on disk."""
-        return sum(held.disk_bytes for held in (*self.held.values(), *([self.kept] if self.kept else [])))
+        return sum(held.disk_bytes for held in self._all_held)
+
+    @property
+    def _all_held(self) -> list[HeldMemory]:
+        return [*self.held.values(), *([self.kept] if self.kept else [])]
 
     async def drop_memory(self) -> None:
         """Of all its checkpoints, and its own."""
         held, self.held = self.held, {}
         for memory in held.values():
-            await memory.branch.close()
+            await memory.give_up()
         await self.drop_kept()
 
     async def drop_kept(self) -> None:
         """Its own, that is on disk."""
         kept, self.kept = self.kept, None
         if kept is not None:
-            await kept.branch.close()
+            await kept.give_up()
 
 
 class SandboxLease:

@@ -7,6 +7,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Any
 
 from roost.instances.instance import Instance
@@ -64,6 +65,13 @@ class Order:
         values = {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "volumes"}
         values["volumes"] = [[volume.name, volume.path] for volume in self.volumes]
         return hashlib.sha256(json.dumps(values, sort_keys=True, default=dict).encode()).hexdigest()
+
+
+class CameBack(StrEnum):
+    """In what way a paused one runs again."""
+
+    MEMORY = "memory"
+    FILES = "files"  # what ran before is gone
 
 
 class SandboxFleet:
@@ -185,34 +193,42 @@ class SandboxFleet:
 
     # --- changing ------------------------------------------------------------------------------------------------
 
-    async def connect(self, account: str, id: str, timeout_s: int, *, memory: bool = True) -> tuple[Sandbox, bool]:
-        """The running sandbox, resumed if it was paused (True). Its time is only ever extended."""
+    async def connect(
+        self, account: str, id: str, timeout_s: int, *, memory: bool = True
+    ) -> tuple[Sandbox, CameBack | None]:
+        """The running sandbox, and how it came back if it was paused. Its time is only ever extended."""
         return await self._lives.do(self._connect(self._entry(account, id), timeout_s, memory))
 
-    async def _connect(self, entry: Entry, timeout_s: int, memory: bool) -> tuple[Sandbox, bool]:
+    async def _connect(self, entry: Entry, timeout_s: int, memory: bool) -> tuple[Sandbox, CameBack | None]:
         async with entry.lock:
             self.check_exists(entry)
             if entry.sandbox.state is SandboxState.PAUSED:
-                return await self._lives.resume(entry, timeout_s, memory=memory), True
+                return await self._resumed(entry, timeout_s, memory)
             ends_at = self._lives.after(timeout_s)
             if ends_at <= entry.sandbox.ends_at:
-                return entry.sandbox, False
-            return await self._lives.change(entry, ends_at=ends_at), False
+                return entry.sandbox, None
+            return await self._lives.change(entry, ends_at=ends_at), None
+
+    async def _resumed(self, entry: Entry, timeout_s: int, memory: bool) -> tuple[Sandbox, CameBack]:
+        sandbox = await self._lives.resume(entry, timeout_s, memory=memory)
+        return sandbox, CameBack.FILES if entry.restored else CameBack.MEMORY
 
     async def resume(
         self, account: str, id: str, timeout_s: int, *, auto_pause: bool | None = None, memory: bool = True
-    ) -> Sandbox:
+    ) -> tuple[Sandbox, CameBack]:
         """Raises Conflict when it runs."""
         return await self._lives.do(self._resume_paused(self._entry(account, id), timeout_s, auto_pause, memory))
 
-    async def _resume_paused(self, entry: Entry, timeout_s: int, auto_pause: bool | None, memory: bool) -> Sandbox:
+    async def _resume_paused(
+        self, entry: Entry, timeout_s: int, auto_pause: bool | None, memory: bool
+    ) -> tuple[Sandbox, CameBack]:
         async with entry.lock:
             self.check_exists(entry)
             if entry.sandbox.state is SandboxState.RUNNING:
                 raise Conflict(f"Sandbox {entry.sandbox.id} is already running")
             if auto_pause is not None:
                 await self._lives.change(entry, auto_pause=auto_pause)
-            return await self._lives.resume(entry, timeout_s, memory=memory)
+            return await self._resumed(entry, timeout_s, memory)
 
     async def pause(self, account: str, id: str, *, memory: bool = True) -> Sandbox:
         """Keep its memory (the room stands still) or its files alone (the room goes). Raises Conflict when paused."""

@@ -18,10 +18,12 @@ from roost.model.instance import StopReason
 from roost.model.sandbox import PauseMode, SandboxState
 from roost.sandboxes.entry import Entry, HeldMemory
 from roost.sandboxes.lives import Lives
+from roost.telemetry.rounds import going_on
 
 log = logging.getLogger(__name__)
 
 _EVERY_S = 5.0
+_LOOKED_AT = 50  # each time
 
 
 class PauseLadder:
@@ -40,7 +42,11 @@ class PauseLadder:
             await asyncio.sleep(min(_EVERY_S, self._after_s))
             for entry in list(self._lives.entries.values()):
                 if self._is_due(entry):
-                    await self._lives.do(self._descend(entry))
+                    with going_on(f"sandbox {entry.sandbox.id} can't go to disk"):
+                        await self._lives.do(self._descend(entry))
+            for entry in self._unseen():
+                with going_on(f"sandbox {entry.sandbox.id} can't be looked at"):
+                    await self._lives.do(self._look(entry))
 
     def _is_due(self, entry: Entry) -> bool:
         return (
@@ -49,25 +55,57 @@ class PauseLadder:
             and entry.instance is not None
             and not entry.ending
             and not self._lives.closing
-            and self._lives.now() - entry.still_since >= self._after_s
+            and self._is_time(entry)
         )
+
+    def _is_time(self, entry: Entry) -> bool:
+        return self._lives.now() - entry.still_since >= self._after_s
 
     async def _descend(self, entry: Entry) -> None:
         async with entry.lock:
             instance = entry.instance
             if instance is None or not self._is_due(entry):
                 return
-            entry.still_since = self._lives.now()  # if it can't be now, perhaps after as long again
             try:
                 entry.kept = await self._moved(instance)
-            except RoostError as error:
-                log.info("sandbox %s stays in memory: %s", entry.sandbox.id, error.message)
+            except Exception as error:
+                self._stays(entry, error)
                 return
             await self._lives.take_down(entry, StopReason.PAUSED)
             await self._lives.change(entry, pause_mode=PauseMode.DISK)
 
+    def _unseen(self) -> list[Entry]:
+        """Those that have no room and were not looked at for longest: each is a question to who holds it."""
+        known = [(entry.kept.looked, id, entry) for id, entry in self._lives.entries.items() if entry.kept is not None]
+        return [entry for _, _, entry in sorted(known, key=lambda one: one[:2])[:_LOOKED_AT]]
+
+    async def _look(self, entry: Entry) -> None:
+        async with entry.lock:
+            if entry.kept is not None and not entry.ending:
+                entry.kept.looked = self._lives.now()
+                await self._lives.miss(entry)
+                await self._back_to_disk(entry)
+
+    async def _back_to_disk(self, entry: Entry) -> None:
+        """Locked. What came back for a room that could not be made."""
+        kept = entry.kept
+        if kept is None or kept.disk_bytes or not self._is_time(entry):
+            return
+        try:
+            kept.disk_bytes = await self._spilled(kept.branch)
+        except Exception as error:
+            self._stays(entry, error)
+        kept.bytes = await kept.branch.measure()
+
+    def _stays(self, entry: Entry, error: Exception) -> None:
+        """If it can't be now, perhaps after as long again. Raises what is no RoostError."""
+        entry.still_since = self._lives.now()
+        if not isinstance(error, RoostError):
+            raise error
+        log.info("sandbox %s stays in memory: %s", entry.sandbox.id, error.message)
+
     async def _moved(self, instance: Instance) -> HeldMemory:
-        """The memory of its contexts, on disk; its room is to end. Raises RoostError, and it stands still as before, or
+        """The memory of its contexts, on disk; its room is to end. If it raises anything, it stands still as before, or
         has ended."""
         room = instance.room
         if room is None:
@@ -82,7 +120,7 @@ class PauseLadder:
             except BaseException:
                 await branch.close()
                 raise
-        except RoostError:
+        except Exception:
             await instance.hold()
             raise
 

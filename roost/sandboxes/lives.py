@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import shutil
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -237,8 +238,13 @@ class Lives:
             await entry.instance.let_go()
         else:
             self.check_room(entry.sandbox)
-            branch = await self._brought_back(entry, memory=memory)
-            await self.boot(entry, branch)
+            try:
+                branch = await self._brought_back(entry, memory=memory)
+                await self.boot(entry, branch)
+            except BaseException:
+                if entry.kept is not None:  # what has come back by then is in memory until it goes to disk again
+                    entry.kept.bytes = await entry.kept.branch.measure()
+                raise
             entry.restored = branch is None
             await entry.drop_kept()
         return await self.change(
@@ -252,19 +258,33 @@ class Lives:
 
     async def _brought_back(self, entry: Entry, *, memory: bool) -> Branch | None:
         """Locked. What went to disk, if it is wanted. Raises Unavailable if it can't be had now; it stays there."""
+        await self.miss(entry)
         kept = entry.kept
         if kept is None:
             return None
-        if memory and await kept.branch.alive():
-            try:
-                await kept.branch.recall()
-                return Branch(copies=kept.branch.copies)  # who makes a room of it does not own it
-            except MemoryLost as error:
-                log.warning("sandbox %s goes on with its files alone: %s", entry.sandbox.id, error.message)
+        if not memory:
+            await entry.drop_kept()
+            await self.change(entry, pause_mode=PauseMode.FILESYSTEM, reason=StopReason.PAUSED)
+            return None
+        try:
+            await kept.branch.recall()
+        except MemoryLost as error:
+            await self._lose(entry, error.message)
+            return None
+        kept.disk_bytes = 0
+        return Branch(copies=kept.branch.copies)  # who makes a room of it does not own it
+
+    async def miss(self, entry: Entry) -> None:
+        """Locked. What it is to be resumed with, and is gone with the process that held it, is known to be."""
+        if entry.kept is not None and not await entry.kept.branch.alive():
+            await self._lose(entry, "what held it has ended")
+
+    async def _lose(self, entry: Entry, why: str) -> None:
+        """Locked. It is paused with its files alone, and its owner gets to know why."""
+        log.warning("sandbox %s is paused with its files alone, its memory is lost: %s", entry.sandbox.id, why)
+        entry.lines.add(self.now(), "stderr", f"The memory that was on disk is lost, its files are kept: {why}")
         await entry.drop_kept()
-        reason = StopReason.LOST if memory else StopReason.PAUSED
-        await self.change(entry, pause_mode=PauseMode.FILESYSTEM, reason=reason)
-        return None
+        await self.change(entry, pause_mode=PauseMode.FILESYSTEM, reason=StopReason.LOST)
 
     async def pause(self, entry: Entry, *, memory: bool, reason: StopReason) -> Sandbox:
         """Locked. Hold its room, or take it down and keep the files. Raises Unavailable if it can't be held."""
@@ -315,6 +335,15 @@ class Lives:
         """Remove those that no sandbox and no template needs."""
         standing = chain.from_iterable(entry.sandbox.standing for entry in self.entries.values())
         self.assembly.images.release(images, chain(standing, self.templates.layers()))
+
+    @contextlib.contextmanager
+    def holding(self, layers: Sequence[str]) -> Iterator[None]:
+        """None of these images goes while the block lasts, and then those that nobody needs any more."""
+        try:
+            with self.assembly.images.holding(layers):
+                yield
+        finally:
+            self.release(layers)
 
     async def put_away(self, entry: Entry) -> None:
         """The server stops: what has a room is paused with its files."""

@@ -172,8 +172,9 @@ def resume(id: Id, timeout: Lifetime = None) -> None:
     """Bring a paused sandbox back, or give one that runs more time."""
     with api() as sandboxes:
         found = sandboxes.find(id)
-        sandboxes.post(found, "connect", {} if timeout is None else {"timeout": timeout})
-    typer.echo(f"{found} is running.")
+        said = _mapping(sandboxes.post(found, "connect", {} if timeout is None else {"timeout": timeout}))
+    files_alone = ", over its files: what ran in it before is gone" if said.get("restored") == "files" else ""
+    typer.echo(f"{found} is running{files_alone}.")
 
 
 def timeout(

@@ -17,6 +17,7 @@ from roost.isolation.egress.embedded import EmbeddedServer
 from roost.isolation.namespaces.orphans import OrphanWatch
 from roost.model.errors import InvalidArgument, RoostError
 from roost.server.wiring import CONTROL_SOCKET, Wiring
+from roost.telemetry.rounds import going_on
 
 log = logging.getLogger("roost")
 
@@ -71,7 +72,8 @@ class Server(Wiring):
         async def watch() -> None:
             while True:
                 await asyncio.sleep(WATCH_CERTIFICATE_S)
-                renew(certificate.reload_if_changed)
+                with going_on("the certificate can't be looked at"):
+                    renew(certificate.reload_if_changed)
 
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, renew, certificate.reload)
         stack.push_async_callback(_cancel, asyncio.create_task(watch()))
@@ -176,10 +178,8 @@ class Server(Wiring):
         """Now and then, remove packages that no function has any more."""
         while True:
             await asyncio.sleep(COLLECT_EVERY_S * random.uniform(0.9, 1.1))  # noqa: S311
-            try:
+            with going_on("packages can't be removed"):
                 await self.catalog.collect_garbage(self._code_in_use())
-            except RoostError as error:
-                log.warning("packages can't be removed: %s", error.message)
 
     def _ready_line(self, host: str, port: int) -> str:
         keys = "signed requests only" if self.keys else f"no keys configured: everyone here is '{self.config.account}'"

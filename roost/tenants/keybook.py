@@ -9,11 +9,12 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from typing import Protocol
 
-from roost.model.errors import Conflict, InvalidArgument, NotFound, RoostError
+from roost.model.errors import Conflict, InvalidArgument, NotFound
 from roost.model.role import MOST_GRANTS, Role, is_grant
 from roost.model.signature import AccessKey, Keys
 from roost.store.access_keys import KeyRecord
 from roost.store.sealing import Sealer
+from roost.telemetry.rounds import going_on
 
 #: Of one account: that are in force; that were revoked and are still listed.
 MOST_KEYS = 100
@@ -127,13 +128,11 @@ class KeyBook:
             await self._store.used(times)
 
     async def run(self) -> None:
-        """`note` now and then. What can't be written is not worth an error: it is coarse anyway."""
+        """`note` now and then."""
         while True:
             await asyncio.sleep(NOTE_EVERY_S)
-            try:
+            with going_on("when keys were used can't be noted"):
                 await self.note()
-            except RoostError:
-                continue
 
 
 def _key(record: KeyRecord, secret: str) -> AccessKey:

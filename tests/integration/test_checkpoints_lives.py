@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from roost.isolation.driver import Branch, Left, LiveCopy, MemoryLost
+from roost.isolation.driver import Branch, Left, LiveCopy, MemoryLost, WholeCopy
 from roost.model.errors import Conflict, RoostError, StorageFull, Throttled, Unavailable
 from roost.model.sandbox import Sandbox, SandboxState
 from roost.sandboxes import checkpoints, lives
@@ -88,7 +88,7 @@ class World:
         self.entry = self.bench.lives.entries[sandbox.id]
         self.entry.sandbox = replace(sandbox, foundation=replace(sandbox.foundation, interpreter=True))
 
-    async def take(self, label: str = "", memory: Memory | None = None) -> str:
+    async def take(self, label: str = "", memory: Memory | WholeRoom | None = None) -> str:
         if memory is not None:
             self.bench.room(self.entry.sandbox).branches.append(memory.branch)
         self.bench.clock.ahead += 1
@@ -317,6 +317,43 @@ async def test_forks_of_a_checkpoint_and_who_may_not(world: World) -> None:
         await world.copies.snapshots.fork("acme", world.id, count=1, timeout_s=60, checkpoint=checkpoint)
 
 
+@pytest.mark.parametrize("script", ["ready", "failed"])
+@pytest.mark.parametrize("how", ["removed", "too old", "killed"])
+async def test_what_forks_are_made_of_stays_until_they_are_made(world: World, how: str, script: str) -> None:
+    memory = Memory()
+    checkpoint = await world.take("one", memory)
+    await world.back(await world.take("two"))
+    world.bench.driver.gate = asyncio.Event()
+    world.bench.driver.script = script
+    forking = asyncio.create_task(
+        world.copies.snapshots.fork("acme", world.id, count=2, timeout_s=60, checkpoint=checkpoint)
+    )
+    await until(lambda: len(world.bench.lives.entries) == 3)
+    match how:
+        case "removed":
+            await world.verbs.remove("acme", world.id, checkpoint)
+        case "too old":
+            await world.bench.fleet.set_timeout("acme", world.id, 10_000)
+            world.bench.clock.ahead += 2000
+            await world.verbs._prune(world.entry)
+        case _:
+            await world.bench.fleet.kill("acme", world.id)
+    drops = memory.drops
+    world.bench.driver.gate.set()
+    forks, copied = await forking
+    assert (checkpoint in world.entry.held, copied.lost, drops, memory.drops) == (False, (), 0, 1)
+    for fork in forks:
+        assert isinstance(fork, Sandbox) is (script == "ready")
+        if isinstance(fork, Sandbox):
+            room = world.bench.room(fork)
+            assert room.spec.branch is not None and len(room.spec.branch.copies) == 1
+            await world.bench.fleet.kill("acme", fork.id)
+    if how != "killed":
+        await world.bench.fleet.kill("acme", world.id)
+    assert world.copies.images == frozenset()
+    assert memory.drops == 1
+
+
 async def test_what_was_read_since_is_not_forgotten_by_a_rollback(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -401,6 +438,82 @@ async def test_by_disk_the_least_used_keep_their_files(world: World) -> None:
     assert [memory.drops for memory in memories] == [1, 0, 0]
 
 
+class WholeRoom:
+    """What a driver would hold of a room whose kernel can write itself down."""
+
+    def __init__(self, bytes: int) -> None:
+        self.bytes = bytes
+        self.drops = 0
+
+    async def drop(self) -> None:
+        self.drops += 1
+
+    @property
+    def branch(self) -> Branch:
+        return Branch(whole=WholeCopy(held=None, drop=self.drop, disk_bytes=lambda: self.bytes))
+
+
+async def test_a_whole_room_is_on_disk_counted_there_and_bounded_by_that_alone(world: World) -> None:
+    rooms = [WholeRoom(400) for _ in range(3)]
+    first, second = [await world.take(str(number), room) for number, room in enumerate(rooms[:2])]
+    assert await world.tree() == {first: "on disk", second: "on disk"}
+    assert [(one.memory_bytes, one.disk_bytes) for one in await world.verbs.tree("acme", world.id)] == [(0, 400)] * 2
+    assert (world.verbs.held_bytes("acme"), world.entry.disk_bytes) == (0, 800)
+    world.copies.over_quota = 1  # of memory, which they do not take
+    world.bench.room(world.entry.sandbox).anonymous_bytes = world.entry.sandbox.limits.memory_mb << 20
+    await world.verbs.bound_memory()
+    assert await world.tree() == {first: "on disk", second: "on disk"}
+    await world.back(first)
+    room = world.bench.room(world.entry.sandbox)
+    assert room.spec.branch is not None and room.spec.branch.whole is not None
+    assert (await world.tree())[first] == "on disk"
+    third = await world.take("third", rooms[2])
+    assert await world.tree() == {first: "on disk", second: f"dropped: {DISK_FULL}", third: "on disk"}
+    rooms[2].bytes = 700  # what was written has come there since
+    assert [one.disk_bytes for one in await world.verbs.tree("acme", world.id)] == [400, 0, 700]
+    async with world.verbs.using(world.entry, first) as copied:
+        await world.verbs.bound_memory()  # not what is in use
+        assert copied.branch.whole is not None
+    assert [room.drops for room in rooms] == [0, 1, 1]
+    assert await world.tree() == {first: "on disk", second: f"dropped: {DISK_FULL}", third: f"dropped: {DISK_FULL}"}
+    await world.bench.fleet.kill("acme", world.id)
+    assert [room.drops for room in rooms] == [1, 1, 1]
+
+
+async def test_what_is_wanted_again_while_others_make_place_stays(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memories = [spilling(400) for _ in range(2)]
+    first, second = [await world.take(str(number), memory) for number, memory in enumerate(memories)]
+    world.copies.over_quota = 800
+    await world.verbs.bound_memory()
+    assert await world.tree() == {first: "on disk", second: "on disk"}
+    world.copies.over_quota = 0
+    monkeypatch.setattr(world.verbs, "_bounds", replace(world.verbs._bounds, disk_bytes=0))
+    update, begun, go_on = world.bench.store.update, asyncio.Event(), asyncio.Event()
+
+    async def slow(sandbox: Sandbox) -> None:
+        begun.set()
+        await go_on.wait()
+        await update(sandbox)
+
+    monkeypatch.setattr(world.bench.store, "update", slow)
+    world.bench.driver.gate = asyncio.Event()
+    bounding = asyncio.create_task(world.verbs.bound_memory())
+    await begun.wait()
+    forking = asyncio.create_task(
+        world.copies.snapshots.fork("acme", world.id, count=1, timeout_s=60, checkpoint=second)
+    )
+    await until(lambda: len(world.bench.lives.entries) == 2)
+    go_on.set()
+    await bounding
+    world.bench.driver.gate.set()
+    (fork,), copied = await forking
+    assert [memory.drops for memory in memories] == [1, 0]
+    assert isinstance(fork, Sandbox) and copied.lost == ()
+    assert (await world.tree())[second] == "held"
+
+
 async def test_what_can_not_be_on_disk_is_dropped(world: World) -> None:
     memory = spilling(600)
     memory.fails = StorageFull("The disk is full.")
@@ -471,6 +584,28 @@ async def test_rules_are_seen_to_while_nobody_asks(world: World, monkeypatch: py
             await asyncio.sleep(0.01)
     watching.cancel()
     assert world.copies.images == frozenset()
+
+
+async def test_a_rule_that_fails_keeps_no_other_from_being_seen_to(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failures: list[str] = []
+
+    async def fails(*about: object) -> None:
+        failures.append("once more")
+        raise OSError("what nobody foresaw")
+
+    monkeypatch.setattr(checkpoints, "_EVERY_S", 0.01)
+    memory = Memory(bytes=1)
+    checkpoint = await world.take("one", memory)
+    memory.bytes = 5000
+    monkeypatch.setattr(world.verbs, "_prune", fails)
+    watching = asyncio.create_task(world.verbs.watch())
+    await until(lambda: memory.drops == 1)
+    monkeypatch.setattr(world.verbs, "_measure_some", fails)
+    await until(lambda: len(failures) > 10)
+    watching.cancel()
+    assert await world.tree() == {checkpoint: f"dropped: {FULL}"}
 
 
 async def test_what_held_the_memory_has_ended(world: World) -> None:

@@ -114,10 +114,10 @@ def test_made_listed_read_paused_resumed_killed(cli: Cli) -> None:
     cli("pause", id)
     code, said = cli.failed("exec", id, "true")
     assert (code, said) == (1, f"Error: Sandbox {id} is paused; `roost sandbox resume {id}` brings it back.\n")
-    cli("resume", id, "--timeout", "60")
+    assert cli("resume", id, "--timeout", "60") == f"{id} is running.\n"
     cli("pause", id, "--files-only")
     assert "filesystem" in cli("info", id)
-    cli("connect", id)
+    assert cli("connect", id) == f"{id} is running, over its files: what ran in it before is gone.\n"
     assert cli("exec", id, "cat", "note") == "kept\n"
     assert isinstance(cli("logs", id), str)
 

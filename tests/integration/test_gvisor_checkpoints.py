@@ -81,7 +81,7 @@ async def test_a_copy_is_written_by_the_room_and_read_by_others(tmp_path: Path, 
     def answer(sock: socket.socket, mount: int) -> None:
         with pytest.raises(OSError, match="too large"):  # root of the host has no id of the room's
             os.open("x", os.O_CREAT | os.O_WRONLY, dir_fd=mount)
-        write = f"printf written > /proc/self/fd/{mount}/checkpoint.img"
+        write = f"cd /proc/self/fd/{mount}; head -c 5000000 /dev/urandom > pages; printf written > checkpoint.img"
         subprocess.run(["/bin/sh", "-c", write], check=True, user=BASE, group=BASE, pass_fds=[mount])
         wire.send(sock, {"lost": '["this"]'})
         assert sock.recv(16) == b"done"
@@ -90,10 +90,12 @@ async def test_a_copy_is_written_by_the_room_and_read_by_others(tmp_path: Path, 
     copies = Checkpoints(tmp_path / "copies.sock", disks, tmp_path)
     async with copies.taken(room, 1 << 20) as (whole, lost):
         assert lost == ("this",)
+        assert 5_000_000 < whole.disk_bytes() < 7_000_000  # at once, wherever it is by then
     process.join()
     assert isinstance(whole.held, Checkpoint)
     mounts = [whole.held.mount() for _ in range(2)]
     await whole.drop()
+    assert whole.disk_bytes() == 0
     for mount in mounts:
         fd = os.open("checkpoint.img", os.O_RDONLY, dir_fd=mount)
         assert os.read(fd, 100) == b"written" and os.fstat(fd).st_uid == 0

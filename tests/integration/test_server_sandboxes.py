@@ -286,10 +286,15 @@ def test_a_killed_server_leaves_sandboxes_to_the_next(tmp_path: Path) -> None:
         assert alive.sh("kill -0 $(cat /pid) && echo alive") == "alive\n"
         assert held.info()["state"] == "paused"
         assert held.info()["pauseMode"] == "full"
-        assert held.call("connect", timeout=60).status_code == 201
+        reply = held.call("connect", timeout=60)
+        assert (reply.status_code, reply.json()["restored"]) == (201, "memory")
+        assert reply.headers["x-roost-sandbox-restored"] == "memory"
+        assert "restored" not in held.call("connect", timeout=60).json()  # it ran
         assert held.sh("cat /proc/sys/kernel/random/boot_id; kill -0 $(cat /pid) && echo alive") == boot_id + "alive\n"
         assert dead.info()["pauseMode"] == "filesystem"
-        assert client.post(f"/v2/sandboxes/{dead.id}/connect").status_code == 201
+        reply = client.post(f"/v2/sandboxes/{dead.id}/connect")
+        assert (reply.status_code, reply.json()["restored"]) == (201, "files")
+        assert reply.headers["x-roost-sandbox-restored"] == "files"
         assert dead.sh("kill -0 $(cat /pid) || echo gone") == "gone\n"
         reply = client.get(f"/sandboxes/{gone.id}")
         assert (reply.status_code, reply.json()["reason"]) == (404, "killed")

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+from roost.isolation.namespaces.spills import Spills
 from roost.isolation.tracing import images
 from roost.isolation.tracing.images import Mapping, Part, Range, Run
 from roost.isolation.tracing.memory import Unfit
+from roost.model.errors import Unavailable
 
 PRESENT, SWAPPED, FILE, DIRTY = 1 << 63, 1 << 62, 1 << 61, 1 << 55
 
@@ -152,3 +157,15 @@ def test_an_image_that_is_none(tmp_path: Path) -> None:
                 images.read_layout(fd)
     finally:
         os.close(fd)
+
+
+def test_a_place_for_memory_that_can_not_be_opened_is_told() -> None:
+    @contextmanager
+    def no_more_files() -> Iterator[list[int]]:
+        raise OSError(errno.EMFILE, "Too many open files")
+        yield []
+
+    spills = Spills(no_more_files)
+    with pytest.raises(Unavailable, match="Too many open files"), spills.shelf():
+        raise AssertionError("there is one")
+    spills.close()

@@ -31,6 +31,8 @@ NEXT_TOKEN = "x-next-token"  # noqa: S105
 IGNORED = "x-roost-ignored"
 #: Names fields that were taken and kept, and change nothing on this server.
 WITHOUT_EFFECT = "x-roost-without-effect"
+#: How a paused sandbox came back: `memory`, or `files` where what ran before is gone.
+RESTORED = "x-roost-sandbox-restored"
 
 #: Where E2B's status is another than Roost's.
 _STATUS: dict[type[RoostError], int] = {Unauthenticated: 401}

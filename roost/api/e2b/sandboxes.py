@@ -10,13 +10,13 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from roost.api.e2b import shapes
-from roost.api.e2b.call import NEXT_TOKEN, WITHOUT_EFFECT, Answer, Call, Endpoints
+from roost.api.e2b.call import NEXT_TOKEN, RESTORED, WITHOUT_EFFECT, Answer, Call, Endpoints
 from roost.api.e2b.logs import excerpt, level_of
 from roost.api.e2b.render import created, detail, listed, log_entry, metric, moment
 from roost.api.e2b.terms import Terms
 from roost.model.errors import InvalidArgument
-from roost.model.sandbox import SandboxState, SandboxVolume
-from roost.sandboxes.fleet import Order, SandboxFleet
+from roost.model.sandbox import Sandbox, SandboxState, SandboxVolume
+from roost.sandboxes.fleet import CameBack, Order, SandboxFleet
 from roost.sandboxes.lines import KEPT_LINES, LogLine
 from roost.sandboxes.listing import Listing, page
 
@@ -92,21 +92,27 @@ class Sandboxes:
 
     async def connect(self, call: Call) -> Answer:
         asked = call.parse(shapes.Connect)
-        sandbox, resumed = await self._fleet.connect(
+        sandbox, came_back = await self._fleet.connect(
             call.account, call.path["id"], self._terms.timeout(asked.timeout), memory=asked.memory
         )
-        return JSONResponse(created(sandbox, self._domain()), status_code=201 if resumed else 200)
+        return self._connected(sandbox, came_back)
 
     async def resume(self, call: Call) -> Answer:
         asked = call.parse(shapes.Resume)
-        sandbox = await self._fleet.resume(
+        sandbox, came_back = await self._fleet.resume(
             call.account,
             call.path["id"],
             self._terms.timeout(asked.timeout),
             auto_pause=asked.auto_pause,
             memory=asked.memory,
         )
-        return JSONResponse(created(sandbox, self._domain()), status_code=201)
+        return self._connected(sandbox, came_back)
+
+    def _connected(self, sandbox: Sandbox, came_back: CameBack | None) -> Response:
+        body = created(sandbox, self._domain())
+        if came_back is None:
+            return JSONResponse(body)
+        return JSONResponse({**body, "restored": came_back}, status_code=201, headers={RESTORED: came_back})
 
     async def get(self, call: Call) -> Answer:
         sandbox = self._fleet.get(call.account, call.path["id"])

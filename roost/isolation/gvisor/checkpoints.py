@@ -74,7 +74,7 @@ class Checkpoints:
                 sock.setblocking(False)
                 reply = await self._ask(sock, disk, pid)
                 held = Checkpoint(disk=disk)
-                yield WholeCopy(held=held, drop=held.drop), parse_reply(reply)
+                yield WholeCopy(held=held, drop=held.drop, disk_bytes=disk.used_bytes), parse_reply(reply)
                 await _done(sock)
         except BaseException:
             disk.close()

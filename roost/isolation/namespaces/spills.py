@@ -9,9 +9,9 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -33,10 +33,20 @@ class Spills:
     """What writes and reads images, in threads of its own: no other work of the server waits for a large one."""
 
     def __init__(self, shelf: Callable[[], AbstractContextManager[list[int]]]) -> None:
-        """`shelf`: descriptors of where branches are that outlive their room."""
-        self.shelf = shelf
+        """`shelf`: as the method of that name, without its errors."""
+        self._shelf = shelf
         self._pool = ThreadPoolExecutor(max_workers=_AT_ONCE, thread_name_prefix="roost-spill")
         self._closing = threading.Event()
+
+    @contextmanager
+    def shelf(self) -> Iterator[list[int]]:
+        """Descriptors of where branches are that outlive their room. Raises Unavailable."""
+        with ExitStack() as opened:
+            try:
+                into = opened.enter_context(self._shelf())
+            except OSError as error:  # as where this process may open no more
+                raise Unavailable(f"its memory can't be kept: {error.strerror}") from error
+            yield into
 
     async def write(self, held: Held, directory: Path, most: int) -> int:
         """A descriptor of the image of a branch, which is used by nobody meanwhile; the branch stays. Raises

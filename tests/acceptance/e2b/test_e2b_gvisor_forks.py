@@ -143,6 +143,20 @@ def test_the_reply_says_in_what_way_memory_came_along(box: Sandbox, roost: Serve
     assert (told["memory"], told["leftBehind"], told["notCopied"]) == ("room", ["connections"], [])
 
 
+def test_what_a_checkpoint_takes_is_on_disk_and_told(box: Sandbox, roost: Server) -> None:
+    box.run_code("import os; big = os.urandom(32 << 20)")
+    with httpx.Client(base_url=roost.url, headers={"x-api-key": "any"}, trust_env=False, timeout=120) as client:
+        made = client.post(f"/sandboxes/{box.sandbox_id}/checkpoints", json={}).json()
+        assert (made["memory"], made["memoryBytes"], made["notCopied"]) == ("on disk", 0, [])
+        assert made["diskBytes"] > 32 << 20
+        assert client.post(
+            f"/sandboxes/{box.sandbox_id}/rollback", json={"checkpointID": made["checkpointID"]}
+        ).is_success
+        (shown,) = client.get(f"/sandboxes/{box.sandbox_id}/checkpoints").json()
+    assert shown["memory"] == "on disk"
+    assert value(Sandbox.connect(box.sandbox_id), "len(big)") == str(32 << 20)
+
+
 def test_what_serves_and_what_reaches_out_goes_on_in_the_fork(box: Sandbox, roost: Server, outside: int) -> None:
     assert value(box, "import http.client, http.server") == ""
     box.run_code(
