@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 
 from roost.model.errors import InvalidArgument, NotFound
@@ -83,6 +84,10 @@ class TemplateRegistry:
             else:
                 self._release(await self._shelf.book.remove(record))
                 self._on_gone(account, record.id)
+
+    def holding(self, images: Sequence[str]) -> AbstractContextManager[None]:
+        """As `Lives.holding`."""
+        return self._lives.holding(images)
 
     def release(self, images: Sequence[str]) -> None:
         """Remove those that nobody needs."""

@@ -200,7 +200,7 @@ class Workshop:
         if requested.capped:
             log.add(self._clock(), "warn", requested.capped)
         foundation = await self._below(requested.record.account, recipe)
-        with self._images.holding(foundation.layers):
+        with self._registry.holding(foundation.layers):
             made = self._plan(requested, recipe, foundation, await self._identity(foundation))
             image = ""
             try:

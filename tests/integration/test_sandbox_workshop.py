@@ -202,6 +202,22 @@ async def test_a_stand_in_for_an_image(world: World) -> None:
     assert build.status is BuildStatus.READY
 
 
+async def test_what_a_failed_build_stood_on_goes_with_it_if_it_was_removed_meanwhile(world: World) -> None:
+    sandbox = await world.copies.bench.fleet.create(order("base"))
+    snapshot, _ = await world.copies.snapshots.take("acme", sandbox.id, "kept")
+    world.builder.gate.clear()
+    world.builder.error = BuildFailed("step 1 failed", "1")
+    build = world.start(world.workshop.request("acme", "app", []), fromTemplate=snapshot.id)
+    async with asyncio.timeout(10):
+        while not world.builder.orders:
+            await asyncio.sleep(0.001)
+    await world.copies.registry.remove("acme", "kept")
+    assert len(world.copies.images) == 2  # what is being made, and what that stands on
+    world.builder.gate.set()
+    assert (await world.ended(build)).status is BuildStatus.ERROR
+    assert world.copies.images == frozenset()
+
+
 @pytest.mark.parametrize("error", [BuildFailed("step 1 failed", "1"), StorageFull("full"), ValueError("a mistake")])
 async def test_builds_that_fail_leave_nothing(world: World, error: Exception) -> None:
     world.builder.error = error
