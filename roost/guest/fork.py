@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import operator
@@ -45,6 +46,12 @@ def fork() -> int:
     return pid
 
 
+def report() -> None:
+    """Print what user code has raised where nobody waits for it."""
+    with contextlib.suppress(Exception):
+        traceback.print_exc()
+
+
 def sleeps(pid: int) -> bool:
     """Whether a process waits for something."""
     try:
@@ -61,18 +68,23 @@ def wait_for_input(fd: int, in_copy: Callable[[], None] = _nothing, said: bytes 
     """
     wanted = ctypes.create_string_buffer(struct.pack("ihh", fd, select.POLLIN, 0), 8)
     then: dict[int, Callable[[], Any]] = {1: _readable, COPIED: in_copy}
+    sent: list[int] = []
     while True:
         # All of it is C. Between two steps of Python, the lock is let go if a thread has asked for it: then this one
         # would not wait here when it is copied, and the copy would wait for that thread, which it has not.
-        says = map(_libc.send, (fd,), (said,), (ctypes.c_size_t(len(said)),), (socket.MSG_NOSIGNAL,)) if said else ()
-        waits = map(_libc.poll, (wanted,), (ctypes.c_ulong(1),), (ctypes.c_int(-1),))
         try:
-            found: Any = list(chain(says, map(operator.call, map(then.get, waits, (ctypes.get_errno,)))))[-1]
+            says = (
+                map(_libc.send, (fd,), (said,), (ctypes.c_size_t(len(said)),), (socket.MSG_NOSIGNAL,)) if said else ()
+            )
+            waits = map(_libc.poll, (wanted,), (ctypes.c_ulong(1),), (ctypes.c_int(-1),))
+            waits = map(operator.call, map(then.get, waits, (ctypes.get_errno,)))
+            found: Any = list(chain(map(sent.append, says), waits))[-1]
         except (Exception, KeyboardInterrupt):  # of a signal's handler, which is user code
-            traceback.print_exc()
+            report()
             found = errno.EINTR
         if found is None or found is True:
             return found is True
         if found != errno.EINTR:
             raise OSError(found, os.strerror(found))
-        said = b""
+        if sent:
+            said = b""

@@ -7,11 +7,24 @@ import importlib
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 #: `signal` without its enumerations, which take a hundred times as long for all signals.
 _signals: Any = importlib.import_module("_signal")
+_ALL = _signals.valid_signals()
+
+
+@contextlib.contextmanager
+def undisturbed() -> Iterator[None]:
+    """In the main thread: no handler of a signal, which is user code and may raise, is called meanwhile, unless another
+    thread is there that takes the signal."""
+    before = _signals.pthread_sigmask(signal.SIG_BLOCK, ())
+    _signals.pthread_sigmask(signal.SIG_BLOCK, _ALL)
+    try:
+        yield
+    finally:
+        _signals.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def handle_signals() -> None:

@@ -87,6 +87,10 @@ class Still:
 
     def _stand(self) -> bool:
         """Until it may go on. True: this is the copy."""
+        with renewal.undisturbed():
+            return self._stand_still()
+
+    def _stand_still(self) -> bool:
         self._report.pause()  # what comes from now on is read here
         if not self.wanted:  # what came just before
             self._report.resume()

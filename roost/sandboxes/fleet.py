@@ -11,7 +11,7 @@ from enum import StrEnum
 from typing import Any
 
 from roost.instances.instance import Instance
-from roost.model.errors import Conflict, InvalidArgument, NotFound
+from roost.model.errors import Conflict, InvalidArgument, NotFound, RoostError
 from roost.model.instance import StopReason
 from roost.model.sandbox import Sandbox, SandboxState, SandboxVolume, explain
 from roost.model.taint import BLOCK, Labels
@@ -259,9 +259,15 @@ class SandboxFleet:
         leaves. It waits for no other change."""
         entry = self._entry(account, id)
         sandbox = await self._lives.change(entry, network=network, internet=internet)
+        errors: list[RoostError] = []
         for place in list(entry.places):
-            # As it is now: of two changes at once the last one holds.
-            await self._lives.assembly.network_changed(entry.sandbox, place)
+            try:
+                # As it is now: of two changes at once the last one holds.
+                await self._lives.assembly.network_changed(entry.sandbox, place)
+            except RoostError as error:  # it holds for the others all the same
+                errors.append(error)
+        if errors:
+            raise errors[0]
         return sandbox
 
     @staticmethod

@@ -76,7 +76,11 @@ class PauseLadder:
 
     def _unseen(self) -> list[Entry]:
         """Those that have no room and were not looked at for longest: each is a question to who holds it."""
-        known = [(entry.kept.looked, id, entry) for id, entry in self._lives.entries.items() if entry.kept is not None]
+        known = [
+            (entry.kept.looked, id, entry)
+            for id, entry in self._lives.entries.items()
+            if entry.kept is not None and not entry.lock.locked()  # else its resume would be waited for
+        ]
         return [entry for _, _, entry in sorted(known, key=lambda one: one[:2])[:_LOOKED_AT]]
 
     async def _look(self, entry: Entry) -> None:

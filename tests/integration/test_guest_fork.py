@@ -129,6 +129,17 @@ def test_a_context_that_hears_of_a_hold_and_of_its_end_at_once_goes_on() -> None
             context.wait()
 
 
+def test_a_context_whose_socket_is_gone_ends() -> None:
+    """As in a fork that a handler of a signal has made."""
+    for leaves in ("channel.leave()", "os.close(3)"):
+        program = _RESTS.replace("while (", f"{leaves}\nwhile (")
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            command = [sys.executable, "-c", program, str(theirs.fileno())]
+            ran = subprocess.run(command, pass_fds=[theirs.fileno()], capture_output=True, timeout=20, check=False)
+        assert (ran.returncode == 0) is (leaves == "channel.leave()"), ran.stderr
+
+
 def test_what_handlers_of_signals_raise_does_not_end_a_wait() -> None:
     program = (
         "import signal, socket, sys, threading, time\n"

@@ -10,13 +10,13 @@ import ctypes
 import errno
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from roost.guest.at_fork import at_fork
 from roost.guest.descriptors import Open, remember, renew
 from roost.guest.fork import after_fork_in_child, wait_for_input
-from roost.guest.renewal import handle_signals, prepare, reseed
+from roost.guest.renewal import handle_signals, prepare, reseed, undisturbed
 from roost.guest.sandbox.interpreter import frames
 
 _libc = ctypes.PyDLL(None, use_errno=True)
@@ -27,6 +27,7 @@ class Channel(Protocol):
     """What is needed of `channel.Channel`."""
 
     moving: bool
+    on_born: Callable[[], None]
 
     def send(self, kind: bytes, payload: bytes) -> None: ...
     def rest(self, said: bytes = b"") -> frames.Frame: ...
@@ -48,15 +49,20 @@ def wait_for(fd: int, most: int, said: bytes = b"") -> bytes:
     return buffer.raw[:count]
 
 
-def stand_still(channel: Channel, number: bytes) -> bool:
+def stand_still(channel: Channel, number: bytes) -> None:
     """Answer the hold of that number, and wait until the daemon says that the copy is made, or says in the copy what it
-    is. True: this is a copy of the process alone."""
+    is. `on_born` is called in a copy of the process alone."""
+    with undisturbed():
+        _stand_still(channel, number)
+
+
+def _stand_still(channel: Channel, number: bytes) -> None:
     prepare()
     try:
         opened = remember()
     except Exception as error:  # user code may have made anything of what that takes
         channel.send(frames.STAYS, number + f" what it has open can't be made anew: {error}".encode())
-        return False
+        return
     channel.moving = True
     at_fork.before()
     kind, payload = channel.rest(frames.frame(frames.HELD, number))
@@ -69,7 +75,8 @@ def stand_still(channel: Channel, number: bytes) -> bool:
         if kind == frames.RENEW:
             _begin(json.loads(payload))
     channel.moving = False
-    return kind == frames.BORN
+    if kind == frames.BORN:
+        channel.on_born()
 
 
 def _be_copy(channel: Channel, opened: Mapping[int, Open], told: bytes) -> None:
@@ -82,7 +89,8 @@ def _be_copy(channel: Channel, opened: Mapping[int, Open], told: bytes) -> None:
 def rehearse(channel: Channel) -> None:
     """In the zygote: all of that but the wait. See `roost.guest.rehearsal`."""
     channel.moving = True
-    prepare()
+    with undisturbed():
+        prepare()
     with open(os.devnull) as file:  # what is open here is not to be made anew
         opened = {fd: one for fd, one in remember().items() if fd == file.fileno()}
         at_fork.before()

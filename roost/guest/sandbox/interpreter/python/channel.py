@@ -8,12 +8,12 @@ import signal
 import socket
 import struct
 import threading
-import traceback
 from collections.abc import Callable
 from types import FrameType
 from typing import Any, ClassVar
 
 from roost.guest.dedup import QUIET_S, give_back
+from roost.guest.fork import report
 from roost.guest.sandbox.interpreter import frames
 from roost.guest.sandbox.interpreter.python.branching import stand_still, wait_for
 
@@ -52,16 +52,18 @@ class Channel:
         while True:
             try:
                 kind, payload = self._next()
-            except (BlockingIOError, frames.BadFrame):
-                raise
-            except (Exception, KeyboardInterrupt):  # of a signal's handler that a cell has left
-                traceback.print_exc()
+                if kind == frames.HOLD:
+                    stand_still(self, payload)
+            except (Exception, KeyboardInterrupt) as error:
+                if not self.is_open:  # a fork that a handler has made
+                    return None
+                if _is_own(error):
+                    raise
+                report()  # of a signal's handler that a cell has left
                 continue
             if kind == frames.RUN:
                 cell: dict[str, Any] = json.loads(payload)
                 return cell
-            if kind == frames.HOLD and stand_still(self, payload):
-                self.on_born()
             if not kind:
                 return None
 
@@ -152,6 +154,11 @@ class Channel:
         self.is_open = False
         self._lock = threading.Lock()
         self._sock.close()
+
+
+def _is_own(error: BaseException) -> bool:
+    """Whether it is of what a context does itself, and may come again at once."""
+    return isinstance(error, MemoryError | frames.BadFrame) or getattr(error, "errno", None) is not None
 
 
 def _leave() -> None:
