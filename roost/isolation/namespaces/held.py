@@ -53,7 +53,7 @@ class Held:
         try:
             reply, _ = await self.helper.request({"op": "alive", "shadows": [self.number]})
         except Unavailable:
-            return False
+            return self.helper.alive
         return self.number in reply["shadows"]
 
     async def measure(self) -> int:

@@ -98,9 +98,11 @@ class Helper:
             try:
                 wire.send(self._sock, {**message, "id": number}, fds)
                 reply, received = await asyncio.wait_for(future, _REPLY_TIMEOUT_S)
-            except (OSError, TimeoutError) as error:
+            except (ConnectionError, TimeoutError) as error:
                 self._give_up()
                 raise Unavailable(f"The {self._module} does not answer: {error or 'time is up'}.") from error
+            except OSError as error:  # nothing was sent: this request alone has failed
+                raise Unavailable(f"The {self._module} can't be asked: {error.strerror}.") from error
             finally:
                 self._pending.pop(number, None)
         if "error" in reply:

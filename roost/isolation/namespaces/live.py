@@ -124,8 +124,8 @@ class Contexts:
         with ours, theirs:
             pid = 0
             try:
-                if await self._has_room():
-                    pid = await self._seeded(theirs.fileno())
+                await self._make_place(_MOST_CONTEXTS)
+                pid = await self._seeded(theirs.fileno())
             except Unavailable as error:  # the daemon forks: its contexts are there, but can't be copied
                 log.info("a room goes without live contexts: %s", error.message)
             self._tell({**message, "pid": pid}, [ours.fileno()] if pid else [])
@@ -145,19 +145,22 @@ class Contexts:
         finally:
             os.close(null)
 
-    async def _has_room(self) -> bool:
-        """For one more context. Those that have ended are forgotten when they fill the list."""
-        if len(self._held) >= _MOST_CONTEXTS:
-            await self._forget_ended()
-        return len(self._held) < _MOST_CONTEXTS
+    async def _make_place(self, most: int) -> None:
+        """For one more context. Those that have ended are forgotten when they fill the list. Raises Unavailable."""
+        if len(self._held) >= most:
+            with self._spending():
+                await self._forget_ended()
+        if len(self._held) >= most:
+            raise Unavailable(f"a room has {_MOST_CONTEXTS} contexts with shadows at most")
 
     async def _forget_ended(self) -> None:
         ended: set[int] = set()
         for helper in {held.helper for held in self._held.values()}:
             numbers = [held.number for held in self._held.values() if held.helper is helper]
-            alive: list[int] = []
-            with contextlib.suppress(Unavailable):
+            try:
                 alive = (await helper.request({"op": "alive", "shadows": numbers}))[0]["shadows"]
+            except Unavailable:
+                alive = numbers if helper.alive else []
             ended |= {pid for pid, held in self._held.items() if held.helper is helper and held.number not in alive}
         for pid in ended:
             del self._held[pid]
@@ -182,6 +185,7 @@ class Contexts:
 
     async def _hand_over(self, held: Held, message: Mapping[str, Any], *, last: bool, said: bytes = b"") -> None:
         """Settle a branch as a context, which finds `said` when it comes to be. Raises Unavailable."""
+        await self._make_place(_MOST_CONTEXTS + 1)  # for a moment, what takes another's place is there beside it
         with ExitStack() as opened:
             daemons, ends = _ends(opened, said)
             pid = await self._settle(held, ends, last=last)
@@ -361,6 +365,7 @@ class Contexts:
     async def _fork(self, pid: int, reply: Mapping[str, Any], said: bytes) -> None:
         """Hand over a copy of a context that stands still, as its room does for as long as that takes."""
         held, still = self._copied(pid)
+        await self._make_place(_MOST_CONTEXTS + 1)
         with ExitStack() as opened:
             daemons, ends = _ends(opened, said)
             async with still(anew=True):  # it goes on before this has ended
