@@ -15,6 +15,7 @@ import pytest_asyncio
 
 from roost.isolation.namespaces import live, wire
 from roost.isolation.namespaces.held import Held
+from roost.isolation.namespaces.helper import unnoted
 from roost.isolation.namespaces.live import Contexts
 from roost.model.errors import Unavailable
 
@@ -28,16 +29,20 @@ class Tracer:
     alive: bool = True
     living: set[int] = field(default_factory=set)
     broken: bool = False
+    took_s: float = 0.0  # to make one
     numbers: Any = field(default_factory=lambda: itertools.count(1))
     entered: asyncio.Event = field(default_factory=asyncio.Event)
 
-    async def request(self, message: dict[str, Any], fds: Any = (), **_: Any) -> Any:
+    async def request(self, message: dict[str, Any], fds: Any = (), spent: Any = unnoted) -> Any:
         if self.broken:
             raise Unavailable("The tracer can't be asked.")
+        if message["op"] == "drop":
+            return {}, []
         assert message["op"] == "alive" and len(json.dumps(message)) < 4096
         return {"shadows": [number for number in message["shadows"] if number in self.living]}, []
 
-    async def settle(self, *_: Any, **__: Any) -> tuple[Held, int]:
+    async def settle(self, held: Held, fds: Any, spent: Any, **_: Any) -> tuple[Held, int]:
+        spent(self.took_s)
         made = next(self.numbers)
         self.living.add(made)
         return Held(self, made), made + 1000  # type: ignore[arg-type]
@@ -56,6 +61,7 @@ class Room:
     async def ask(self, **message: Any) -> dict[str, Any]:
         """As its daemon does: the reply, of whose descriptors nothing is kept."""
         wire.send(self.daemon, {**message, "number": 1})
+        self.daemon.settimeout(5)
         received = await asyncio.to_thread(wire.receive, self.daemon)
         assert received is not None
         wire.close_all(received[1])
@@ -79,8 +85,8 @@ async def room() -> AsyncIterator[Room]:
         return Held(tracer, 0)  # type: ignore[arg-type]
 
     contexts = Contexts(ours, tracer, seed, None, _still)  # type: ignore[arg-type]
-    contexts._held[1] = (await tracer.settle())[0]
-    contexts._branches[1] = Held(tracer, 0)  # type: ignore[arg-type]
+    contexts._branches[1] = held = Held(tracer, 0)  # type: ignore[arg-type]
+    contexts._held[1] = (await tracer.settle(held, [], unnoted))[0]
     contexts._listen()
     with theirs:
         yield Room(tracer, contexts, theirs)
@@ -109,3 +115,23 @@ async def test_contexts_of_which_nothing_is_known_are_not_forgotten(room: Room) 
     room.tracer.alive = False  # all that it held has ended with it
     await room.contexts._forget_ended()
     assert (list(room.contexts._held), await held.alive()) == ([], False)
+
+
+async def test_what_a_daemon_asks_for_far_too_early_is_refused(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live, "_MOST_PAUSE_S", 0.1)
+    settle = {"ask": "settle", "branch": 1}
+    room.tracer.took_s = 4.0
+    assert "pid" in await room.ask(**settle)
+    for asked in (settle, {"ask": "fork", "pid": 1}, {"ask": "branch", "pid": 1}, {"ask": "another"}):
+        assert (await room.ask(**asked))["error"] == "the room has asked for too much; again in 8 s"
+    assert "error" not in await room.ask(ask="drop", branch=1)  # which gives back
+    assert room.contexts._branches == {}
+
+
+async def test_who_is_a_little_too_early_waits(room: Room) -> None:
+    room.tracer.took_s = live._AHEAD_S + 0.5 * live._SHARE
+    for at_least in (0.0, 0.4):
+        began = asyncio.get_running_loop().time()
+        assert "pid" in await room.ask(ask="fork", pid=1)
+        assert at_least <= asyncio.get_running_loop().time() - began < 2.0
+        room.tracer.took_s = 0.0

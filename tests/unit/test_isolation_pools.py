@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from roost.isolation.driver import Template
+from roost.isolation.namespaces import helper as helpers
 from roost.isolation.namespaces import wire
 from roost.isolation.namespaces.helper import Helper
 from roost.isolation.namespaces.pool import Pools, Quiet
@@ -96,6 +97,27 @@ async def test_a_request_that_can_not_be_sent_fails_alone() -> None:
             await _answer(theirs)
         await asyncio.gather(*(one for one in asked if one not in unsent))
         assert helper.alive
+
+
+async def test_the_time_of_a_request_runs_from_when_the_helper_gets_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several slow ones, each within its time, are no reason to give it up; one that it does not answer is."""
+    monkeypatch.setattr(helpers, "_REPLY_TIMEOUT_S", 0.5)
+    with _helper() as (helper, theirs):
+        spent: list[float] = []
+        left = asyncio.create_task(helper.request({}))
+        asked = [asyncio.create_task(helper.request({}, spent=spent.append)) for _ in range(4)]
+        await asyncio.sleep(0)
+        left.cancel()  # what nobody waits for any more takes time all the same
+        for _ in (left, *asked):
+            await asyncio.sleep(0.3)
+            await _answer(theirs)
+        await asyncio.gather(*asked)
+        assert all(0.2 < one < 0.5 for one in spent), spent
+        began = asyncio.get_running_loop().time()
+        with pytest.raises(Unavailable, match="does not answer"):
+            await helper.request({})
+        assert asyncio.get_running_loop().time() - began < 1.0
+        assert not helper.alive
 
 
 class _Held:

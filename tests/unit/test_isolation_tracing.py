@@ -200,3 +200,16 @@ def test_a_tracer_that_is_full_does_what_gives_place(monkeypatch: pytest.MonkeyP
             said[op] = reply[0].get("error", "")
     refused = {op for op, error in said.items() if "already" in error}
     assert refused == {"hold", "branch", "settle", "fork", "unshelve"}, said
+
+
+def test_a_copy_is_made_ahead_while_nobody_asks(monkeypatch: pytest.MonkeyPatch) -> None:
+    prepared: list[int] = []
+    monkeypatch.setattr(tracer.Tracer, "_do", lambda _, message, *__: {"shadow": message["id"]})
+    monkeypatch.setattr(tracer.Tracer, "_prepare", lambda _, number: prepared.append(number))
+    ours, theirs = wire.pair()
+    with ours, theirs:
+        idle = tracer.Tracer(theirs, RoomPolicy(seccomp=b""))
+        for number in (1, 2):
+            wire.send(ours, {"id": number, "op": "branch", "keep": True})
+        assert idle._answer() and prepared == []
+        assert idle._answer() and prepared == [2]
