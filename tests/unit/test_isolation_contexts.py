@@ -61,7 +61,6 @@ class Room:
     async def ask(self, **message: Any) -> dict[str, Any]:
         """As its daemon does: the reply, of whose descriptors nothing is kept."""
         wire.send(self.daemon, {**message, "number": 1})
-        self.daemon.settimeout(5)
         received = await asyncio.to_thread(wire.receive, self.daemon)
         assert received is not None
         wire.close_all(received[1])
@@ -88,6 +87,7 @@ async def room() -> AsyncIterator[Room]:
     contexts._branches[1] = held = Held(tracer, 0)  # type: ignore[arg-type]
     contexts._held[1] = (await tracer.settle(held, [], unnoted))[0]
     contexts._listen()
+    theirs.settimeout(5)
     with theirs:
         yield Room(tracer, contexts, theirs)
         await contexts.close()
@@ -135,3 +135,44 @@ async def test_who_is_a_little_too_early_waits(room: Room) -> None:
         assert "pid" in await room.ask(ask="fork", pid=1)
         assert at_least <= asyncio.get_running_loop().time() - began < 2.0
         room.tracer.took_s = 0.0
+
+
+@pytest.mark.parametrize("held", [[], 1, "what can't be read"])
+async def test_whatever_a_daemon_answers_contexts_are_told_to_go_on(
+    room: Room, monkeypatch: pytest.MonkeyPatch, held: Any
+) -> None:
+    def unreadable(_: Any) -> Any:
+        raise RecursionError
+
+    if isinstance(held, str):
+        monkeypatch.setattr(live, "parse_hold", unreadable)
+
+    async def daemon() -> list[str]:
+        told = []
+        while not told or told[-1] != "release":
+            received = await asyncio.to_thread(wire.receive, room.daemon)
+            assert received is not None
+            told.append(received[0]["op"])
+            if told == ["hold"]:
+                wire.send(room.daemon, {"held": held, "lost": [], "number": received[0]["number"]})
+        return told
+
+    answering = asyncio.create_task(daemon())
+    with contextlib.suppress(RecursionError):
+        async with room.contexts.standing_still() as (still, _):
+            assert still == []
+    assert await answering == ["hold", "release"]
+
+
+async def test_contexts_of_which_nobody_waits_any_more_are_told_to_go_on(room: Room) -> None:
+    async def stand_still() -> None:
+        async with room.contexts.standing_still():
+            raise AssertionError
+
+    waiting = asyncio.create_task(stand_still())
+    told = await asyncio.to_thread(wire.receive, room.daemon)
+    waiting.cancel()
+    await asyncio.wait([waiting])
+    released = await asyncio.to_thread(wire.receive, room.daemon)
+    assert told is not None and released is not None
+    assert (told[0]["op"], released[0]["op"]) == ("hold", "release")

@@ -16,6 +16,7 @@ from roost.isolation.driver import Branch, Left, LiveCopy
 from roost.isolation.namespaces import tracer, wire
 from roost.isolation.namespaces.live import parse_hold
 from roost.isolation.namespaces.policy import RoomPolicy
+from roost.isolation.said import reason
 from roost.isolation.tracing import mapped, memory, status
 from roost.isolation.tracing.x86_64 import CALLS, MACHINE, Call, Registers, assemble
 from roost.model.errors import Unavailable
@@ -133,6 +134,11 @@ def test_what_a_daemon_says_is_bounded() -> None:
     contexts, lost = parse_hold({"held": [HELD], "lost": ["x" * 500] * 40})
     assert contexts == [HELD]
     assert (len(lost), len(lost[0])) == (32, 200)
+    nested: list[object] = []
+    for _ in range(10_000):
+        nested = [nested]  # what can't be shown
+    assert parse_hold({"held": [], "lost": [nested, 7, "why", "\ud800"]}) == ([], ["why", "?"])
+    assert (reason(nested), reason("why")) == ("", "why")
 
 
 @pytest.mark.parametrize(

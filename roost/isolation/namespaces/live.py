@@ -26,6 +26,7 @@ from roost.isolation.namespaces.held import Held
 from roost.isolation.namespaces.helper import Spent, unnoted
 from roost.isolation.namespaces.spills import Kept, Spills
 from roost.isolation.pace import Pace
+from roost.isolation.said import reasons
 from roost.isolation.tracing import status
 from roost.model.errors import Unavailable
 
@@ -36,7 +37,6 @@ _REPLY_S = 5.0  # beyond that, for a daemon that does not answer
 _MOST_CONTEXTS = 128
 _STILL_RUNS = "a cell of it still runs"  # as the daemon's end of the lifeline has it
 _MOST_TEXT = 4096
-_MOST_REASONS = 32
 _MESSAGE = 256 << 10
 _MOST_BRANCHES = 64  # that a room holds of its own contexts
 #: What a room's daemon asks for takes a quarter of the time at most, but for so many seconds that it may be ahead.
@@ -273,11 +273,11 @@ class Contexts:
             if self._first is not None:
                 await asyncio.wait([self._first])
             try:
-                reply = await self._ask({"op": "hold", "wait_s": wait_s, "now": now}, wait_s + _REPLY_S)
-                found = parse_hold(reply)
-            except Unavailable as error:
-                found = ([], [error.message])
-            try:
+                try:
+                    reply = await self._ask({"op": "hold", "wait_s": wait_s, "now": now}, wait_s + _REPLY_S)
+                    found = parse_hold(reply)
+                except Unavailable as error:
+                    found = ([], [error.message])
                 yield found
             finally:
                 self._tell({"op": "release"})
@@ -446,4 +446,4 @@ def parse_hold(reply: Mapping[str, Any]) -> tuple[list[dict[str, Any]], list[str
         if not 0 < len(id) <= 64 or not set(id) <= set("0123456789abcdef-") or id in {made["id"] for made in contexts}:
             raise Unavailable("the room's daemon does not keep to the protocol")
         contexts.append({"id": id, "cwd": cwd, "pid": pid, "default": one.get("default") is True})
-    return contexts, [str(text)[:200] for text in lost[:_MOST_REASONS]]
+    return contexts, reasons(lost)
