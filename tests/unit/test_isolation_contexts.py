@@ -13,10 +13,12 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
+from roost.isolation.driver import Left, LiveCopy
 from roost.isolation.namespaces import live, wire
 from roost.isolation.namespaces.held import Held
 from roost.isolation.namespaces.helper import unnoted
 from roost.isolation.namespaces.live import Contexts
+from roost.isolation.namespaces.room import NamespacesRoom
 from roost.model.errors import Unavailable
 
 pytestmark = pytest.mark.asyncio
@@ -176,3 +178,41 @@ async def test_contexts_of_which_nobody_waits_any_more_are_told_to_go_on(room: R
     released = await asyncio.to_thread(wire.receive, room.daemon)
     assert told is not None and released is not None
     assert (told[0]["op"], released[0]["op"]) == ("hold", "release")
+
+
+class _Leaving(NamespacesRoom):
+    """A room that is copied, and does not go on."""
+
+    def __init__(self, dropped: list[str]) -> None:
+        self._dropped = dropped
+        self._contexts, self._cgroup, self._stilling = self, self, asyncio.Lock()  # type: ignore[assignment]
+
+    @contextlib.asynccontextmanager
+    async def standing_still(self, wait_s: float) -> AsyncIterator[Any]:
+        yield [], []
+
+    async def tied(self) -> str:
+        return ""
+
+    async def copied(self, contexts: Any, *, keep: bool) -> tuple[list[LiveCopy], list[str]]:
+        async def drop() -> None:
+            self._dropped.append("a")
+
+        left = Left(threads=0, processes=0, files=())
+        rest: dict[str, Any] = {"alive": None, "measure": None}
+        return [LiveCopy(held=None, drop=drop, id="a", cwd="/", default=True, left=left, kept=keep, **rest)], []
+
+    def is_frozen(self) -> bool:
+        return False
+
+    async def freeze(self) -> None: ...
+
+    async def thaw(self) -> None:
+        raise Unavailable("The room does not go on.")
+
+
+async def test_what_was_kept_of_a_room_that_does_not_go_on_is_dropped() -> None:
+    dropped: list[str] = []
+    with pytest.raises(Unavailable, match="does not go on"):
+        await _Leaving(dropped).leave()
+    assert dropped == ["a"]
