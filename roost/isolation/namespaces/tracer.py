@@ -46,7 +46,7 @@ from roost.isolation import linux
 from roost.isolation.namespaces import wire
 from roost.isolation.namespaces.policy import RoomPolicy
 from roost.isolation.tracing import images, ptrace, shadows, shelving, status
-from roost.isolation.tracing.tracee import AREA, Refused, end
+from roost.isolation.tracing.tracee import AREA, Refused, end, let_go
 from roost.isolation.tracing.x86_64 import MACHINE
 
 _MOST = 4096  # shadows
@@ -78,6 +78,7 @@ class Tracer:
         self._ready: OrderedDict[int, shadows.Shadow] = OrderedDict()  # by what they are copies of
         self._watched: dict[int, int] = {}  # pidfds of shadows and of their processes: number of the shadow
         self._ending: dict[int, shadows.Shadow] = {}  # by pidfd
+        self._late: set[int] = set()  # contexts' processes that are held and are to be let go
         self._poll = select.epoll()
         self._used_up = 0  # the branch that has become a context, to be forgotten after the reply
         self._next = 1
@@ -105,7 +106,16 @@ class Tracer:
     def _end_strangers(self) -> None:
         """What has stopped or ended and is none of ours. Behind one of ours it is found when that has been closed."""
         while (found := _stirring()) and not any(found == shadow.tracee.pid for shadow in self._all()):
-            end(found)
+            if found in self._late:
+                self._let_go(found)
+            else:
+                end(found)
+
+    def _let_go(self, pid: int) -> None:
+        """Of a context: its process is its room's."""
+        self._late.discard(pid)
+        if not let_go(pid):
+            self._late.add(pid)
 
     def _all(self) -> Iterator[shadows.Shadow]:
         yield from self._shadows.values()
@@ -130,6 +140,8 @@ class Tracer:
             reply = {"error": f"it is not as expected: {error!r}"[:300]}
         finally:
             wire.close_all(fds)
+        if "error" in reply and (asked := self._shadows.get(message.get("shadow", 0))) and asked.resident:
+            self._let_go(asked.resident)
         try:
             wire.send(self._sock, {**reply, "id": message["id"]}, opened)
         finally:
