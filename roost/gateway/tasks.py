@@ -270,12 +270,12 @@ def _said(body: bytes) -> tuple[str, str]:
     """Type and message of an error: a function's or ours."""
     try:
         said = json.loads(body)
-    except ValueError:
+        if not isinstance(said, dict):
+            return "", ""
+        kind, message = said.get("errorType") or said.get("Code"), said.get("errorMessage") or said.get("Message")
+        return str(kind or ""), str(message or "")
+    except (ValueError, RecursionError):
         return "", body[:500].decode("utf-8", "replace")
-    if not isinstance(said, dict):
-        return "", ""
-    kind, message = said.get("errorType") or said.get("Code"), said.get("errorMessage") or said.get("Message")
-    return str(kind or ""), str(message or "")
 
 
 def _route(task: Task) -> Event | Http:

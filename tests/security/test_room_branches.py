@@ -661,6 +661,24 @@ async def test_a_shadow_that_is_killed_while_it_is_copied_takes_nobody_with_it(
     await lab.end_tracer()
 
 
+async def test_a_context_that_stops_when_the_time_is_up_goes_on(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was to be read: it is nobody's task that was made and not told of."""
+    await lab.end_tracer()
+    with monkeypatch.context() as patched:
+        patched.setattr(helper, "python", _mortal("reading", 1))
+        await lab.room("late")
+        await lab.cell("late", "x = 41")
+        context = lab.context("late")
+        assert await lab.refusal("late") == "it took too long"
+        assert await lab.cell("late", "x + 1") == "42"
+        assert lab.context("late") == context
+        await lab.copy("late", "copied-late")
+        assert await lab.cell("copied-late", "x + 1") == "42"
+        for name in ("copied-late", "late"):
+            await lab.gone(name)
+    await lab.end_tracer()
+
+
 async def test_nothing_is_made_in_a_room_that_stands_still(lab: Lab) -> None:
     """The tracer would wait for what is frozen half made, and all rooms for the tracer."""
     await lab.room("hurried")

@@ -1,7 +1,8 @@
-"""The tracer, of whose tasks one is killed at a certain step.
+"""The tracer, of whose tasks one is killed at a certain step, or late to stop.
 
 Run with a socket's descriptor, a moment, and which of those it is, counted from 1: `making`, when it has just made
-another, and before it could tell which; `branching`, while it is made to copy a branch, and both its parents know.
+another, and before it could tell which; `branching`, while it is made to copy a branch, and both its parents know;
+`reading`, when it is to stop for its registers: the time is up before it has, and it does when the request is over.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any
 
 from roost.isolation.namespaces import tracer
 from roost.isolation.tracing import ptrace
+from roost.isolation.tracing.tracee import Refused
 
 counts = itertools.count(1)
 
@@ -72,7 +74,37 @@ def mortal_branching() -> None:
     ptrace.step, tracer.Tracer._do = one_step, work  # type: ignore[method-assign]
 
 
-MORTAL: dict[str, Callable[[], None]] = {"making": mortal_making, "branching": mortal_branching}
+def late_reading() -> None:
+    interrupt, do, answer, late = ptrace.interrupt, tracer.Tracer._do, tracer.Tracer._answer, []
+    reads = False
+
+    def interrupt_late(pid: int) -> None:
+        if reads and not late and counted():
+            late.append(pid)
+            raise Refused("it took too long")
+        if pid not in late:
+            interrupt(pid)
+
+    def work(self: Any, message: dict[str, Any], *more: Any) -> Any:
+        nonlocal reads
+        reads = message["op"] in ("branch", "fork")
+        return do(self, message, *more)
+
+    def one(self: Any) -> bool:
+        goes_on = answer(self)
+        while late:
+            interrupt(late.pop())
+        return goes_on
+
+    ptrace.interrupt = interrupt_late
+    tracer.Tracer._do, tracer.Tracer._answer = work, one  # type: ignore[method-assign]
+
+
+MORTAL: dict[str, Callable[[], None]] = {
+    "making": mortal_making,
+    "branching": mortal_branching,
+    "reading": late_reading,
+}
 
 if __name__ == "__main__":
     MORTAL[sys.argv[2]]()

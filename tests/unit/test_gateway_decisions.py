@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from roost.gateway import sessions
+from roost.gateway import sessions, tasks
 from roost.gateway.connection import encode
 from roost.gateway.faults import Style, render, timed_out, wrap
 from roost.gateway.fields import line
@@ -263,3 +263,8 @@ def test_other_streams_pass_unchanged(data: bytes) -> None:
     event = sessions.EndpointEvent("/fn", on_id=lambda _: None)
     if b"event" not in data:
         assert event.feed(data) + event.finish() == data
+
+
+def test_an_error_that_can_not_be_read_is_shown_as_it_came() -> None:
+    assert tasks._said(b'{"errorType": "Gone", "errorMessage": "no"}') == ("Gone", "no")
+    assert tasks._said(b"[" * 100_000) == ("", "[" * 500)

@@ -170,5 +170,6 @@ def test_a_hostile_answer_is_nothing(lost: object) -> None:
 
 
 def test_a_long_answer_is_cut() -> None:
+    assert parse_reply({"lost": '["why", [[]], 7]'}) == ("why",)
     (first, *_), all_of_it = (parse_reply({"lost": json.dumps(["x" * 1000] * 100)}) for _ in range(2))
     assert len(first) == 200 and len(all_of_it) == 32

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import socket
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from roost.isolation.driver import Template
+from roost.isolation.namespaces import helper as helpers
 from roost.isolation.namespaces import wire
 from roost.isolation.namespaces.helper import Helper
 from roost.isolation.namespaces.pool import Pools, Quiet
 from roost.isolation.namespaces.seeds import _MOST, Seeds
+from roost.model.errors import Unavailable
 
 pytestmark = pytest.mark.asyncio
 
@@ -39,7 +44,9 @@ async def test_two_who_want_a_new_kind_at_once_have_one_pool() -> None:
     assert sorted(taken + released) == sorted(made)
 
 
-async def test_a_helper_is_drained_when_those_who_wait_for_their_turn_are_answered_too() -> None:
+@contextlib.contextmanager
+def _helper() -> Iterator[tuple[Helper, socket.socket]]:
+    """One whose process is the test: with the other end of its socket."""
     ours, theirs = wire.pair()
     ours.setblocking(False)
     helper = Helper("launcher")
@@ -47,21 +54,70 @@ async def test_a_helper_is_drained_when_those_who_wait_for_their_turn_are_answer
     helper._ready = asyncio.get_running_loop().create_future()
     helper._ready.set_result(({}, []))
     asyncio.get_running_loop().add_reader(ours, helper._receive)
-    asked = [asyncio.create_task(helper.request({"n": number})) for number in range(20)]
-    await asyncio.sleep(0.01)
+    with theirs:
+        yield helper, theirs
+        helper._lost()
 
-    async def renew() -> None:
-        await helper.drain()
-        await helper.close()
 
-    renewing = asyncio.create_task(renew())
-    for _ in asked:
-        received = await asyncio.to_thread(wire.receive, theirs)
-        assert received is not None
-        wire.send(theirs, {"id": received[0]["id"]})
-    assert len(await asyncio.gather(*asked)) == 20
-    await renewing
-    theirs.close()
+async def _answer(theirs: socket.socket) -> None:
+    received = await asyncio.to_thread(wire.receive, theirs)
+    assert received is not None
+    wire.send(theirs, {"id": received[0]["id"]})
+
+
+async def test_a_helper_is_drained_when_those_who_wait_for_their_turn_are_answered_too() -> None:
+    with _helper() as (helper, theirs):
+        asked = [asyncio.create_task(helper.request({"n": number})) for number in range(20)]
+        await asyncio.sleep(0.01)
+
+        async def renew() -> None:
+            await helper.drain()
+            await helper.close()
+
+        renewing = asyncio.create_task(renew())
+        for _ in asked:
+            await _answer(theirs)
+        assert len(await asyncio.gather(*asked)) == 20
+        await renewing
+
+
+async def test_a_request_that_can_not_be_sent_fails_alone() -> None:
+    with _helper() as (helper, theirs):
+        with pytest.raises(Unavailable, match="can't be asked"):
+            await helper.request({"too much": "x" * wire.MAX_MESSAGE})
+        full = {"much": "x" * (wire.MAX_MESSAGE - 100)}
+        asked = [asyncio.create_task(helper.request(full)) for _ in range(8)]
+        await asyncio.sleep(0.01)
+        unsent = [one for one in asked if one.done()]
+        assert 0 < len(unsent) < len(asked)  # its socket has place for some
+        for one in unsent:
+            with pytest.raises(Unavailable, match="can't be asked"):
+                await one
+        for _ in range(len(asked) - len(unsent)):
+            await _answer(theirs)
+        await asyncio.gather(*(one for one in asked if one not in unsent))
+        assert helper.alive
+
+
+async def test_the_time_of_a_request_runs_from_when_the_helper_gets_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several slow ones, each within its time, are no reason to give it up; one that it does not answer is."""
+    monkeypatch.setattr(helpers, "_REPLY_TIMEOUT_S", 0.5)
+    with _helper() as (helper, theirs):
+        spent: list[float] = []
+        left = asyncio.create_task(helper.request({}))
+        asked = [asyncio.create_task(helper.request({}, spent=spent.append)) for _ in range(4)]
+        await asyncio.sleep(0)
+        left.cancel()  # what nobody waits for any more takes time all the same
+        for _ in (left, *asked):
+            await asyncio.sleep(0.3)
+            await _answer(theirs)
+        await asyncio.gather(*asked)
+        assert all(0.2 < one < 0.5 for one in spent), spent
+        began = asyncio.get_running_loop().time()
+        with pytest.raises(Unavailable, match="does not answer"):
+            await helper.request({})
+        assert asyncio.get_running_loop().time() - began < 1.0
+        assert not helper.alive
 
 
 class _Held:

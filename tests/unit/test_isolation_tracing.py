@@ -16,6 +16,7 @@ from roost.isolation.driver import Branch, Left, LiveCopy
 from roost.isolation.namespaces import tracer, wire
 from roost.isolation.namespaces.live import parse_hold
 from roost.isolation.namespaces.policy import RoomPolicy
+from roost.isolation.said import reason
 from roost.isolation.tracing import mapped, memory, status
 from roost.isolation.tracing.x86_64 import CALLS, MACHINE, Call, Registers, assemble
 from roost.model.errors import Unavailable
@@ -133,6 +134,11 @@ def test_what_a_daemon_says_is_bounded() -> None:
     contexts, lost = parse_hold({"held": [HELD], "lost": ["x" * 500] * 40})
     assert contexts == [HELD]
     assert (len(lost), len(lost[0])) == (32, 200)
+    nested: list[object] = []
+    for _ in range(10_000):
+        nested = [nested]  # what can't be shown
+    assert parse_hold({"held": [], "lost": [nested, 7, "why", "\ud800"]}) == ([], ["why", "?"])
+    assert (reason(nested), reason("why")) == ("", "why")
 
 
 @pytest.mark.parametrize(
@@ -200,3 +206,16 @@ def test_a_tracer_that_is_full_does_what_gives_place(monkeypatch: pytest.MonkeyP
             said[op] = reply[0].get("error", "")
     refused = {op for op, error in said.items() if "already" in error}
     assert refused == {"hold", "branch", "settle", "fork", "unshelve"}, said
+
+
+def test_a_copy_is_made_ahead_while_nobody_asks(monkeypatch: pytest.MonkeyPatch) -> None:
+    prepared: list[int] = []
+    monkeypatch.setattr(tracer.Tracer, "_do", lambda _, message, *__: {"shadow": message["id"]})
+    monkeypatch.setattr(tracer.Tracer, "_prepare", lambda _, number: prepared.append(number))
+    ours, theirs = wire.pair()
+    with ours, theirs:
+        idle = tracer.Tracer(theirs, RoomPolicy(seccomp=b""))
+        for number in (1, 2):
+            wire.send(ours, {"id": number, "op": "branch", "keep": True})
+        assert idle._answer() and prepared == []
+        assert idle._answer() and prepared == [2]

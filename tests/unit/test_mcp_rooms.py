@@ -69,11 +69,23 @@ async def test_a_command() -> None:
         (streams.envelope(b"[]"), Unavailable),
         (streams.envelope(b"[" * 100_000), Unavailable),
         (b"\x02" + streams.envelope(b'{"error":{"message":"no way"}}')[1:], InvalidArgument),
+        (b"\x02" + streams.envelope(b'{"error":{"message":[[]]}}')[1:], InvalidArgument),
     ],
 )
 async def test_a_stream_that_makes_no_sense(body: bytes, error: type[RoostError]) -> None:
     with pytest.raises(error):
         await run(replies(body))
+
+
+async def test_what_is_nested_too_deeply_is_passed_over() -> None:
+    nested: list[object] = []
+    for _ in range(10_000):
+        nested = [nested]
+    assert streams.ending({"exited": False, "status": nested}) == "ended by a signal"
+    deep = b"[" * 60_000
+    with pytest.raises(InvalidArgument):
+        await room(replies(deep, status=400)).write("/tmp/x", b"")
+    assert await room(replies(deep)).write("/tmp/x", b"") == "/tmp/x"
 
 
 async def test_output_that_is_no_output_is_passed_over() -> None:

@@ -178,7 +178,7 @@ class Room:
         taken = await self._post("/files", data, headers, query)
         try:
             return str(json.loads(taken)[0]["path"])[:4096]
-        except (ValueError, LookupError, TypeError):
+        except (ValueError, LookupError, TypeError, RecursionError):
             return path
 
     async def list(self, path: str, depth: int) -> list[dict[str, Any]]:

@@ -49,7 +49,7 @@ async def check(response: httpx.Response) -> None:
     if response.is_success:
         return
     text = (await whole(response, _MOST_ERROR)).decode("utf-8", "replace")
-    with contextlib.suppress(ValueError, AttributeError):
+    with contextlib.suppress(ValueError, AttributeError, RecursionError):
         said = json.loads(text)
         if str(said.get("port")) == CODE:
             raise InvalidArgument("This sandbox has no code interpreter; the template code-interpreter-v1 has one.")
@@ -81,7 +81,8 @@ async def messages(chunks: AsyncIterator[bytes]) -> AsyncIterator[dict[str, Any]
             if flags & _END:
                 error = message.get("error")
                 if isinstance(error, dict):
-                    raise InvalidArgument(f"{str(error.get('message') or error.get('code'))[:1000]}.")
+                    why = _text(error.get("message")) or _text(error.get("code")) or "The sandbox does not say why"
+                    raise InvalidArgument(f"{why[:1000]}.")
                 return
             yield message
 
@@ -126,4 +127,9 @@ def ending(end: dict[str, Any]) -> str:
     code = end.get("exitCode", 0)
     if end.get("exited", True) and isinstance(code, int):
         return f"exit code {code}" if code else ""
-    return str(end.get("status") or "ended by a signal")[:100]
+    return _text(end.get("status"))[:100] or "ended by a signal"
+
+
+def _text(said: object) -> str:
+    """ "" for what is none, which may be nested too deeply to be shown."""
+    return said if isinstance(said, str) else ""

@@ -21,13 +21,14 @@ from roost.isolation import linux
 from roost.isolation.disks import Disk, Disks
 from roost.isolation.driver import WholeCopy
 from roost.isolation.namespaces import wire
+from roost.isolation.said import reason, reasons
 from roost.model.errors import Unavailable
 
 _REPLY_S = 180.0  # more than the room's process takes for all its steps
 _DONE_S = 45.0  # until it has let the room go on
 _SPARE_MB = 64  # for what the kernel writes of itself
 _LEAST_MB = 128
-_MOST_REASONS, _MOST_REASON = 32, 200
+_MOST_ERROR = 400
 _SAFE = linux.MOUNT_ATTR_NOSUID | linux.MOUNT_ATTR_NODEV | linux.MOUNT_ATTR_NOEXEC
 
 
@@ -105,7 +106,7 @@ class Checkpoints:
         if not isinstance(reply, dict):
             raise Unavailable("the room has ended")
         if "error" in reply:
-            raise Unavailable(str(reply["error"])[: 2 * _MOST_REASON])
+            raise Unavailable(reason(reply["error"], _MOST_ERROR) or "its first process does not say why")
         return reply
 
 
@@ -139,4 +140,4 @@ def parse_reply(reply: dict[str, Any]) -> tuple[str, ...]:
         lost = None
     if not isinstance(lost, list):
         return ()
-    return tuple(str(one)[:_MOST_REASON] for one in lost[:_MOST_REASONS])
+    return tuple(reasons(lost))

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from roost.isolation.driver import Left
-from roost.isolation.namespaces.helper import Helper, Reply
+from roost.isolation.namespaces.helper import Helper, Reply, Spent, unnoted
 from roost.model.errors import Unavailable
 
 
@@ -22,19 +22,21 @@ class Held:
     number: int
     process: int = 0  # of a branch, on the host
 
-    async def ask(self, op: str, fds: Sequence[int] = (), **fields: Any) -> dict[str, Any]:
+    async def ask(self, op: str, fds: Sequence[int] = (), spent: Spent = unnoted, **fields: Any) -> dict[str, Any]:
         """Raises Unavailable, also if the tracer has ended since: with it, all that it held has."""
-        reply, _ = await self.helper.request({"op": op, "shadow": self.number, **fields}, fds)
+        reply, _ = await self.helper.request({"op": op, "shadow": self.number, **fields}, fds, spent)
         return reply
 
     async def open(self, op: str, fds: Sequence[int] = ()) -> Reply:
         """As `ask`, of what is answered with descriptors, which are the caller's."""
         return await self.helper.request({"op": op, "shadow": self.number}, fds)
 
-    async def branch(self, *, keep: bool = False, into: Sequence[int] = ()) -> tuple[Held, Left]:
+    async def branch(
+        self, *, keep: bool = False, into: Sequence[int] = (), spent: Spent = unnoted
+    ) -> tuple[Held, Left]:
         """A copy of the memory as it is. The room is frozen. `keep`: it is to be settled more than once. `into`: where
         it outlives the room."""
-        reply = await self.ask("branch", into, keep=keep)
+        reply = await self.ask("branch", into, spent, keep=keep)
         left = reply["left"]
         return Held(self.helper, reply["shadow"], reply["process"]), Left(
             threads=left["threads"], processes=left["processes"], files=tuple(left["files"])
@@ -53,7 +55,7 @@ class Held:
         try:
             reply, _ = await self.helper.request({"op": "alive", "shadows": [self.number]})
         except Unavailable:
-            return False
+            return self.helper.alive
         return self.number in reply["shadows"]
 
     async def measure(self) -> int:

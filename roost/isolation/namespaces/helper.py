@@ -6,7 +6,9 @@ import asyncio
 import contextlib
 import itertools
 import socket
+import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +18,24 @@ from roost.model.errors import Unavailable
 
 _IN_FLIGHT = 8  # requests; their messages fit the socket's buffer
 _START_TIMEOUT_S = 60.0
-_REPLY_TIMEOUT_S = 10.0  # a fork takes milliseconds; what is silent for so long is given up
+_REPLY_TIMEOUT_S = 10.0  # since it got to it. A fork takes milliseconds; what is silent for so long is given up
 _STOP_TIMEOUT_S = 5.0
 _LAST_WORDS_S = 1.0
 _STDERR_LIMIT = 16 << 10
 
 Reply = tuple[dict[str, Any], list[int]]
+Spent = Callable[[float], None]
+
+
+def unnoted(_: float) -> None:
+    """Nobody wants to know how long it took."""
+
+
+@dataclass(eq=False)
+class _Asked:
+    at: float
+    reply: asyncio.Future[Reply]
+    took_s: float = 0.0  # since the helper got to it
 
 
 class Helper:
@@ -36,7 +50,8 @@ class Helper:
         self._realm = realm
         self._sock: socket.socket | None = None
         self._process: asyncio.subprocess.Process | None = None
-        self._pending: dict[int, asyncio.Future[Reply]] = {}
+        self._pending: dict[int, _Asked] = {}
+        self._heard = 0.0  # when it answered last
         self._ids = itertools.count(1)
         self._slots = asyncio.Semaphore(_IN_FLIGHT)
         self._ready: asyncio.Future[Reply] | None = None
@@ -84,8 +99,9 @@ class Helper:
             await self._stop()
             raise Unavailable(f"The {self._module} did not start: {reply['error']}.")
 
-    async def request(self, message: dict[str, Any], fds: Sequence[int] = ()) -> Reply:
-        """Send a request and wait for its reply; the descriptors in the reply are the caller's.
+    async def request(self, message: dict[str, Any], fds: Sequence[int] = (), spent: Spent = unnoted) -> Reply:
+        """Send a request and wait for its reply; the descriptors in the reply are the caller's. `spent` is told for how
+        many seconds the helper was at it.
 
         Raises Unavailable with the reason if the helper refuses or has gone.
         """
@@ -93,14 +109,17 @@ class Helper:
             if self._sock is None:
                 raise Unavailable(f"The {self._module} has ended.")
             number = next(self._ids)
-            future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
-            self._pending[number] = future
+            asked = _Asked(time.monotonic(), asyncio.get_running_loop().create_future())
+            self._pending[number] = asked
             try:
                 wire.send(self._sock, {**message, "id": number}, fds)
-                reply, received = await asyncio.wait_for(future, _REPLY_TIMEOUT_S)
-            except (OSError, TimeoutError) as error:
+                reply, received = await self._answered(asked)
+                spent(asked.took_s)
+            except (ConnectionError, TimeoutError) as error:
                 self._give_up()
                 raise Unavailable(f"The {self._module} does not answer: {error or 'time is up'}.") from error
+            except OSError as error:  # nothing was sent: this request alone has failed
+                raise Unavailable(f"The {self._module} can't be asked: {error.strerror}.") from error
             finally:
                 self._pending.pop(number, None)
         if "error" in reply:
@@ -108,17 +127,29 @@ class Helper:
             raise Unavailable(str(reply["error"]))
         return reply, received
 
+    async def _answered(self, asked: _Asked) -> Reply:
+        """Raises TimeoutError. The helper gets to it when it has answered what was asked before."""
+        while not asked.reply.done():
+            left = max(asked.at, self._heard) + _REPLY_TIMEOUT_S - time.monotonic()
+            if left <= 0:
+                raise TimeoutError
+            await asyncio.wait([asked.reply], timeout=left)
+        return asked.reply.result()
+
     def _receive(self) -> None:
-        sock, ready = self._sock, self._ready
-        if sock is None or ready is None:
+        if self._sock is None or self._ready is None:
             return
         try:
-            while (received := wire.receive(sock)) is not None:
-                future = self._pending.get(received[0].get("id", 0), ready)
+            while (received := wire.receive(self._sock)) is not None:
+                before, self._heard = self._heard, time.monotonic()
+                asked = self._pending.get(received[0].get("id", 0))
+                future = self._ready if asked is None else asked.reply
                 if future.done():  # nobody waits any more
                     wire.close_all(received[1])
-                else:
-                    future.set_result(received)
+                    continue
+                if asked is not None:
+                    asked.took_s = self._heard - max(asked.at, before)
+                future.set_result(received)
         except BlockingIOError:
             return
         except OSError:
@@ -132,7 +163,7 @@ class Helper:
         asyncio.get_running_loop().remove_reader(self._sock)
         self._sock.close()
         self._sock = None
-        for future in (*self._pending.values(), self._ready):
+        for future in (*(asked.reply for asked in self._pending.values()), self._ready):
             if future is not None and not future.done():
                 future.set_exception(Unavailable(f"The {self._module} has ended."))
                 future.exception()  # seen: those who asked may have gone

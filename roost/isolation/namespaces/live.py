@@ -14,7 +14,7 @@ import logging
 import os
 import socket
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,8 +23,10 @@ from roost.isolation.cgroups import Cgroup
 from roost.isolation.driver import LiveCopy
 from roost.isolation.namespaces import wire
 from roost.isolation.namespaces.held import Held
+from roost.isolation.namespaces.helper import Spent, unnoted
 from roost.isolation.namespaces.spills import Kept, Spills
 from roost.isolation.pace import Pace
+from roost.isolation.said import reasons
 from roost.isolation.tracing import status
 from roost.model.errors import Unavailable
 
@@ -35,13 +37,12 @@ _REPLY_S = 5.0  # beyond that, for a daemon that does not answer
 _MOST_CONTEXTS = 128
 _STILL_RUNS = "a cell of it still runs"  # as the daemon's end of the lifeline has it
 _MOST_TEXT = 4096
-_MOST_REASONS = 32
 _MESSAGE = 256 << 10
 _MOST_BRANCHES = 64  # that a room holds of its own contexts
 #: What a room's daemon asks for takes a quarter of the time at most, but for so many seconds that it may be ahead.
 _SHARE = 0.25
 _AHEAD_S = 2.0
-_MOST_PAUSE_S = 5.0  # less than a daemon waits for a reply
+_MOST_PAUSE_S = 5.0  # less than a daemon waits for a reply: what comes earlier still is refused then
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,16 +60,16 @@ class Settling:
     def close(self) -> None:
         os.close(self.pidfd)
 
-    async def settle(self, held: Held, fds: Sequence[int], *, last: bool) -> tuple[Held, int]:
+    async def settle(self, held: Held, fds: Sequence[int], spent: Spent, *, last: bool) -> tuple[Held, int]:
         """Make a process of a branch here: its shadow, and its number within the room. Raises Unavailable."""
-        return await self._make("settle", held, fds, last=last)
+        return await self._make("settle", held, fds, spent, last=last)
 
-    async def fork(self, held: Held, fds: Sequence[int]) -> tuple[Held, int]:
+    async def fork(self, held: Held, fds: Sequence[int], spent: Spent) -> tuple[Held, int]:
         """The same with a copy of one of this room's own contexts: the room is frozen, and goes on as soon as its
         memory is copied."""
-        return await self._make("fork", held, fds, last=True)
+        return await self._make("fork", held, fds, spent, last=True)
 
-    async def _make(self, op: str, held: Held, fds: Sequence[int], *, last: bool) -> tuple[Held, int]:
+    async def _make(self, op: str, held: Held, fds: Sequence[int], spent: Spent, *, last: bool) -> tuple[Held, int]:
         with ExitStack() as opened:
             try:
                 inside, *joins = opened.enter_context(self.cgroup.join_fds())
@@ -79,6 +80,7 @@ class Settling:
             reply = await held.ask(
                 op,
                 [self.pidfd, outside, inside, *fds, *joins],
+                spent,
                 last=last,
                 pid=self.pid,
                 base=self.base,
@@ -110,7 +112,7 @@ class Contexts:
     _waiting: dict[str, Any] | None = None  # by the daemon, and not served yet
     _number: int = 0  # of what the daemon was asked last
     _pace: Pace = field(default_factory=lambda: Pace(share=_SHARE, burst=_AHEAD_S))
-    _pause_s: float = 0.0
+    _next_at: float = 0.0  # before which nothing is done for the daemon
     _closing: asyncio.Event = field(default_factory=asyncio.Event)
 
     def begin(self) -> None:
@@ -124,8 +126,8 @@ class Contexts:
         with ours, theirs:
             pid = 0
             try:
-                if await self._has_room():
-                    pid = await self._seeded(theirs.fileno())
+                await self._make_place(_MOST_CONTEXTS)
+                pid = await self._seeded(theirs.fileno())
             except Unavailable as error:  # the daemon forks: its contexts are there, but can't be copied
                 log.info("a room goes without live contexts: %s", error.message)
             self._tell({**message, "pid": pid}, [ours.fileno()] if pid else [])
@@ -145,19 +147,21 @@ class Contexts:
         finally:
             os.close(null)
 
-    async def _has_room(self) -> bool:
-        """For one more context. Those that have ended are forgotten when they fill the list."""
-        if len(self._held) >= _MOST_CONTEXTS:
-            await self._forget_ended()
-        return len(self._held) < _MOST_CONTEXTS
+    async def _make_place(self, most: int) -> None:
+        """For one more context. Those that have ended are forgotten when they fill the list. Raises Unavailable."""
+        if len(self._held) >= most:
+            await self._forget_ended(self._spend)
+        if len(self._held) >= most:
+            raise Unavailable(f"a room has {_MOST_CONTEXTS} contexts with shadows at most")
 
-    async def _forget_ended(self) -> None:
+    async def _forget_ended(self, spent: Spent = unnoted) -> None:
         ended: set[int] = set()
         for helper in {held.helper for held in self._held.values()}:
             numbers = [held.number for held in self._held.values() if held.helper is helper]
-            alive: list[int] = []
-            with contextlib.suppress(Unavailable):
-                alive = (await helper.request({"op": "alive", "shadows": numbers}))[0]["shadows"]
+            try:
+                alive = (await helper.request({"op": "alive", "shadows": numbers}, (), spent))[0]["shadows"]
+            except Unavailable:
+                alive = numbers if helper.alive else []
             ended |= {pid for pid, held in self._held.items() if held.helper is helper and held.number not in alive}
         for pid in ended:
             del self._held[pid]
@@ -175,13 +179,13 @@ class Contexts:
         if self._closing.is_set():
             raise Unavailable("The room was not made.")
         async with self.runs():  # what is made in a room that stands still would stand still half made
-            with self._spending():
-                new, pid = await self.place.settle(held, fds, last=last)
+            new, pid = await self.place.settle(held, fds, self._spend, last=last)
         self._held[pid] = new
         return pid
 
     async def _hand_over(self, held: Held, message: Mapping[str, Any], *, last: bool, said: bytes = b"") -> None:
         """Settle a branch as a context, which finds `said` when it comes to be. Raises Unavailable."""
+        await self._make_place(_MOST_CONTEXTS + 1)  # for a moment, what takes another's place is there beside it
         with ExitStack() as opened:
             daemons, ends = _ends(opened, said)
             pid = await self._settle(held, ends, last=last)
@@ -269,11 +273,11 @@ class Contexts:
             if self._first is not None:
                 await asyncio.wait([self._first])
             try:
-                reply = await self._ask({"op": "hold", "wait_s": wait_s, "now": now}, wait_s + _REPLY_S)
-                found = parse_hold(reply)
-            except Unavailable as error:
-                found = ([], [error.message])
-            try:
+                try:
+                    reply = await self._ask({"op": "hold", "wait_s": wait_s, "now": now}, wait_s + _REPLY_S)
+                    found = parse_hold(reply)
+                except Unavailable as error:
+                    found = ([], [error.message])
                 yield found
             finally:
                 self._tell({"op": "release"})
@@ -317,20 +321,26 @@ class Contexts:
 
     async def _serve(self) -> None:
         """What the room's daemon asks for, at its share of the time."""
-        while self._waiting is not None and not self._closing.is_set():
+        while self._waiting is not None:
+            early_s = self._next_at - time.monotonic()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._closing.wait(), min(early_s, _MOST_PAUSE_S))
+            if self._closing.is_set():
+                return
             message, self._waiting = self._waiting, None
-            self._pause_s = 0.0
-            await self._do(message)
-            if self._pause_s:
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._closing.wait(), min(self._pause_s, _MOST_PAUSE_S))
+            await self._do(message, early_s)
 
-    async def _do(self, message: Mapping[str, Any]) -> None:
+    async def _do(self, message: Mapping[str, Any], early_s: float) -> None:
         """For code that the daemon serves: hostile. Its own contexts and branches alone."""
         number = message.get("number")
         reply = {"op": "reply", "number": number if isinstance(number, int) else 0}
         try:
             match message:
+                case {"ask": "drop", "branch": int(branch)} if branch in self._branches:
+                    await self._branches.pop(branch).drop()
+                    self._tell(reply)
+                case _ if early_s > _MOST_PAUSE_S:
+                    raise Unavailable(f"the room has asked for too much; again in {early_s - _MOST_PAUSE_S:.0f} s")
                 case {"ask": "another"}:
                     await self._spare(reply)
                 case {"ask": "fork", "pid": int(pid)}:
@@ -339,9 +349,6 @@ class Contexts:
                     self._tell({**reply, "branch": await self._keep(pid)})
                 case {"ask": "settle", "branch": int(branch)} if branch in self._branches:
                     await self._hand_over(self._branches[branch], reply, last=False, said=_said(message))
-                case {"ask": "drop", "branch": int(branch)} if branch in self._branches:
-                    await self._branches.pop(branch).drop()
-                    self._tell(reply)
                 case _:
                     raise Unavailable("there is no such branch")
         except Unavailable as error:
@@ -349,23 +356,19 @@ class Contexts:
         except OSError as error:  # as where this process may open no more
             self._tell({**reply, "error": str(error.strerror)})
 
-    @contextlib.contextmanager
-    def _spending(self) -> Iterator[None]:
+    def _spend(self, took_s: float) -> None:
         """Time of the tracer's, which serves all rooms."""
-        began = time.monotonic()
-        try:
-            yield
-        finally:
-            self._pause_s = max(self._pause_s, self._pace.spend(began, time.monotonic()))
+        now = time.monotonic()
+        self._next_at = now + self._pace.spend(now - took_s, now)
 
     async def _fork(self, pid: int, reply: Mapping[str, Any], said: bytes) -> None:
         """Hand over a copy of a context that stands still, as its room does for as long as that takes."""
         held, still = self._copied(pid)
+        await self._make_place(_MOST_CONTEXTS + 1)
         with ExitStack() as opened:
             daemons, ends = _ends(opened, said)
             async with still(anew=True):  # it goes on before this has ended
-                with self._spending():
-                    new, made = await self.place.fork(held, ends)
+                new, made = await self.place.fork(held, ends, self._spend)
                 self._held[made] = new
                 self._tell({**reply, "pid": made}, daemons)
 
@@ -382,8 +385,7 @@ class Contexts:
         """Of a context that stands still; the room does, for as long as its memory takes to be copied."""
         held, still = self._copied(pid)
         async with still():
-            with self._spending():
-                return (await held.branch(keep=keep))[0]
+            return (await held.branch(keep=keep, spent=self._spend))[0]
 
     def _copied(self, pid: int) -> tuple[Held, Callable[..., AbstractAsyncContextManager[None]]]:
         held = self._held.get(pid)
@@ -444,4 +446,4 @@ def parse_hold(reply: Mapping[str, Any]) -> tuple[list[dict[str, Any]], list[str
         if not 0 < len(id) <= 64 or not set(id) <= set("0123456789abcdef-") or id in {made["id"] for made in contexts}:
             raise Unavailable("the room's daemon does not keep to the protocol")
         contexts.append({"id": id, "cwd": cwd, "pid": pid, "default": one.get("default") is True})
-    return contexts, [str(text)[:200] for text in lost[:_MOST_REASONS]]
+    return contexts, reasons(lost)

@@ -158,17 +158,21 @@ class NamespacesRoom:
         return made
 
     async def leave(self) -> Branch:
-        """What could be lost is looked at while it stands still."""
+        """What could be lost is looked at while it stands still. If it is not left, nothing is kept."""
         if self._contexts is None:
             raise Unavailable(NO_SHADOWS)
-        async with self._contexts.standing_still(_LEAVE_S) as (still, lost), self._still():
-            tied = [*lost, *([why] if (why := await self.tied()) else [])]
-            copies, others = await self._contexts.copied(still, keep=True) if not tied else ([], [])
-        made = Branch(copies=tuple(copies))
-        tied += [*others, *(what for copy in copies for what in ties(copy.left))]
-        if tied:
+        made = Branch()
+        try:
+            async with self._contexts.standing_still(_LEAVE_S) as (still, lost), self._still():
+                tied = [*lost, *([why] if (why := await self.tied()) else [])]
+                copies, others = await self._contexts.copied(still, keep=True) if not tied else ([], [])
+                made.copies = tuple(copies)
+            tied += [*others, *(what for copy in copies for what in ties(copy.left))]
+            if tied:
+                raise Unavailable(tied[0])
+        except BaseException:
             await made.close()
-            raise Unavailable(tied[0])
+            raise
         return made
 
     async def tied(self) -> str:

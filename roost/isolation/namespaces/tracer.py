@@ -19,7 +19,7 @@ written to; or why it is `lost` |
 | drop | `shadow` | |
 | alive | `shadows` | `shadows`: those that have not ended |
 
-Of what is kept to be settled again, a copy is made ahead, between requests: most of the time that it takes to settle
+Of what is kept to be settled again, a copy is made ahead while nobody asks: most of the time that it takes to settle
 one is that of the copy.
 
 A seed that is dropped stays as long as there is something that is a copy of it: images are the difference to it.
@@ -46,12 +46,13 @@ from roost.isolation import linux
 from roost.isolation.namespaces import wire
 from roost.isolation.namespaces.policy import RoomPolicy
 from roost.isolation.tracing import images, ptrace, shadows, shelving, status
-from roost.isolation.tracing.tracee import AREA, Refused, end
+from roost.isolation.tracing.tracee import AREA, Refused, end, let_go
 from roost.isolation.tracing.x86_64 import MACHINE
 
 _MOST = 4096  # shadows
 _NO_MORE = frozenset({"look", "shelve", "drop", "alive"})  # what makes none: it is done when there are so many, too
 _TIME_S = 5.0  # for one request
+_AHEAD_S = 1.0  # for a copy ahead, for which a request that comes then has to wait
 _MOST_READY = 64
 _SETTLING = 6  # descriptors before those of v1's cgroups
 _INSIDE = 2  # that of the room's own processes in the v2 tree
@@ -77,6 +78,7 @@ class Tracer:
         self._ready: OrderedDict[int, shadows.Shadow] = OrderedDict()  # by what they are copies of
         self._watched: dict[int, int] = {}  # pidfds of shadows and of their processes: number of the shadow
         self._ending: dict[int, shadows.Shadow] = {}  # by pidfd
+        self._late: set[int] = set()  # contexts' processes that are held and are to be let go
         self._poll = select.epoll()
         self._used_up = 0  # the branch that has become a context, to be forgotten after the reply
         self._next = 1
@@ -104,7 +106,16 @@ class Tracer:
     def _end_strangers(self) -> None:
         """What has stopped or ended and is none of ours. Behind one of ours it is found when that has been closed."""
         while (found := _stirring()) and not any(found == shadow.tracee.pid for shadow in self._all()):
-            end(found)
+            if found in self._late:
+                self._let_go(found)
+            else:
+                end(found)
+
+    def _let_go(self, pid: int) -> None:
+        """Of a context: its process is its room's."""
+        self._late.discard(pid)
+        if not let_go(pid):
+            self._late.add(pid)
 
     def _all(self) -> Iterator[shadows.Shadow]:
         yield from self._shadows.values()
@@ -119,7 +130,7 @@ class Tracer:
         reply: dict[str, Any] = {}
         opened: list[int] = []
         try:
-            with _in_time():
+            with _in_time(_TIME_S):
                 reply = self._do(message, fds, opened)
         except Refused as error:
             reply = {"error": str(error)}
@@ -129,6 +140,8 @@ class Tracer:
             reply = {"error": f"it is not as expected: {error!r}"[:300]}
         finally:
             wire.close_all(fds)
+        if "error" in reply and (asked := self._shadows.get(message.get("shadow", 0))) and asked.resident:
+            self._let_go(asked.resident)
         try:
             wire.send(self._sock, {**reply, "id": message["id"]}, opened)
         finally:
@@ -136,16 +149,24 @@ class Tracer:
         if self._used_up:
             self._drop(self._used_up)
             self._used_up = 0
-        if "shadow" in reply and message["op"] == "branch" and message["keep"]:
+        if "shadow" not in reply or self._is_asked():
+            return True
+        if message["op"] == "branch" and message["keep"]:
             self._prepare(reply["shadow"])
-        elif "shadow" in reply and message["op"] == "settle" and not message["last"]:
+        elif message["op"] == "settle" and not message["last"]:
             self._prepare(message["shadow"])
         return True
+
+    def _is_asked(self) -> bool:
+        """Whether a request waits."""
+        poll = select.poll()
+        poll.register(self._sock, select.POLLIN)
+        return bool(poll.poll(0))
 
     def _prepare(self, number: int) -> None:
         """Have a copy of a branch ready. Without one, it takes longer to settle it."""
         try:
-            with _in_time():
+            with _in_time(_AHEAD_S):
                 self._ready[number] = shadows.ready(self._shadows[number])
         except (OSError, Refused):
             return
@@ -358,9 +379,9 @@ def _stirring() -> int:
 
 
 @contextlib.contextmanager
-def _in_time() -> Iterator[None]:
+def _in_time(seconds: float) -> Iterator[None]:
     """Raises Refused in the block when it takes too long, or at its very end; never after it."""
-    signal.setitimer(signal.ITIMER_REAL, _TIME_S)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
         yield
     finally:

@@ -50,8 +50,9 @@ def step(pid: int) -> None:
     _ask("step", _SINGLESTEP, pid)
 
 
-def detach(pid: int) -> None:
-    _ask("detach", _DETACH, pid)
+def detach(pid: int, number: int = 0) -> None:
+    """With the signal by which it was stopped, if any."""
+    _ask("detach", _DETACH, pid, 0, number)
 
 
 def event_message(pid: int) -> int:

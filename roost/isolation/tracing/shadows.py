@@ -19,7 +19,7 @@ from pathlib import Path
 
 from roost.isolation import landlock, linux
 from roost.isolation.tracing import mapped, memory, ptrace, status
-from roost.isolation.tracing.tracee import EXTRA, MOST_EXTRA, Refused, Tracee, await_stop, end
+from roost.isolation.tracing.tracee import EXTRA, MOST_EXTRA, Refused, Tracee, await_stop, end, let_go
 from roost.isolation.tracing.x86_64 import Call, Registers
 from roost.isolation.usernamespaces import IDS
 
@@ -282,7 +282,8 @@ def _check_same_memory(shadow: Shadow) -> None:
 
 @contextlib.contextmanager
 def _held(pid: int) -> Iterator[None]:
-    """A process that stands still already, so that its registers can be read."""
+    """A process that stands still already, so that its registers can be read. Where that fails, it may be held still:
+    see `let_go`."""
     try:
         ptrace.seize(pid, 0)
     except OSError as error:
@@ -292,8 +293,7 @@ def _held(pid: int) -> Iterator[None]:
         await_stop(pid)
         yield
     finally:
-        with contextlib.suppress(OSError):
-            ptrace.detach(pid)
+        let_go(pid)
 
 
 # --- settling

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import time
@@ -203,3 +204,21 @@ def end(pid: int) -> None:
             return
         os.kill(pid, signal.SIGKILL)
         wait = ptrace.WAIT_ALL
+
+
+def let_go(pid: int) -> bool:
+    """Hold a process no more, which goes on as if it never had been. False where it does not stand yet: it is made to,
+    and is to be let go again when it stirs."""
+    try:
+        found, status = os.waitpid(pid, ptrace.WAIT_ALL | os.WNOHANG)
+    except ChildProcessError:
+        return True
+    if found and not os.WIFSTOPPED(status):
+        return True
+    try:
+        ptrace.detach(pid, os.WSTOPSIG(status) if found and not status >> 16 else 0)
+    except OSError:
+        with contextlib.suppress(OSError):  # it just ends, which stirs too
+            ptrace.interrupt(pid)
+        return False
+    return True
