@@ -323,8 +323,9 @@ class Contexts:
         """What the room's daemon asks for, at its share of the time."""
         while self._waiting is not None:
             early_s = self._next_at - time.monotonic()
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._closing.wait(), min(early_s, _MOST_PAUSE_S))
+            if early_s > 0:
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._closing.wait(), min(early_s, _MOST_PAUSE_S))
             if self._closing.is_set():
                 return
             message, self._waiting = self._waiting, None
