@@ -349,13 +349,13 @@ class ClientConnection(asyncio.Protocol):
     def _break(self, request: Request, error: BadRequest) -> None:
         """The body is not HTTP: nothing that follows can be understood."""
         request.keep_alive = False
-        self._lingering = _LINGER_BYTES
-        self.deadline = monotonic() + self._host.limits.linger_s
         if request.on_gone is None:  # nobody serves it yet
             self._request = None
             self._refuse(error)
-        else:
-            request.lose(error)
+            return
+        self._lingering = _LINGER_BYTES
+        self.deadline = monotonic() + self._host.limits.linger_s
+        request.lose(error)
 
     def pause(self) -> None:
         if not self._paused and not self._transport.is_closing():

@@ -68,14 +68,12 @@ def wait_for_input(fd: int, in_copy: Callable[[], None] = _nothing, said: bytes 
     """
     wanted = ctypes.create_string_buffer(struct.pack("ihh", fd, select.POLLIN, 0), 8)
     then: dict[int, Callable[[], Any]] = {1: _readable, COPIED: in_copy}
-    sent: list[int] = []
+    size, sent = ctypes.c_size_t(len(said)), list[int]()
     while True:
         # All of it is C. Between two steps of Python, the lock is let go if a thread has asked for it: then this one
         # would not wait here when it is copied, and the copy would wait for that thread, which it has not.
         try:
-            says = (
-                map(_libc.send, (fd,), (said,), (ctypes.c_size_t(len(said)),), (socket.MSG_NOSIGNAL,)) if said else ()
-            )
+            says = map(_libc.send, (fd,), (said,), (size,), (socket.MSG_NOSIGNAL,)) if said and not sent else ()
             waits = map(_libc.poll, (wanted,), (ctypes.c_ulong(1),), (ctypes.c_int(-1),))
             waits = map(operator.call, map(then.get, waits, (ctypes.get_errno,)))
             found: Any = list(chain(map(sent.append, says), waits))[-1]
@@ -86,5 +84,3 @@ def wait_for_input(fd: int, in_copy: Callable[[], None] = _nothing, said: bytes 
             return found is True
         if found != errno.EINTR:
             raise OSError(found, os.strerror(found))
-        if sent:
-            said = b""

@@ -255,6 +255,7 @@ class SessionSnapshots:
             memory, lost = await self._begin(snapshot, spec, session)
         except BaseException:
             with contextlib.suppress(RoostError):
+                # A refusal doesn't use the id up: what is kept under it is somebody's.
                 await self._book.end(replace(session, disable_id_reuse=False), forget=not kept)
             raise
         return self._book.get(*session.key), memory, lost

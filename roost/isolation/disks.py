@@ -41,20 +41,24 @@ class _InUse(Unavailable):
 
 
 class Disk:
-    """An attached disk: the descriptor of a detached mount. The loop device lives as long as a mount of it does."""
+    """An attached disk: the descriptor of a detached mount. The loop device lives as long as a mount of it does.
 
-    def __init__(self, device: str, mount_fd: int, options: dict[str, str | None]) -> None:
+    `image_fd`: of its image, where that has no name.
+    """
+
+    def __init__(self, device: str, mount_fd: int, options: dict[str, str | None], image_fd: int = -1) -> None:
         self.device = device
         self._mount_fd = mount_fd
         self._options = options
+        self._image_fd = image_fd
 
     def used_bytes(self) -> int:
-        """What its files take; 0 once it was given up."""
-        try:
-            found = os.fstatvfs(self._mount_fd)
-        except OSError:
+        """Of one without a name: what it takes of the host's disk, and is going to when all that was written is there;
+        0 once it was given up. Also of files that were removed: who has it mounted may be hostile."""
+        if self._image_fd < 0:
             return 0
-        return (found.f_blocks - found.f_bfree) * found.f_frsize
+        files = os.fstatvfs(self._mount_fd)
+        return max(os.fstat(self._image_fd).st_blocks * 512, (files.f_blocks - files.f_bfree) * files.f_frsize)
 
     @property
     def mount_fd(self) -> int:
@@ -67,44 +71,17 @@ class Disk:
 
     def close(self) -> None:
         """Give up the descriptor. The file system is unmounted when no room has it either."""
+        self._forget_image()
         fd, self._mount_fd = self._mount_fd, -1
         if fd >= 0:
             os.close(fd)
 
     def let_go(self) -> None:
         """The same, without a wait for what that frees."""
+        self._forget_image()
         fd, self._mount_fd = self._mount_fd, -1
         if fd >= 0:
             close_on_thread(fd)
-
-    def __enter__(self) -> Disk:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-
-class Scratch(Disk):
-    """A disk whose image, of the descriptor `image_fd`, has no name."""
-
-    def __init__(self, disk: Disk, image_fd: int) -> None:
-        super().__init__(disk.device, disk._mount_fd, disk._options)
-        self._image_fd = image_fd
-
-    def used_bytes(self) -> int:
-        """What it takes of the host's disk, and is going to when all that was written is there; 0 once it was given
-        up. Also of files that were removed: who has it mounted may be hostile."""
-        if self._image_fd < 0:
-            return 0
-        return max(os.fstat(self._image_fd).st_blocks * 512, super().used_bytes())
-
-    def close(self) -> None:
-        self._forget_image()
-        super().close()
-
-    def let_go(self) -> None:
-        self._forget_image()
-        super().let_go()
 
     def _forget_image(self) -> None:
         """Before the mount: what frees its blocks is the end of the loop device, for which nobody waits."""
@@ -112,8 +89,11 @@ class Scratch(Disk):
         if fd >= 0:
             os.close(fd)
 
+    def __enter__(self) -> Disk:
+        return self
 
-D = TypeVar("D", bound=Disk)
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 class Nameless:
@@ -281,17 +261,17 @@ class Disks:
         await self.snapshot(snapshots[0], layer)
         return tuple(snapshots[1:])
 
-    async def scratch(self, size_mb: int) -> Scratch:
+    async def scratch(self, size_mb: int) -> Disk:
         """An empty disk without a name: it goes when nothing uses it any more."""
         return await _in_thread(self._scratch, await self._blank(size_mb))
 
-    def _scratch(self, blank: Path) -> Scratch:
+    def _scratch(self, blank: Path) -> Disk:
         with storage(self._directory):
             fd = os.open(self._directory, os.O_RDWR | os.O_TMPFILE | os.O_CLOEXEC, 0o600)
         try:
             with storage(self._directory):
                 _fill(blank, fd)
-            return Scratch(_attach(fd, {**_OPTIONS, "nobarrier": None}), fd)
+            return _attach(fd, {**_OPTIONS, "nobarrier": None}, keep=True)
         except BaseException:
             os.close(fd)
             raise
@@ -354,7 +334,7 @@ class Disks:
         return path
 
 
-async def _in_thread(make: Callable[[T], D], argument: T) -> D:
+async def _in_thread(make: Callable[[T], Disk], argument: T) -> Disk:
     """Attaching a loop device waits in the kernel for milliseconds, in which the event loop goes on."""
     made = asyncio.get_running_loop().run_in_executor(None, make, argument)
     try:
@@ -364,7 +344,7 @@ async def _in_thread(make: Callable[[T], D], argument: T) -> D:
         raise
 
 
-def _close_unwanted(made: asyncio.Future[D]) -> None:
+def _close_unwanted(made: asyncio.Future[Disk]) -> None:
     if not made.cancelled() and made.exception() is None:
         made.result().close()
 
@@ -417,12 +397,13 @@ def _mount_again(path: Path) -> int | None:
     return None
 
 
-def _attach(image_fd: int, options: dict[str, str | None] = _OPTIONS) -> Disk:
-    """Put the image on a free loop device and mount it, detached."""
+def _attach(image_fd: int, options: dict[str, str | None] = _OPTIONS, *, keep: bool = False) -> Disk:
+    """Put the image on a free loop device and mount it, detached. `keep`: its descriptor is the disk's from now on."""
     try:
         device, device_fd = loops.configure(image_fd)
         try:
-            return Disk(device, linux.new_mount("ext4", {"source": device, **options}, _ATTRIBUTES), options)
+            mount_fd = linux.new_mount("ext4", {"source": device, **options}, _ATTRIBUTES)
+            return Disk(device, mount_fd, options, image_fd if keep else -1)
         finally:
             os.close(device_fd)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""What rooms say of why they are not copied: hostile. Pure."""
+"""What rooms say of why something is not: hostile, and nested as deeply as may be. Pure."""
 
 from __future__ import annotations
 

@@ -23,7 +23,9 @@ from roost.isolation.egress import cache
 from roost.isolation.egress.cache import CacheLimits
 from roost.isolation.egress.embedded import EmbeddedServer
 from roost.isolation.egress.index_proxy import IndexLimits, IndexProxy
+from roost.isolation.egress.outward import RoomProxy
 from roost.isolation.egress.routes import room_environment
+from roost.isolation.egress.rules import Policy, Reach
 from roost.isolation.egress.upstreams import Upstreams, read_upstreams, upstream
 from roost.tenants.quotas import Quota, Quotas
 from tests.support.fake_index import FakeIndex
@@ -413,10 +415,13 @@ async def run(*argv: str, env: dict[str, str], cwd: Path) -> str:
     return output.decode()
 
 
-async def test_a_server_that_was_broken_off_as_it_started_leaves_no_socket(tmp_path):
+@pytest.mark.parametrize(
+    "made", [lambda path: EmbeddedServer(None, path), lambda path: RoomProxy(path, Policy(), Reach(), AsyncMock())]
+)
+async def test_a_server_that_was_broken_off_as_it_started_leaves_no_socket(made, tmp_path):
     path = tmp_path / "index.sock"
     before = os.listdir("/proc/self/fd")
-    starting = asyncio.ensure_future(EmbeddedServer(None, path).start())
+    starting = asyncio.ensure_future(made(path).start())
     await asyncio.sleep(0)
     assert path.exists()
     starting.cancel()

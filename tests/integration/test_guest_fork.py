@@ -21,6 +21,11 @@ from roost.guest.sandbox.interpreter.spare import Spare, make_spare
 from tests.support.fake_daemon import FakeIdentities
 
 
+def _ran(program: str) -> subprocess.CompletedProcess[str]:
+    """What it printed, in an interpreter of its own, where it did not fail."""
+    return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+
+
 def _in_fork(what: str) -> str:
     """Evaluate it in a fork of a new interpreter, which has one thread."""
     program = (
@@ -32,7 +37,7 @@ def _in_fork(what: str) -> str:
         f"pid or (print({what}, flush=True), os._exit(0))\n"
         "os.waitpid(pid, 0)\n"
     )
-    return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.strip()
+    return _ran(program).stdout.strip()
 
 
 def test_a_fork_has_random_numbers_of_its_own() -> None:
@@ -53,8 +58,7 @@ def test_a_fork_says_why_there_can_be_none() -> None:
         "try:\n    fork() or os._exit(0)\n"
         "except BlockingIOError as error:\n    print(error.strerror)\n"
     )
-    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert ran.stdout.strip() == "Resource temporarily unavailable"
+    assert _ran(program).stdout.strip() == "Resource temporarily unavailable"
 
 
 @contextlib.contextmanager
@@ -129,32 +133,32 @@ def test_a_context_that_hears_of_a_hold_and_of_its_end_at_once_goes_on() -> None
             context.wait()
 
 
-def test_a_context_whose_socket_is_gone_ends() -> None:
+@pytest.mark.parametrize(("leaves", "code"), [("channel.leave()", 0), ("os.close(3)", 1)])
+def test_a_context_whose_socket_is_gone_ends(leaves: str, code: int) -> None:
     """As in a fork that a handler of a signal has made."""
-    for leaves in ("channel.leave()", "os.close(3)"):
-        program = _RESTS.replace("while (", f"{leaves}\nwhile (")
-        ours, theirs = socket.socketpair()
-        with ours, theirs:
-            command = [sys.executable, "-c", program, str(theirs.fileno())]
-            ran = subprocess.run(command, pass_fds=[theirs.fileno()], capture_output=True, timeout=20, check=False)
-        assert (ran.returncode == 0) is (leaves == "channel.leave()"), ran.stderr
+    program = _RESTS.replace("while (", f"{leaves}\nwhile (")
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        command = [sys.executable, "-c", program, str(theirs.fileno())]
+        ran = subprocess.run(command, pass_fds=[theirs.fileno()], capture_output=True, timeout=20, check=False)
+    assert ran.returncode == code, ran.stderr
 
 
 def test_what_handlers_of_signals_raise_does_not_end_a_wait() -> None:
     program = (
-        "import signal, socket, sys, threading, time\n"
+        "import os, signal, socket, time\n"
         "from roost.guest.fork import wait_for_input\n"
         "def late(*_): raise TimeoutError('late')\n"
         "signal.signal(signal.SIGALRM, late)\n"
         "ours, theirs = socket.socketpair()\n"
-        "if __import__('os').fork() == 0:\n"
-        "    time.sleep(0.5); ours.send(b'x'); __import__('os')._exit(0)\n"
+        "if os.fork() == 0:\n"
+        "    time.sleep(0.5); ours.send(b'x'); os._exit(0)\n"
         "signal.setitimer(signal.ITIMER_REAL, 0.05, 0.05)\n"
         "found = wait_for_input(theirs.fileno(), said=b'once')\n"
         "signal.setitimer(signal.ITIMER_REAL, 0)\n"
         "print(found, ours.recv(64))\n"
     )
-    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    ran = _ran(program)
     assert ran.stdout.strip() == "True b'once'"
     assert ran.stderr.count("TimeoutError: late") > 1
 

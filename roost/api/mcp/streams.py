@@ -11,6 +11,7 @@ from typing import Any
 
 import httpx
 
+from roost.isolation.said import reason
 from roost.model.errors import InvalidArgument, NotFound, Unavailable
 
 #: The port of the interpreter, as an error names it.
@@ -19,6 +20,7 @@ _HEADER, _END = 5, 2
 _MOST_MESSAGE = 1 << 20
 _MOST_LINE = 8 << 20
 _MOST_ERROR = 64 << 10
+_MOST_REASON = 1000
 #: A flood is read slowly from here on; who writes it waits. All this runs on the one event loop of the server.
 _FAST = 4 << 20
 _PAUSE_S = 0.01
@@ -81,8 +83,8 @@ async def messages(chunks: AsyncIterator[bytes]) -> AsyncIterator[dict[str, Any]
             if flags & _END:
                 error = message.get("error")
                 if isinstance(error, dict):
-                    why = _text(error.get("message")) or _text(error.get("code")) or "The sandbox does not say why"
-                    raise InvalidArgument(f"{why[:1000]}.")
+                    why = reason(error.get("message"), _MOST_REASON) or reason(error.get("code"), _MOST_REASON)
+                    raise InvalidArgument(f"{why or 'The sandbox does not say why'}.")
                 return
             yield message
 
@@ -127,9 +129,4 @@ def ending(end: dict[str, Any]) -> str:
     code = end.get("exitCode", 0)
     if end.get("exited", True) and isinstance(code, int):
         return f"exit code {code}" if code else ""
-    return _text(end.get("status"))[:100] or "ended by a signal"
-
-
-def _text(said: object) -> str:
-    """ "" for what is none, which may be nested too deeply to be shown."""
-    return said if isinstance(said, str) else ""
+    return reason(end.get("status"), 100) or "ended by a signal"

@@ -6,13 +6,14 @@ One for the control plane and one for each room that has doors, so it must cost 
 from __future__ import annotations
 
 import asyncio
-import os
-import socket
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, cast
 
 import uvicorn
 from uvicorn.server import ServerState
+
+from roost.isolation.egress.listening import serve_unix
 
 
 class _Refusal(asyncio.Protocol):
@@ -59,19 +60,8 @@ class EmbeddedServer:
 
     async def start(self) -> None:
         """Raises OSError when the socket can't be made. Nothing is left of one that has not started."""
-        self._path.unlink(missing_ok=True)
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-        try:
-            listener.bind(str(self._path))
-            os.chmod(self._path, self._mode)  # noqa: PTH101 - of the socket itself, not through a link
-            self._server = await asyncio.get_running_loop().create_unix_server(
-                self._connection, sock=listener, backlog=256, start_serving=False
-            )
-            await self._server.start_serving()
-        except BaseException:
-            await self.close()
-            listener.close()
-            raise
+        make = partial(asyncio.get_running_loop().create_unix_server, self._connection, backlog=256)
+        self._server = await serve_unix(self._path, self._mode, make)
 
     def _connection(self) -> asyncio.Protocol:
         if len(self._state.connections) >= self._max_connections:

@@ -16,11 +16,10 @@ import asyncio
 import contextlib
 import ipaddress
 import logging
-import os
-import socket
 import ssl
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +32,7 @@ from roost.isolation.egress.ends import BUFFER, End, Idle, Stream, TlsServer
 from roost.isolation.egress.exchange import Exchange
 from roost.isolation.egress.guard import UNGUARDED, Guard
 from roost.isolation.egress.injector import Additions, Injector
+from roost.isolation.egress.listening import serve_unix
 from roost.isolation.egress.messages import (
     HEAD,
     HOP_BY_HOP,
@@ -137,12 +137,9 @@ class RoomProxy:
         self._tunnels: set[asyncio.Task[None]] = set()  # those of them that nobody looks into
 
     async def start(self) -> None:
-        """Raises OSError when the socket can't be made."""
-        self._path.unlink(missing_ok=True)
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-        listener.bind(str(self._path))
-        os.chmod(self._path, 0o666)  # noqa: PTH101, S103 - of the socket itself; its folder is this room's
-        self._server = await asyncio.start_unix_server(self._accept, sock=listener, limit=BUFFER, backlog=128)
+        """Raises OSError when the socket can't be made. Nothing is left of one that has not started."""
+        make = partial(asyncio.start_unix_server, self._accept, limit=BUFFER, backlog=128)
+        self._server = await serve_unix(self._path, 0o666, make)  # anybody's: its folder is this room's
 
     async def close(self) -> None:
         """End all of it. Idempotent."""

@@ -43,8 +43,11 @@ class Transparent:
     async def start(self) -> None:
         """Raises OSError."""
         for listener in self._door.connections:
-            server = await asyncio.start_server(self._accept, sock=listener, limit=BUFFER, backlog=_BACKLOG)
-            self._servers.append(server)
+            server = await asyncio.start_server(
+                self._accept, sock=listener, limit=BUFFER, backlog=_BACKLOG, start_serving=False
+            )
+            self._servers.append(server)  # before anything can come in between
+            await server.start_serving()
         self._door.names.setblocking(False)
         asyncio.get_running_loop().add_reader(self._door.names, self._answer)
 

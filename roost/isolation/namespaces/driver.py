@@ -17,7 +17,7 @@ from typing import Any
 
 from roost.isolation import linux, seccomp
 from roost.isolation.cgroups import Cgroups
-from roost.isolation.disks import Disk, Disks, Nameless, Scratch
+from roost.isolation.disks import Disk, Disks, Nameless
 from roost.isolation.driver import Capability, Door, Mount, Room, RoomSpec, Template
 from roost.isolation.namespaces import wire
 from roost.isolation.namespaces.doors import Doors
@@ -74,9 +74,7 @@ class NamespacesDriver:
         self._tracer = Standing("tracer", lambda module: Helper(module, self._tracing()))
         self._quiet = Quiet()
         self._identities = Pool(self._make_identity, self._release_identity, ahead=_IDENTITIES_AHEAD, quiet=self._quiet)
-        self._scratch = Pools(
-            self.disks.scratch, Scratch.close, ahead=_DISKS_AHEAD, most=_SIZES_AHEAD, quiet=self._quiet
-        )
+        self._scratch = Pools(self.disks.scratch, Disk.close, ahead=_DISKS_AHEAD, most=_SIZES_AHEAD, quiet=self._quiet)
         self._layers = Pools(
             self.disks.nameless, Nameless.discard, ahead=_DISKS_AHEAD, most=_SIZES_AHEAD, quiet=self._quiet
         )

@@ -70,13 +70,12 @@ def _stand_still(channel: Channel, number: bytes) -> None:
         kind, payload = channel.rest()
     if kind == frames.BORN:
         _be_copy(channel, opened, payload)
+        channel.on_born()
     else:
         at_fork.after_in_original()
         if kind == frames.RENEW:
             _begin(json.loads(payload))
     channel.moving = False
-    if kind == frames.BORN:
-        channel.on_born()
 
 
 def _be_copy(channel: Channel, opened: Mapping[int, Open], told: bytes) -> None:
@@ -89,10 +88,9 @@ def _be_copy(channel: Channel, opened: Mapping[int, Open], told: bytes) -> None:
 def rehearse(channel: Channel) -> None:
     """In the zygote: all of that but the wait. See `roost.guest.rehearsal`."""
     channel.moving = True
-    with undisturbed():
+    with undisturbed(), open(os.devnull) as file:
         prepare()
-    with open(os.devnull) as file:  # what is open here is not to be made anew
-        opened = {fd: one for fd, one in remember().items() if fd == file.fileno()}
+        opened = {fd: one for fd, one in remember().items() if fd == file.fileno()}  # the rest is not to be made anew
         at_fork.before()
         after_fork_in_child()
         _be_copy(channel, opened, b'{"env": {}}')
