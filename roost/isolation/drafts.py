@@ -23,19 +23,21 @@ _TIMEOUT_S = 60.0
 
 
 class Draft:
-    """A complete copy without a name."""
+    """A complete copy without a name. What it holds begins to be written to the disk at once."""
 
     def __init__(self, fd: int, target: Path, pool: ThreadPoolExecutor) -> None:
         self._fd = fd
         self._target = target
         self._pool = pool
+        self._content = self._synced(os.dup(fd))
+        self._content.add_done_callback(_seen)
 
     async def publish(self) -> None:
         """Give it its name, to last also over a power failure, in which it exists complete or not at all. Raises
         FileExistsError, StorageFull, Unavailable."""
         try:
             with storage(self._target):
-                await asyncio.shield(self._synced(os.dup(self._fd)))
+                await asyncio.shield(self._content)
         except BaseException:
             self.discard()
             raise
@@ -65,10 +67,12 @@ class Draft:
             raise
         return asyncio.ensure_future(self._lasts(self._synced(fd, directory)))
 
-    async def _lasts(self, synced: asyncio.Future[None]) -> None:
+    async def _lasts(self, named: asyncio.Future[None]) -> None:
+        named.add_done_callback(_seen)
         try:
             with storage(self._target):
-                await asyncio.shield(synced)
+                await asyncio.shield(self._content)  # what goes wrong with it is told once, to who comes first
+                await asyncio.shield(named)
         except BaseException:
             self._target.unlink(missing_ok=True)
             raise
@@ -156,6 +160,12 @@ def _sync(opened: Sequence[int]) -> None:
     finally:
         for fd in opened:
             os.close(fd)
+
+
+def _seen(done: asyncio.Future[None]) -> None:
+    """Also what nobody waits for any more."""
+    if not done.cancelled():
+        done.exception()
 
 
 def _close_unwanted(made: asyncio.Future[int]) -> None:

@@ -83,6 +83,7 @@ class LiveCopy:
     alive: Callable[[], Awaitable[bool]]  # whether it is still there
     #: Bytes that it takes, each page shared among those who have it; 0 once it is gone. That takes a while to count.
     measure: Callable[[], Awaitable[int]]
+    most: int = 0  # bytes that it takes at most when it has just been made
     #: Write its memory to a file without a name in a directory, of at most so many bytes, and give it back: the bytes
     #: that the file takes. Raises StorageFull, Unavailable with why; it stays as it was then.
     spill: Callable[[Path, int], Awaitable[int]] | None = None  # None: it can't be
@@ -129,6 +130,11 @@ class Branch:
     async def measure(self) -> int:
         """Bytes of all copies."""
         return sum([await copy.measure() for copy in self.copies])
+
+    @property
+    def most(self) -> int:
+        """Bytes that all copies take at most when they have just been made."""
+        return sum(copy.most for copy in self.copies)
 
     @property
     def disk_bytes(self) -> int:

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from roost.isolation.driver import Branch, MemoryLost
@@ -115,7 +116,6 @@ class Checkpoints:
         with self._copies.new_image() as image:
             async with entry.lock:
                 copied = await self._copies.copy(entry, image, memory=True, keep=True, now=now)
-                measuring = asyncio.ensure_future(copied.branch.measure())  # while it is recorded
                 try:
                     if copied.branch.busy:
                         raise Conflict(BUSY)
@@ -126,16 +126,17 @@ class Checkpoints:
                         entry, lambda sandbox: replace(sandbox, checkpoints=(*sandbox.checkpoints, made), at=made.id)
                     )
                 except BaseException:
-                    measuring.cancel()
                     await copied.branch.close()
                     raise
                 if copied.memory != NOTHING:
-                    branch = copied.branch
-                    held = HeldMemory(branch=branch, used=self._lives.now(), disk_bytes=branch.disk_bytes)
+                    branch, at = copied.branch, self._lives.now()
+                    held = HeldMemory(branch=branch, used=at, bytes=branch.most, disk_bytes=branch.disk_bytes)
                     entry.held[made.id] = held
-                    held.bytes = await measuring
         await self._prune(entry)
-        await self.bound_memory()
+        counting = self._lives.background.spawn(self._look(entry, made.id))
+        if any(excess() > 0 for _, excess, _ in self._excesses([entry])):
+            await counting
+            await self.bound_memory()
         return self._shown(entry, next((one for one in entry.sandbox.checkpoints if one.id == made.id), made))
 
     def _checkpoint(self, entry: Entry, label: str, copied: Copied) -> Checkpoint:
@@ -275,19 +276,22 @@ class Checkpoints:
             await self._bound_disk()
 
     async def _bound_memory(self) -> None:
-        entries = [entry for entry in self._lives.entries.values() if entry.held]
-        total = sum(entry.memory_bytes for entry in self._lives.entries.values())
-        await self._spill_least_used(entries, total - self._bounds.memory_bytes, FULL)
-        for account in {entry.sandbox.account for entry in entries}:
-            mine = [entry for entry in entries if entry.sandbox.account == account]
-            await self._spill_least_used(mine, self._over_quota(account), OVER_QUOTA)
-        for entry in entries:
-            most = entry.sandbox.limits.memory_mb << 20
-            excess = sum(held.bytes for held in entry.held.values()) - most
-            room = entry.instance.room if entry.instance is not None else None
-            if room is not None:
-                excess = max(excess, room.anonymous() - round(most * _CROWDED))
-            await self._spill_least_used([entry], excess, CROWDED)
+        for entries, excess, why in self._excesses(list(self._lives.entries.values())):
+            await self._spill_least_used(entries, excess(), why)
+
+    def _excesses(self, of: list[Entry]) -> Iterator[tuple[list[Entry], Callable[[], int], str]]:
+        """Those who share a bound with one of these, and by how many bytes they are above it."""
+        holders = [entry for entry in self._lives.entries.values() if entry.held]
+        yield holders, self._excess, FULL
+        for account in {entry.sandbox.account for entry in of if entry.held}:
+            mine = [entry for entry in holders if entry.sandbox.account == account]
+            yield mine, partial(self._over_quota, account), OVER_QUOTA
+        for entry in of:
+            if entry.held:
+                yield [entry], partial(_crowding, entry), CROWDED
+
+    def _excess(self) -> int:
+        return sum(entry.memory_bytes for entry in self._lives.entries.values()) - self._bounds.memory_bytes
 
     async def _spill_least_used(self, entries: Iterable[Entry], excess: int, why: str) -> None:
         """Not what is in use, nor what is on disk already."""
@@ -380,6 +384,14 @@ def why_dropped(checkpoint: Checkpoint) -> str:
     if checkpoint.memory != NOTHING:
         return LOST
     return "; ".join(checkpoint.lost) or "no Python context ran"
+
+
+def _crowding(entry: Entry) -> int:
+    """By how many bytes a sandbox has more than it may, what is held of it included."""
+    most = entry.sandbox.limits.memory_mb << 20
+    excess = sum(held.bytes for held in entry.held.values()) - most
+    room = entry.instance.room if entry.instance is not None else None
+    return excess if room is None else max(excess, room.anonymous() - round(most * _CROWDED))
 
 
 def _is_at_rest(held: HeldMemory) -> bool:

@@ -23,8 +23,9 @@ from tests.support.triggers import until
 class Memory:
     """What a driver would hold of one context."""
 
-    def __init__(self, bytes: int = 10) -> None:
+    def __init__(self, bytes: int = 10, most: int = 0) -> None:
         self.bytes = bytes
+        self.most = most or bytes  # as long as it was not counted
         self.there = True
         self.drops = 0
         self.spills = False  # whether it can
@@ -66,6 +67,7 @@ class Memory:
             drop=self.drop,
             alive=self.alive,
             measure=self.measure,
+            most=self.most,
             spill=self.spill if self.spills else None,
             recall=self.recall if self.spills else None,
             id="c0",
@@ -399,6 +401,16 @@ async def test_by_memory_the_least_used_keep_their_files(world: World) -> None:
     await world.verbs.bound_memory()
     assert (await world.tree())[third] == f"dropped: {CROWDED}"
     assert not world.entry.held
+
+
+async def test_what_is_held_is_counted_before_anything_goes_for_it(world: World) -> None:
+    first = await world.take("first", Memory(bytes=400))
+    await world.take("second", Memory(bytes=10, most=700))  # which would be too much
+    assert set((await world.tree()).values()) == {"held"}
+    assert world.entry.memory_bytes == 410
+    await world.verbs.remove("acme", world.id, first)
+    await world.take("third", Memory(bytes=20, most=700))  # which is not
+    await until(lambda: world.entry.memory_bytes == 30)
 
 
 def spilling(bytes: int) -> Memory:

@@ -7,6 +7,7 @@ import ctypes
 import errno
 import mmap
 import os
+import socket
 import tempfile
 from pathlib import Path
 
@@ -209,13 +210,23 @@ def test_a_tracer_that_is_full_does_what_gives_place(monkeypatch: pytest.MonkeyP
 
 
 def test_a_copy_is_made_ahead_while_nobody_asks(monkeypatch: pytest.MonkeyPatch) -> None:
-    prepared: list[int] = []
-    monkeypatch.setattr(tracer.Tracer, "_do", lambda _, message, *__: {"shadow": message["id"]})
-    monkeypatch.setattr(tracer.Tracer, "_prepare", lambda _, number: prepared.append(number))
+    done: list[str] = []
+
+    def do(_: tracer.Tracer, message: dict[str, int], *__: object) -> dict[str, int]:
+        done.append(f"branch {message['id']}")
+        return {"shadow": message["id"]}
+
+    monkeypatch.setattr(tracer.Tracer, "_do", do)
+    monkeypatch.setattr(tracer.Tracer, "_prepare", lambda _, number: done.append(f"copy {number}"))
     ours, theirs = wire.pair()
     with ours, theirs:
         idle = tracer.Tracer(theirs, RoomPolicy(seccomp=b""))
         for number in (1, 2):
             wire.send(ours, {"id": number, "op": "branch", "keep": True})
-        assert idle._answer() and prepared == []
-        assert idle._answer() and prepared == [2]
+        wire.send(ours, {"id": 3, "op": "branch", "keep": False})
+        while len(done) < 5:
+            assert idle.turn()
+        ours.shutdown(socket.SHUT_WR)
+        assert not idle.turn()
+    assert done[:3] == ["branch 1", "branch 2", "branch 3"]
+    assert sorted(done[3:]) == ["copy 1", "copy 2"]

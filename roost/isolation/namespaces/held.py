@@ -21,6 +21,7 @@ class Held:
     helper: Helper
     number: int
     process: int = 0  # of a branch, on the host
+    most: int = 0  # bytes that a branch took when it was made, shared ones too
 
     async def ask(self, op: str, fds: Sequence[int] = (), spent: Spent = unnoted, **fields: Any) -> dict[str, Any]:
         """Raises Unavailable, also if the tracer has ended since: with it, all that it held has."""
@@ -38,9 +39,8 @@ class Held:
         it outlives the room."""
         reply = await self.ask("branch", into, spent, keep=keep)
         left = reply["left"]
-        return Held(self.helper, reply["shadow"], reply["process"]), Left(
-            threads=left["threads"], processes=left["processes"], files=tuple(left["files"])
-        )
+        made = Held(self.helper, reply["shadow"], reply["process"], reply["bytes"])
+        return made, Left(threads=left["threads"], processes=left["processes"], files=tuple(left["files"]))
 
     async def drop(self) -> None:
         with contextlib.suppress(Unavailable):

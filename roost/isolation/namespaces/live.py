@@ -246,6 +246,7 @@ class Contexts:
                         drop=kept.drop,
                         alive=kept.alive,
                         measure=kept.measure,
+                        most=made.most,
                         spill=kept.spill if keep else None,
                         recall=kept.recall,
                         id=one["id"],

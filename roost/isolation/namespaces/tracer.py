@@ -8,7 +8,7 @@ The first message is the policy of rooms. Then each request is `{"id", "op", ...
 |---|---|---|
 | hold | `pid`, `tid`, `robust`; a pidfd | `shadow` |
 | branch | `shadow`, of a frozen room; `keep`: it is to be settled more than once; cgroups of where it outlives the \
-room, that of v2 first | `shadow`, `left`, `process` |
+room, that of v2 first | `shadow`, `left`, `process`, `bytes` |
 | settle | `shadow`, `last`, the room as `shadows.Place`; pidfd, two cgroups, three of the process, v1 cgroups | \
 `shadow`, `pid` within the room |
 | fork | as settle, of a context in a frozen room, which goes on as soon as it is copied | the same |
@@ -53,6 +53,7 @@ _MOST = 4096  # shadows
 _NO_MORE = frozenset({"look", "shelve", "drop", "alive"})  # what makes none: it is done when there are so many, too
 _TIME_S = 5.0  # for one request
 _AHEAD_S = 1.0  # for a copy ahead, for which a request that comes then has to wait
+_AFTER_S = 0.02  # without a request, before one is made: who asked for the branch is answered first, by others too
 _MOST_READY = 64
 _SETTLING = 6  # descriptors before those of v1's cgroups
 _INSIDE = 2  # that of the room's own processes in the v2 tree
@@ -76,32 +77,42 @@ class Tracer:
         self._seeds: dict[int, int] = {}  # the number of what each is a copy of, in the end; of a seed, its own
         self._unwanted: set[int] = set()  # seeds that were dropped
         self._ready: OrderedDict[int, shadows.Shadow] = OrderedDict()  # by what they are copies of
+        self._unready: set[int] = set()  # of what a copy is to be made ahead
         self._watched: dict[int, int] = {}  # pidfds of shadows and of their processes: number of the shadow
         self._ending: dict[int, shadows.Shadow] = {}  # by pidfd
         self._late: set[int] = set()  # contexts' processes that are held and are to be let go
+        self._stirred = -1
         self._poll = select.epoll()
+        self._poll.register(sock, select.EPOLLIN)
         self._used_up = 0  # the branch that has become a context, to be forgotten after the reply
         self._next = 1
 
     def serve(self) -> None:
         """Until the server has gone."""
-        self._poll.register(self._sock, select.EPOLLIN)
-        stirred = linux.signal_descriptor(signal.SIGCHLD)
-        self._poll.register(stirred, select.EPOLLIN)
-        while True:
-            for fd, _ in self._poll.poll():
-                if fd == self._sock.fileno():
-                    if not self._answer():
-                        return
-                elif fd in self._watched:
-                    self._drop(self._watched[fd])
-                elif fd in self._ending:
-                    self._poll.unregister(fd)
-                    self._ending.pop(fd).close()
-                    self._end_strangers()
-                elif fd == stirred:
-                    os.read(stirred, 1 << 10)
-                    self._end_strangers()
+        self._stirred = linux.signal_descriptor(signal.SIGCHLD)
+        self._poll.register(self._stirred, select.EPOLLIN)
+        while self.turn():
+            pass
+
+    def turn(self) -> bool:
+        """Do what has come; where nothing does for a while, make a copy ahead. False: the server has gone."""
+        found = self._poll.poll(_AFTER_S if self._unready else None)
+        if not found:
+            self._prepare(self._unready.pop())
+        for fd, _ in found:
+            if fd == self._sock.fileno():
+                if not self._answer():
+                    return False
+            elif fd in self._watched:
+                self._drop(self._watched[fd])
+            elif fd in self._ending:
+                self._poll.unregister(fd)
+                self._ending.pop(fd).close()
+                self._end_strangers()
+            elif fd == self._stirred:
+                os.read(fd, 1 << 10)
+                self._end_strangers()
+        return True
 
     def _end_strangers(self) -> None:
         """What has stopped or ended and is none of ours. Behind one of ours it is found when that has been closed."""
@@ -149,19 +160,11 @@ class Tracer:
         if self._used_up:
             self._drop(self._used_up)
             self._used_up = 0
-        if "shadow" not in reply or self._is_asked():
-            return True
-        if message["op"] == "branch" and message["keep"]:
-            self._prepare(reply["shadow"])
-        elif message["op"] == "settle" and not message["last"]:
-            self._prepare(message["shadow"])
+        if "shadow" in reply and message["op"] == "branch" and message["keep"]:
+            self._unready.add(reply["shadow"])
+        elif "shadow" in reply and message["op"] == "settle" and not message["last"]:
+            self._unready.add(message["shadow"])
         return True
-
-    def _is_asked(self) -> bool:
-        """Whether a request waits."""
-        poll = select.poll()
-        poll.register(self._sock, select.POLLIN)
-        return bool(poll.poll(0))
 
     def _prepare(self, number: int) -> None:
         """Have a copy of a branch ready. Without one, it takes longer to settle it."""
@@ -190,7 +193,8 @@ class Tracer:
                 told = {"threads": left.threads, "processes": left.processes, "files": list(left.files)}
                 made = self._moved(made, fds)
                 number = self._keep(made, self._seeds[source])
-                return {"shadow": number, "left": told, "process": made.tracee.pid}
+                size = status.size(made.tracee.pid).own
+                return {"shadow": number, "left": told, "process": made.tracee.pid, "bytes": size}
             case "settle":
                 return self._settle(message, fds)
             case "fork":
@@ -345,6 +349,7 @@ class Tracer:
         shadow = self._shadows.pop(number, None)
         if shadow is None:
             return
+        self._unready.discard(number)
         if (ready := self._ready.pop(number, None)) is not None:
             self._end(ready)
         for fd in (shadow.pidfd, shadow.resident_fd):

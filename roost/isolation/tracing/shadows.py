@@ -189,7 +189,7 @@ def branch(shadow: Shadow, filters: int) -> tuple[Shadow, Left]:
     mappings = _judged(shadow)
     copy = Tracee(shadow.tracee.branch("clone", _PARENT, 0, 0, 0, 0), shadow.tracee.insn, shadow.tracee.base)
     try:
-        if status.size(copy.pid) != status.size(shadow.tracee.pid):
+        if status.size(copy.pid).mapped != status.size(shadow.tracee.pid).mapped:
             raise Refused("it has memory that it asked the kernel not to copy")
         # While the room stands still: later, what its code is mapped from may be written to.
         area = shadow.area or copy.map_area()

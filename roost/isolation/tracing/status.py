@@ -11,6 +11,7 @@ _LIMITS_AT = 26  # the column after the names, which have spaces in them
 _MOST_LISTED = 32
 _MOST_READ = 1 << 16
 _DELETED = " (deleted)"
+_PAGE = 4096
 
 
 class Unknown(Exception):
@@ -74,12 +75,21 @@ def _read(path: str) -> str:
         os.close(fd)
 
 
-def size(pid: int) -> int:
-    """Of its memory, in pages, as the kernel counts its mappings. Raises Unknown."""
+@dataclass(frozen=True)
+class Size:
+    """Of a process' memory, in bytes: all that is mapped, and what is there of it that is no file's."""
+
+    mapped: int
+    own: int
+
+
+def size(pid: int) -> Size:
+    """As the kernel counts, which takes it no time. Raises Unknown."""
     try:
-        return int(_read(f"/proc/{pid}/statm").split()[0])
-    except (OSError, ValueError, IndexError):
+        mapped, there, files = map(int, _read(f"/proc/{pid}/statm").split()[:3])
+    except (OSError, ValueError):
         raise Unknown("it has ended") from None
+    return Size(mapped * _PAGE, max(there - files, 0) * _PAGE)
 
 
 def working_directory(pid: int) -> str:
