@@ -31,7 +31,7 @@ T = TypeVar("T")
 
 #: A timer looks again at least that often: the clock it counts by may run at another speed than the loop's.
 _TIMER_MOST_S = 60.0
-_LEAVE_S = 30.0  # for which the end of a room in whose place another is is waited for
+_LEAVE_S = 30.0  # for which the end of a room in whose place another is is waited for, where it can't be made still
 
 
 class Templates(Protocol):
@@ -161,18 +161,21 @@ class Lives:
             fields["ends_at"] = self.after(before.timeout_s)
         new = self._instance_of(entry, replace(before, **fields), branch)
         self.background.spawn(new.run())
+        still, stopped = before.state is SandboxState.PAUSED, None
         try:
             await new.up()
+            if not still:
+                stopped, still = old, await _made_still(old)
             await self.commit(entry, lambda sandbox: replace(sandbox, **fields))
         except BaseException:
-            await asyncio.shield(self.background.spawn(self._lay_down(new, replace(before, **fields).place)))
+            await asyncio.shield(self.background.spawn(self._unswap(new, replace(before, **fields).place, stopped)))
             raise
         entry.instance = new
         entry.samples.new_room()
         await entry.drop_kept()
         entry.leaving = self.leaving.spawn(self._replaced(old, before))
         entry.revoke(StopReason.ROLLED_BACK)
-        if old is not None and old.room is not None:  # nothing of it runs on; what it held may take longer
+        if not still and old is not None and old.room is not None:  # nothing of it runs on
             ending = asyncio.ensure_future(old.room.wait())
             first = asyncio.FIRST_COMPLETED
             await asyncio.wait([entry.leaving, ending], timeout=_LEAVE_S, return_when=first)
@@ -180,6 +183,12 @@ class Lives:
         if new.state is State.STOPPED:  # between two steps of this
             self.background.spawn(self.died(entry, new))
         return entry.sandbox
+
+    async def _unswap(self, new: Instance, place: str, stopped: Instance | None) -> None:
+        if stopped is not None and stopped.room is not None:
+            with contextlib.suppress(RoostError):  # it has ended meanwhile
+                await stopped.room.thaw()
+        await self._lay_down(new, place)
 
     async def _replaced(self, old: Instance | None, before: Sandbox) -> None:
         await self._lay_down(old, before.place)
@@ -400,3 +409,16 @@ class Lives:
             and sandbox.state is SandboxState.RUNNING
             and sandbox.ends_at <= self.now()
         )
+
+
+async def _made_still(instance: Instance | None) -> bool:
+    """Whether nothing of its room runs any more: it stands still, and is thawed by its end."""
+    if instance is None or instance.room is None:
+        return True
+    if not instance.freezes:
+        return False
+    try:
+        await instance.room.freeze()
+    except RoostError:  # as where a process of it is in the kernel
+        return False
+    return True

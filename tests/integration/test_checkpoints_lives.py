@@ -137,9 +137,20 @@ async def test_a_rollback_has_another_room_of_the_checkpoint_and_the_old_one_goe
     assert world.bench.layers == []
 
 
-async def test_who_goes_back_waits_for_the_end_of_what_ran_and_not_for_that_of_what_it_held(world: World) -> None:
+async def test_who_goes_back_finds_what_ran_standing_still_and_does_not_wait_for_its_end(world: World) -> None:
     checkpoint = await world.take("one", Memory())
     before = world.bench.room(world.entry.sandbox)
+    before.stuck = 2
+    await asyncio.wait_for(world.verbs.rollback("acme", world.id, checkpoint), 5)
+    assert before.frozen and not before.destroyed
+    await world.bench.lives.leaving.drained()
+    assert before.destroyed and world.bench.layers == [f"{world.id}-1"]
+
+
+async def test_what_does_not_stand_still_is_waited_for_and_what_it_held_is_not(world: World) -> None:
+    checkpoint = await world.take("one", Memory())
+    before = world.bench.room(world.entry.sandbox)
+    before.rigid = True
     before.stuck = 2  # what it holds is not free at once
     rolling = asyncio.create_task(world.verbs.rollback("acme", world.id, checkpoint))
     await until(lambda: world.entry.sandbox.rollbacks == 1)
@@ -158,7 +169,7 @@ async def test_a_room_that_does_not_end_is_not_waited_for_without_a_bound(
     monkeypatch.setattr(lives, "_LEAVE_S", 0.05)
     checkpoint = await world.take("one", Memory())
     before = world.bench.room(world.entry.sandbox)
-    before.stuck = 1000
+    before.rigid, before.stuck = True, 1000
     await asyncio.wait_for(world.verbs.rollback("acme", world.id, checkpoint), 5)
     place = world.entry.sandbox.place
     with pytest.raises(Unavailable, match="does not end"):  # else there would be more and more of those
@@ -222,6 +233,25 @@ async def test_a_rollback_that_fails_leaves_the_sandbox_as_it_was(world: World, 
     assert lease is not None
     lease.release()
     await world.back(checkpoint)
+
+
+async def test_what_stood_still_for_a_rollback_that_cannot_be_recorded_goes_on(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = await world.take("one", Memory())
+    before = world.entry.sandbox
+    room = world.bench.room(before)
+    stood: list[bool] = []
+
+    async def commit(sandbox: Sandbox) -> None:
+        stood.append(room.frozen)
+        raise StorageFull("full")
+
+    monkeypatch.setattr(world.bench.lives.book, "commit", commit)
+    with pytest.raises(StorageFull):
+        await world.back(checkpoint)
+    assert (stood, room.frozen, room.ended.is_set()) == ([True], False, False)
+    assert world.alive == world.bench.layers == [before.id]
 
 
 async def test_a_checkpoint_that_cannot_be_recorded_leaves_nothing(world: World) -> None:
