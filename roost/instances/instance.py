@@ -367,9 +367,13 @@ class Instance:
         (prepared.room.run_dir / "handle.json").write_text(json.dumps(handle))
         hook = self.spec.initializer.timeout_s if self.spec.initializer else 0.0
         tether = self._tether = self._tether_to(room, prepared.room)
-        await tether.open()
-        await prepared.furnish(room)
-        await tether.link.start(prepared.start, self._around.start_timeout + hook)
+        try:  # what the guest finds as soon as it runs
+            await tether.open()
+            await prepared.furnish(room)
+            await tether.link.start(prepared.start, self._around.start_timeout + hook)
+        except RoostError:
+            await room.settled()  # else this is why
+            raise
         await room.settled()
 
     async def _create(self, spec: RoomSpec) -> Room:

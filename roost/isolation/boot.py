@@ -45,4 +45,5 @@ async def _boot(driver: Driver, template: Template, run_dir: Path) -> str:
         spec = RoomSpec(id="boot", template=template, limits=Limits(disk_mb=64), run_dir=run_dir)
         room = await driver.create(spec)
         stack.push_async_callback(room.destroy)
+        await room.settled()
     return ""

@@ -252,9 +252,9 @@ class Room(Protocol):
         ...
 
     async def settled(self) -> None:
-        """Return when all is in it that it was made with. Its guest starts meanwhile, and waits for that.
+        """Return when it is made, and all is in it that it was made with. Its guest, once it runs, waits for that.
 
-        Raises Unavailable if a copy of the spec's `branch` could not be settled in it.
+        Raises Unavailable with the failed step if it could not be made: it is to be destroyed then.
         """
         ...
 
@@ -344,10 +344,10 @@ class Driver(Protocol):
         ...
 
     async def create(self, spec: RoomSpec) -> Room:
-        """Make a room and start its guest.
+        """Begin a room, whose guest starts when it is made: see `Room.settled`.
 
         The guest holds two listening unix sockets that the driver bound at `run_dir/guest.sock` (control and port
-        relay) and `run_dir/app.sock` (the function's requests); both accept from before the guest runs.
+        relay) and `run_dir/app.sock` (the function's requests); both can be connected to at once.
 
         Raises Unavailable with the failed step when the room cannot be made; nothing is left behind then.
         """

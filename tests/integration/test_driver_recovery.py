@@ -32,6 +32,8 @@ async def main(data_dir, bundle, names):
     template = host_template(data_dir.parent / "template")
     driver = await start(data_dir, Bundle(bundle))
     made = [await driver.create(spec(name)) for name, spec in ((n, make(data_dir, template)) for n in names)]
+    for room in made:
+        await room.settled()
     print(json.dumps([dict(room.handle) for room in made]), flush=True)
     await asyncio.sleep(600)
 
@@ -105,6 +107,7 @@ async def test_a_room_is_adopted_and_others_are_swept(bundle: Bundle, data_dir: 
     # Its id range is taken: a new room has another one.
     template = Template(name="host", root=data_dir.parent / "template", binds=((Path("/usr"), "/usr"),))
     new = await driver.create(spec(data_dir, template, "new"))
+    await new.settled()
     ranges = {str(handle["cgroup"]).rpartition(".")[2] for handle in (room.handle, new.handle)}
     assert len(ranges) == 2
     for one in (room, new):

@@ -460,6 +460,7 @@ async def main(data_dir, bundle):
     (data_dir / "run").mkdir()
     room = await driver.create(RoomSpec(id="room", template=template, limits=Limits(), run_dir=data_dir / "run",
                                         layer=data_dir / "layer.img"))
+    await room.settled()
     print(dict(room.handle), flush=True)
     drafts.images.copy = stop
     await room.snapshot(data_dir / "snapshot.img")

@@ -26,6 +26,7 @@ async def room(tmp_path: Path):
         limits = Limits(memory_mb=512, disk_mb=512)
         made = await driver.create(RoomSpec(id="i0", template=template, limits=limits, run_dir=run_dir))
         try:
+            await made.settled()
             yield run_dir, made
         finally:
             await made.destroy()

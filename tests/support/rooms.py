@@ -123,6 +123,11 @@ class World:
 
     async def room(self, name: str, **more: Any) -> NamespacesRoom:
         room = await self.drivers.create(self.spec(name, **more))
+        try:
+            await room.settled()
+        except BaseException:
+            await room.destroy()
+            raise
         assert isinstance(room, NamespacesRoom)
         self.rooms.append(room)
         return room

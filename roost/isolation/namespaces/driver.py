@@ -198,12 +198,12 @@ class NamespacesDriver:
                 copies = spec.branch.copies if spec.branch is not None else ()
                 if contexts is not None and copies:
                     contexts.adopt(copies)
-                await vacant.occupy(order, [*listeners, *lifeline, *below, *trees])
+                vacant.give(order, [*listeners, *lifeline, *below, *trees])
             if contexts is not None and not copies:
                 contexts.begin()
             undo.pop_all()
         self._ids[vacant.cgroup.name] = spec.id
-        return NamespacesRoom(
+        room = NamespacesRoom(
             driver=self.name if inner is None else inner.driver,
             id=spec.id,
             pid=vacant.pid,
@@ -214,7 +214,15 @@ class NamespacesDriver:
             disks=self.disks,
             on_gone=partial(self._gone, vacant.cgroup.name, vacant.index),
             contexts=contexts,
+            waiting=vacant,
         )
+        if inner is not None:  # a kernel takes long to start, and the bounds of who goes on are for its guest
+            try:
+                await room.settled()
+            except BaseException:
+                await room.destroy()
+                raise
+        return room
 
     def _contexts(
         self, shape: Shape, vacant: VacantRoom, opened: ExitStack, undo: AsyncExitStack

@@ -15,6 +15,7 @@ from roost.isolation.disks import Disks
 from roost.isolation.drafts import Draft
 from roost.isolation.driver import Branch, Left, Usage, WholeCopy
 from roost.isolation.namespaces.live import Contexts, is_busy
+from roost.isolation.namespaces.vacant import WaitingProcess
 from roost.model.errors import InvalidArgument, Unavailable
 
 SOCKETS = ("guest.sock", "app.sock")
@@ -50,7 +51,9 @@ class NamespacesRoom:
         disks: Disks,
         on_gone: Callable[[], None],
         contexts: Contexts | None = None,
+        waiting: WaitingProcess | None = None,
     ) -> None:
+        """`waiting`: its first process, which has been told whose it is, and may not be its guest yet."""
         self._driver = driver
         self.id = id
         self.pid = pid
@@ -64,6 +67,9 @@ class NamespacesRoom:
         self._contexts = contexts
         if contexts is not None:
             contexts.still, contexts.runs = self._still, self._runs
+        self._making = None if waiting is None else asyncio.ensure_future(waiting.up())
+        if self._making is not None:
+            self._making.add_done_callback(_seen)
         self._started = start_time(pid)
         self._last_usage: Usage | None = None
         self._ended = asyncio.Event()
@@ -101,6 +107,8 @@ class NamespacesRoom:
         await self._ended.wait()
 
     async def settled(self) -> None:
+        if self._making is not None:
+            await asyncio.shield(self._making)
         if self._contexts is not None:
             await self._contexts.settled()
 
@@ -307,6 +315,8 @@ class NamespacesRoom:
                     await asyncio.wait_for(self._ended.wait(), _KILL_TIMEOUT_S)
                 except TimeoutError:
                     raise Unavailable(f"The room {self.id} does not end.") from None
+            if self._making is not None:
+                await asyncio.wait([self._making])
             self._last_usage = self._cgroup.usage()
             await self._cgroup.remove()
             for name in (*SOCKETS, COPIES):
@@ -317,6 +327,12 @@ class NamespacesRoom:
                 await self._contexts.close()
             self._gone = True
             self._on_gone()
+
+
+def _seen(done: asyncio.Future[None]) -> None:
+    """What went wrong, also where nobody asks for it."""
+    if not done.cancelled():
+        done.exception()
 
 
 def _named(drafts: Iterable[tuple[Draft, Path]]) -> asyncio.Future[Any]:

@@ -84,12 +84,22 @@ class WaitingProcess:
 
     async def occupy(self, message: dict[str, Any], fds: Sequence[int]) -> None:
         """Return when its guest runs. Raises Unavailable with what went wrong; it is to be discarded then."""
+        self.give(message, fds)
+        await self.up()
+
+    def give(self, message: dict[str, Any], fds: Sequence[int]) -> None:
+        """Tell it whose it is; what becomes of it then, `up` tells. Raises OSError."""
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it has ended, and said why
             wire.send(self.order, message, fds)
-        await self._await_entered()
-        self.entered.set()
-        await asyncio.sleep(0)  # first, who waits for that
-        self.let_go()
+
+    async def up(self) -> None:
+        """As `occupy`, after `give`. What its making alone needed is let go, whatever comes of it."""
+        try:
+            await self._await_entered()
+            self.entered.set()
+            await asyncio.sleep(0)  # first, who waits for that
+        finally:
+            self.let_go()
 
     async def _await_entered(self) -> None:
         """Wait until the room's guest runs, or its process has ended."""
