@@ -216,3 +216,23 @@ async def test_what_was_kept_of_a_room_that_does_not_go_on_is_dropped() -> None:
     with pytest.raises(Unavailable, match="does not go on"):
         await _Leaving(dropped).leave()
     assert dropped == ["a"]
+
+
+async def test_whether_cells_run_is_asked_without_holding_anything(room: Room) -> None:
+    async def answer(lost: list[str]) -> str:
+        received = await asyncio.to_thread(wire.receive, room.daemon)
+        assert received is not None
+        wire.send(room.daemon, {"held": [], "lost": lost, "number": received[0]["number"]})
+        return str(received[0]["op"])
+
+    for lost, rests in (
+        ([], True),
+        (["context a: it is not Python"], True),
+        (["context a: a cell of it still runs"], False),
+    ):
+        answering = asyncio.create_task(answer(lost))
+        assert await room.contexts.at_rest() is rests
+        assert await answering == "rest"
+    room.daemon.setblocking(False)
+    with pytest.raises(BlockingIOError):
+        wire.receive(room.daemon)

@@ -271,17 +271,24 @@ class Contexts:
         """The contexts between two cells, where they can be copied, and why others are not among them. `now`: cells
         that run are interrupted."""
         async with self._asking:
-            if self._first is not None:
-                await asyncio.wait([self._first])
             try:
-                try:
-                    reply = await self._ask({"op": "hold", "wait_s": wait_s, "now": now}, wait_s + _REPLY_S)
-                    found = parse_hold(reply)
-                except Unavailable as error:
-                    found = ([], [error.message])
-                yield found
+                yield await self._stilled({"op": "hold", "wait_s": wait_s, "now": now})
             finally:
                 self._tell({"op": "release"})
+
+    async def at_rest(self) -> bool:
+        """Wait until no cell runs, up to a bound. Whether that is so."""
+        async with self._asking:
+            return not is_busy((await self._stilled({"op": "rest", "wait_s": HOLD_S}))[1])
+
+    async def _stilled(self, message: dict[str, Any]) -> tuple[list[dict[str, Any]], list[str]]:
+        """What the daemon answers, once it has what the room begins with."""
+        if self._first is not None:
+            await asyncio.wait([self._first])
+        try:
+            return parse_hold(await self._ask(message, message["wait_s"] + _REPLY_S))
+        except Unavailable as error:
+            return [], [error.message]
 
     async def _ask(self, message: dict[str, Any], timeout_s: float) -> dict[str, Any]:
         self._reply = asyncio.get_running_loop().create_future()

@@ -128,8 +128,7 @@ class NamespacesRoom:
         """Paused with its memory, it is at rest."""
         if self._contexts is None or self._cgroup.is_frozen():
             return True
-        async with self._contexts.standing_still() as (_, lost):
-            return not is_busy(lost)
+        return await self._contexts.at_rest()
 
     def anonymous(self) -> int:
         """Now."""

@@ -131,6 +131,11 @@ class Context:
             kernel.release()
             self._turn.release()
 
+    async def rest(self, wait_s: float) -> None:
+        """Return when no cell of it runs. Raises Busy."""
+        await self._acquire(wait_s, now=False)
+        self._turn.release()
+
     async def stand(self, wait_s: float) -> None:
         """Take its turn, until `go_on`: the room is copied with all its processes, of which one in Python is told.
         Raises CannotStart if that can't be, with why."""
@@ -369,6 +374,19 @@ class Contexts:
 
         await asyncio.gather(*(one(context) for context in list(self._all.values())))
         return {"held": held, "lost": lost}
+
+    async def rest(self, wait_s: float) -> dict[str, Any]:
+        """As `lifeline.Holder`."""
+        lost: list[str] = []
+
+        async def one(context: Context) -> None:
+            try:
+                await context.rest(wait_s)
+            except Busy as error:
+                lost.append(f"context {context.id}: {error}")
+
+        await asyncio.gather(*(one(context) for context in list(self._all.values()) if context.language == PYTHON))
+        return {"held": [], "lost": lost}
 
     def release(self) -> None:
         standing, self._standing = self._standing, []

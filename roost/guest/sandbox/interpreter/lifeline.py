@@ -10,6 +10,7 @@ Messages are JSON, with descriptors from the host alone:
 | `whole` | those were all |
 | `hold`, `wait_s`, `now` | all contexts are to stand still between two cells, those that run interrupted if it is \
 to be now; answered by `held` and `lost` |
+| `rest`, `wait_s` | no cell is to run; answered as `hold`, which nothing is held by |
 | `release` | they may go on |
 
 Exactly one of `first` and `whole` comes, before `hold`. The daemon asks for one thing at a time, answered by `reply`.
@@ -92,6 +93,10 @@ class Holder(Protocol):
 
     async def hold(self, wait_s: float, *, now: bool = False) -> dict[str, Any]:
         """Have them stand still, `now`: by interrupts; what the host is told of them."""
+        ...
+
+    async def rest(self, wait_s: float) -> dict[str, Any]:
+        """Wait until no cell runs; what the host is told of those that go on."""
         ...
 
     def release(self) -> None: ...
@@ -218,12 +223,19 @@ class Lifeline:
         if message.get("op") == "hold":
             held = self._hold(holder, message.get("number"), float(message["wait_s"]), now=bool(message.get("now")))
             self._run(held)
+        elif message.get("op") == "rest":
+            self._run(self._rest(holder, message.get("number"), float(message["wait_s"])))
         elif message.get("op") == "release":
             self._release(holder)
 
     async def _hold(self, holder: Holder, number: object, wait_s: float, *, now: bool) -> None:
         self._timer = asyncio.get_running_loop().call_later(wait_s + _RELEASE_S, holder.release)
-        reply = await holder.hold(wait_s, now=now)
+        self._tell(await holder.hold(wait_s, now=now), number)
+
+    async def _rest(self, holder: Holder, number: object, wait_s: float) -> None:
+        self._tell(await holder.rest(wait_s), number)
+
+    def _tell(self, reply: dict[str, Any], number: object) -> None:
         with contextlib.suppress(OSError):
             self._sock.send(json.dumps({**reply, "number": number}).encode())
 
