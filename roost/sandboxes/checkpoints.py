@@ -133,10 +133,10 @@ class Checkpoints:
                     held = HeldMemory(branch=branch, used=at, bytes=branch.most, disk_bytes=branch.disk_bytes)
                     entry.held[made.id] = held
         await self._prune(entry)
-        counting = self._lives.background.spawn(self._look(entry, made.id))
-        if any(excess() > 0 for _, excess, _ in self._excesses([entry])):
-            await counting
+        if self._disk_excess() > 0 or any(excess() > 0 for _, excess, _ in self._excesses([entry])):
             await self.bound_memory()
+        else:
+            self._lives.background.spawn(self._look(entry, made.id))
         return self._shown(entry, next((one for one in entry.sandbox.checkpoints if one.id == made.id), made))
 
     def _checkpoint(self, entry: Entry, label: str, copied: Copied) -> Checkpoint:
@@ -272,6 +272,9 @@ class Checkpoints:
     async def bound_memory(self) -> None:
         """By memory, as it was last measured: of the server, of each account, of each sandbox. Then by disk."""
         async with self._bounding:
+            for entry in list(self._lives.entries.values()):
+                for id in [id for id, held in entry.held.items() if not held.looked]:
+                    await self._look(entry, id)
             await self._bound_memory()
             await self._bound_disk()
 
@@ -311,11 +314,13 @@ class Checkpoints:
             for id, held in entry.held.items()
             if _is_at_rest(held)
         }
-        excess = sum(entry.disk_bytes for entry in self._lives.entries.values()) - self._bounds.disk_bytes
-        for id in least_used((share for _, share in shares.values()), excess):
+        for id in least_used((share for _, share in shares.values()), self._disk_excess()):
             entry = shares[id][0]
             if (held := entry.held.get(id)) is not None and _is_at_rest(held):  # nor was it wanted meanwhile
                 await self._drop_memory(entry, id, DISK_FULL)
+
+    def _disk_excess(self) -> int:
+        return sum(entry.disk_bytes for entry in self._lives.entries.values()) - self._bounds.disk_bytes
 
     async def _spill(self, entry: Entry, id: str, why: str) -> None:
         """Have it on disk; what can't be there is dropped."""

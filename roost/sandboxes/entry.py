@@ -25,7 +25,7 @@ class HeldMemory:
 
     branch: Branch
     used: float
-    bytes: int = 0  # of memory, when it was last looked at
+    bytes: int = 0  # of memory, when it was last looked at; before that, at most
     disk_bytes: int = 0  # of its files, while it is on disk, where that of a whole room always is
     users: int = 0  # who make rooms with it
     moving: asyncio.Lock = field(default_factory=asyncio.Lock)  # with which it goes to disk, or comes from there
