@@ -51,7 +51,7 @@ def wait_for(fd: int, most: int, said: bytes = b"") -> bytes:
 
 def stand_still(channel: Channel, number: bytes) -> None:
     """Answer the hold of that number, and wait until the daemon says that the copy is made, or says in the copy what it
-    is. `on_born` is called in a copy of the process alone."""
+    is. `on_born` is called in a copy of the process alone, as soon as it is sure to take cells."""
     with undisturbed():
         _stand_still(channel, number)
 
@@ -68,21 +68,23 @@ def _stand_still(channel: Channel, number: bytes) -> None:
     kind, payload = channel.rest(frames.frame(frames.HELD, number))
     while kind not in (frames.GO, frames.BORN, frames.RENEW):
         kind, payload = channel.rest()
-    if kind == frames.BORN:
-        _be_copy(channel, opened, payload)
-        channel.on_born()
-    else:
-        at_fork.after_in_original()
-        if kind == frames.RENEW:
-            _begin(json.loads(payload))
-    channel.moving = False
+    try:
+        if kind == frames.BORN:
+            _be_copy(channel, opened, payload)
+        else:
+            at_fork.after_in_original()
+            if kind == frames.RENEW:
+                _begin(json.loads(payload))
+    finally:
+        channel.moving = False
 
 
 def _be_copy(channel: Channel, opened: Mapping[int, Open], told: bytes) -> None:
     channel.renew()
     renew(opened, {})
-    _begin(json.loads(told), forked=True)
+    channel.on_born()  # what is left is done before the first cell, which this thread takes, and nobody waits for it
     handle_signals()
+    _begin(json.loads(told), forked=True)
 
 
 def rehearse(channel: Channel) -> None:
@@ -99,5 +101,5 @@ def rehearse(channel: Channel) -> None:
 
 def _begin(told: Mapping[str, Any], *, forked: bool = False) -> None:
     """What must be its own: variables, random numbers."""
-    os.environ.update(told["env"])
     reseed(forked=forked)
+    os.environ.update(told["env"])

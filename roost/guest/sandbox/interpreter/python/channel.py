@@ -41,7 +41,7 @@ class Channel:
         self._interrupted = False
         self.interruptible = False
         self.is_open = True
-        self.on_born: Callable[[], None] = lambda: None  # in a copy, before it takes cells
+        self.on_born: Callable[[], None] = lambda: None  # in a copy, which is going to take cells
         self.moving = False  # the process is being copied, and its copy has a channel too
         self._quiet = False  # it has waited for long
         self._bound_wait(_QUIET)
