@@ -250,14 +250,19 @@ def session(slave):
         os.write(again, b"name")
         os._exit(0)
     return os.waitpid(child, 0)[1]
+def written(master):
+    found = b""
+    while len(found) < len(b"ttyname"):  # it arrives in parts
+        found += os.read(master, 16)
+    return found.decode()
 def attempt():
     master, slave = pty.openpty()
     about = os.fstat(slave)
     ended = session(slave)
-    return [ended, os.read(master, 16).decode(), about.st_uid, about.st_gid, stat.S_IMODE(about.st_mode)]
+    return [ended, written(master) if not ended else "", about.st_uid, about.st_gid, stat.S_IMODE(about.st_mode)]
 master, slave = pty.openpty()
 os.fchown(slave, 1000, 5)
-result = [as_user(attempt), as_user(lambda: session(slave)), os.read(master, 16).decode()]
+result = [as_user(attempt), as_user(lambda: session(slave)), written(master)]
 """
     made, room = pair[0]
     assert await made.ask(room, AS_USER + source) == [[0, "ttyname", 1000, 5, 0o620], 0, "ttyname"]
