@@ -372,7 +372,7 @@ class Instance:
             await prepared.furnish(room)
             await tether.link.start(prepared.start, self._around.start_timeout + hook)
         except RoostError:
-            await room.settled()  # else this is why
+            await room.made()  # else this is why
             raise
         await room.settled()
 

@@ -94,6 +94,8 @@ class Drafts:
     def __init__(self, *, timeout_s: float = _TIMEOUT_S) -> None:
         self._timeout_s = timeout_s
         self._pool = ThreadPoolExecutor(max_workers=_AT_ONCE, thread_name_prefix="roost-draft")
+        # Else a room that stands still to be copied would wait for another's disk.
+        self._syncs = ThreadPoolExecutor(max_workers=_AT_ONCE, thread_name_prefix="roost-sync")
         self._stops: set[threading.Event] = set()
 
     async def copy(self, source: int, mount: int | None, target: Path) -> Draft:
@@ -107,7 +109,9 @@ class Drafts:
         made = asyncio.get_running_loop().run_in_executor(self._pool, _copy, *given, target, stop)
         try:
             async with asyncio.timeout(self._timeout_s):
-                return Draft(await asyncio.shield(made), target, self._pool)
+                copied = await asyncio.shield(made)
+            with storage(target):
+                return Draft(copied, target, self._syncs)
         except BaseException as error:
             stop.set()
             made.add_done_callback(_close_unwanted)
@@ -122,6 +126,7 @@ class Drafts:
         for stop in self._stops:
             stop.set()
         self._pool.shutdown()
+        self._syncs.shutdown()
 
 
 def _copy(source: int, mount: int | None, target: Path, stop: threading.Event) -> int:

@@ -251,10 +251,15 @@ class Room(Protocol):
         """Return when the room's init has ended."""
         ...
 
-    async def settled(self) -> None:
-        """Return when it is made, and all is in it that it was made with. Its guest, once it runs, waits for that.
+    async def made(self) -> None:
+        """Return when its guest runs. Raises Unavailable with the failed step if it could not be made: it is to be
+        destroyed then."""
+        ...
 
-        Raises Unavailable with the failed step if it could not be made: it is to be destroyed then.
+    async def settled(self) -> None:
+        """Return when it is made, and all is in it that it was made with, for which its guest waits.
+
+        Raises Unavailable too if a copy of the spec's `branch` could not be settled in it.
         """
         ...
 
@@ -344,7 +349,7 @@ class Driver(Protocol):
         ...
 
     async def create(self, spec: RoomSpec) -> Room:
-        """Begin a room, whose guest starts when it is made: see `Room.settled`.
+        """Begin a room, whose guest starts when it is made: see `Room.made`.
 
         The guest holds two listening unix sockets that the driver bound at `run_dir/guest.sock` (control and port
         relay) and `run_dir/app.sock` (the function's requests); both can be connected to at once.

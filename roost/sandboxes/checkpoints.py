@@ -133,10 +133,11 @@ class Checkpoints:
                     held = HeldMemory(branch=branch, used=at, bytes=branch.most, disk_bytes=branch.disk_bytes)
                     entry.held[made.id] = held
         await self._prune(entry)
-        if self._disk_excess() > 0 or any(excess() > 0 for _, excess, _ in self._excesses([entry])):
+        counting = self._lives.background.spawn(self._look(entry, made.id))
+        if self._is_over(entry):
+            await counting
+        if self._is_over(entry):
             await self.bound_memory()
-        else:
-            self._lives.background.spawn(self._look(entry, made.id))
         return self._shown(entry, next((one for one in entry.sandbox.checkpoints if one.id == made.id), made))
 
     def _checkpoint(self, entry: Entry, label: str, copied: Copied) -> Checkpoint:
@@ -272,15 +273,20 @@ class Checkpoints:
     async def bound_memory(self) -> None:
         """By memory, as it was last measured: of the server, of each account, of each sandbox. Then by disk."""
         async with self._bounding:
-            for entry in list(self._lives.entries.values()):
-                for id in [id for id, held in entry.held.items() if not held.looked]:
-                    await self._look(entry, id)
             await self._bound_memory()
             await self._bound_disk()
 
     async def _bound_memory(self) -> None:
         for entries, excess, why in self._excesses(list(self._lives.entries.values())):
+            if excess() > 0:
+                for entry in entries:  # nothing goes for what was not counted yet
+                    for id in [id for id, held in entry.held.items() if not held.looked]:
+                        await self._look(entry, id)
             await self._spill_least_used(entries, excess(), why)
+
+    def _is_over(self, entry: Entry) -> bool:
+        """Whether a bound is broken that has to do with it."""
+        return self._disk_excess() > 0 or any(excess() > 0 for _, excess, _ in self._excesses([entry]))
 
     def _excesses(self, of: list[Entry]) -> Iterator[tuple[list[Entry], Callable[[], int], str]]:
         """Those who share a bound with one of these, and by how many bytes they are above it."""

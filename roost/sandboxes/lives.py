@@ -164,14 +164,17 @@ class Lives:
         still, stopped = before.state is SandboxState.PAUSED, None
         try:
             await new.up()
-            if not still:
-                stopped, still = old, await _made_still(old)
+            if not still and old is not None:
+                stopped = old
+                still = await _made_still(old)
             await self.commit(entry, lambda sandbox: replace(sandbox, **fields))
         except BaseException:
             await asyncio.shield(self.background.spawn(self._unswap(new, replace(before, **fields).place, stopped)))
             raise
         entry.instance = new
         entry.samples.new_room()
+        # As it was made to stand, it stands: nobody ends it with a last word to its guest, nor does it just begin.
+        still = still and (old is None or (old.usable and old.state is not State.STARTING))
         await entry.drop_kept()
         entry.leaving = self.leaving.spawn(self._replaced(old, before))
         entry.revoke(StopReason.ROLLED_BACK)
@@ -185,10 +188,12 @@ class Lives:
         return entry.sandbox
 
     async def _unswap(self, new: Instance, place: str, stopped: Instance | None) -> None:
-        if stopped is not None and stopped.room is not None:
-            with contextlib.suppress(RoostError):  # it has ended meanwhile
-                await stopped.room.thaw()
-        await self._lay_down(new, place)
+        try:
+            if stopped is not None and stopped.room is not None:
+                with contextlib.suppress(RoostError):  # it has ended meanwhile
+                    await stopped.room.thaw()
+        finally:
+            await self._lay_down(new, place)
 
     async def _replaced(self, old: Instance | None, before: Sandbox) -> None:
         await self._lay_down(old, before.place)
@@ -411,14 +416,14 @@ class Lives:
         )
 
 
-async def _made_still(instance: Instance | None) -> bool:
-    """Whether nothing of its room runs any more: it stands still, and is thawed by its end."""
-    if instance is None or instance.room is None:
+async def _made_still(instance: Instance) -> bool:
+    """Whether nothing of its room runs any more: it stands still, until its end."""
+    if instance.room is None:
         return True
     if not instance.freezes:
         return False
     try:
         await instance.room.freeze()
-    except RoostError:  # as where a process of it is in the kernel
+    except (RoostError, OSError):  # as where a process of it is in the kernel, or this one may open no more
         return False
     return True

@@ -352,6 +352,17 @@ async def test_a_guest_that_does_not_import_is_told(bundle: Bundle, tmp_path: Pa
             await made.room("guest")
 
 
+async def test_who_comes_while_it_is_made_finds_the_network_of_the_room(forked: World) -> None:
+    """And not the zygote's, in which its first process was forked."""
+    for number in range(8):
+        limits = Limits(disk_mb=64, memory_mb=256 + number)  # so there is none that waits
+        room = await forked.drivers.create(forked.spec(f"begun-{number}", limits=limits))
+        try:
+            (await forked.driver.open_door(room)).close()
+        finally:
+            await room.destroy()
+
+
 async def test_destroying_while_being_made_is_clean(rooms: World) -> None:
     await (await rooms.room("warm")).destroy()
     data_dir = rooms.directory / "data"

@@ -193,6 +193,14 @@ async def test_a_start_that_fails_tells_the_caller_why(bench: Bench, script: str
     (await bench.lease(SPEC)).release()
 
 
+async def test_a_room_that_is_begun_and_can_not_be_made(bench: Bench) -> None:
+    bench.driver.script = "unmade"
+    with pytest.raises(Unavailable, match="mounts: No such file"):
+        await bench.lease(SPEC)
+    await until(lambda: bench.roster.instances() == [])
+    assert bench.driver.alive == []
+
+
 async def test_a_room_that_can_not_be_made(bench: Bench) -> None:
     bench.driver.fail_create = True
     with pytest.raises(Unavailable, match="loop"):

@@ -16,6 +16,8 @@ from roost.model.function import FunctionSpec, Limits
 from roost.model.session import Session
 from roost.model.usage import TransitionRecord
 
+#: Why a room is not made that was begun.
+UNMADE = "The room could not be made: mounts: No such file or directory."
 #: Messages that are JSON, or look like it, and no answer.
 LIES = (
     b'{"event":"ready","init_ms":1%s}' % (b"0" * 400),
@@ -45,7 +47,6 @@ class FakeRoom:
         self.stuck = 0  # so many times, `destroy` fails
         self.rigid = False  # it does not freeze
         self.busy = False  # a cell runs, and does not end
-        self.unsettled = ""  # why what was copied into it is not there
         self.anonymous_bytes = 0
         self.branches: list[Branch] = []  # what `branch` gives next
         self.ties = ""  # why its memory can't go elsewhere
@@ -92,7 +93,7 @@ class FakeRoom:
             case "hangs up":
                 writer.close()
                 return
-            case "dies":
+            case "dies" | "unmade":  # while it is made, which `made` tells
                 self.die()
                 return
             case "slow":
@@ -156,9 +157,12 @@ class FakeRoom:
                 writer.close()
         return self.branches.pop() if self.branches else Branch(lost=("there is no memory here",))
 
+    async def made(self) -> None:
+        if self.script == "unmade":
+            raise Unavailable(UNMADE)
+
     async def settled(self) -> None:
-        if self.unsettled:
-            raise Unavailable(self.unsettled)
+        await self.made()
 
     async def rest(self) -> bool:
         return not self.busy

@@ -9,6 +9,8 @@ import mmap
 import os
 import socket
 import tempfile
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -230,3 +232,33 @@ def test_a_copy_is_made_ahead_while_nobody_asks(monkeypatch: pytest.MonkeyPatch)
         assert not idle.turn()
     assert done[:3] == ["branch 1", "branch 2", "branch 3"]
     assert sorted(done[3:]) == ["copy 1", "copy 2"]
+
+
+def test_who_asks_for_ever_keeps_no_copy_from_being_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    copied: list[int] = []
+    monkeypatch.setattr(tracer, "_LATEST_S", 0.05)
+    monkeypatch.setattr(tracer.Tracer, "_do", lambda _, message, *__: {"shadow": message["id"]})
+    monkeypatch.setattr(tracer.Tracer, "_prepare", lambda _, number: copied.append(number))
+    ours, theirs = wire.pair()
+    with ours, theirs:
+        busy = tracer.Tracer(theirs, RoomPolicy(seccomp=b""))
+        asking = threading.Event()
+
+        def ask() -> None:
+            number = 1
+            while not asking.wait(0.005):
+                wire.send(ours, {"id": number, "op": "branch", "keep": number == 1})
+                wire.receive(ours)
+                number += 1
+            ours.shutdown(socket.SHUT_WR)
+
+        asker = threading.Thread(target=ask)
+        asker.start()
+        end = time.monotonic() + 10
+        while not copied and time.monotonic() < end:
+            busy.turn()
+        asking.set()
+        while busy.turn():
+            pass
+        asker.join()
+    assert copied == [1]

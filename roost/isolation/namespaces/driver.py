@@ -338,6 +338,7 @@ class NamespacesDriver:
         """Turn what leaves the room to sockets of the caller's; asked again, to others. Raises Unavailable."""
         if not isinstance(room, NamespacesRoom) or room.handle["driver"] != self.name:
             raise Unavailable("Transparent egress is for rooms of the namespaces driver.")
+        await room.made()  # before, its first process may not be in its network
         netns = room.network()
         try:
             return await self._doors.open(netns)

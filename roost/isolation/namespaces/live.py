@@ -271,6 +271,7 @@ class Contexts:
         """The contexts between two cells, where they can be copied, and why others are not among them. `now`: cells
         that run are interrupted."""
         async with self._asking:
+            await self._begun()
             try:
                 yield await self._stilled({"op": "hold", "wait_s": wait_s, "now": now})
             finally:
@@ -279,12 +280,16 @@ class Contexts:
     async def at_rest(self) -> bool:
         """Wait until no cell runs, up to a bound. Whether that is so."""
         async with self._asking:
+            await self._begun()
             return not is_busy((await self._stilled({"op": "rest", "wait_s": HOLD_S}))[1])
 
-    async def _stilled(self, message: dict[str, Any]) -> tuple[list[dict[str, Any]], list[str]]:
-        """What the daemon answers, once it has what the room begins with."""
+    async def _begun(self) -> None:
+        """The daemon has what the room begins with: before, it takes nothing else."""
         if self._first is not None:
             await asyncio.wait([self._first])
+
+    async def _stilled(self, message: dict[str, Any]) -> tuple[list[dict[str, Any]], list[str]]:
+        """What the daemon answers."""
         try:
             return parse_hold(await self._ask(message, message["wait_s"] + _REPLY_S))
         except Unavailable as error:

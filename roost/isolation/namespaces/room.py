@@ -106,9 +106,12 @@ class NamespacesRoom:
     async def wait(self) -> None:
         await self._ended.wait()
 
-    async def settled(self) -> None:
+    async def made(self) -> None:
         if self._making is not None:
             await asyncio.shield(self._making)
+
+    async def settled(self) -> None:
+        await self.made()
         if self._contexts is not None:
             await self._contexts.settled()
 

@@ -38,6 +38,7 @@ import select
 import signal
 import socket
 import sys
+import time
 from collections import OrderedDict
 from collections.abc import Iterator
 from typing import Any
@@ -53,7 +54,8 @@ _MOST = 4096  # shadows
 _NO_MORE = frozenset({"look", "shelve", "drop", "alive"})  # what makes none: it is done when there are so many, too
 _TIME_S = 5.0  # for one request
 _AHEAD_S = 1.0  # for a copy ahead, for which a request that comes then has to wait
-_AFTER_S = 0.02  # without a request, before one is made: who asked for the branch is answered first, by others too
+_AFTER_S = 0.02  # in which nothing happens before that: who has asked for the branch goes on first
+_LATEST_S = 0.2  # for which that is waited for: then it is done as soon as nothing waits
 _MOST_READY = 64
 _SETTLING = 6  # descriptors before those of v1's cgroups
 _INSIDE = 2  # that of the room's own processes in the v2 tree
@@ -78,6 +80,7 @@ class Tracer:
         self._unwanted: set[int] = set()  # seeds that were dropped
         self._ready: OrderedDict[int, shadows.Shadow] = OrderedDict()  # by what they are copies of
         self._unready: set[int] = set()  # of what a copy is to be made ahead
+        self._prepared_at = 0.0  # when that was done last, or there was nothing to do
         self._watched: dict[int, int] = {}  # pidfds of shadows and of their processes: number of the shadow
         self._ending: dict[int, shadows.Shadow] = {}  # by pidfd
         self._late: set[int] = set()  # contexts' processes that are held and are to be let go
@@ -96,9 +99,13 @@ class Tracer:
 
     def turn(self) -> bool:
         """Do what has come; where nothing does for a while, make a copy ahead. False: the server has gone."""
-        found = self._poll.poll(_AFTER_S if self._unready else None)
+        if not self._unready:
+            self._prepared_at = time.monotonic()
+        late = time.monotonic() - self._prepared_at > _LATEST_S
+        found = self._poll.poll(None if not self._unready else 0 if late else _AFTER_S)
         if not found:
             self._prepare(self._unready.pop())
+            self._prepared_at = time.monotonic()
         for fd, _ in found:
             if fd == self._sock.fileno():
                 if not self._answer():
@@ -193,8 +200,7 @@ class Tracer:
                 told = {"threads": left.threads, "processes": left.processes, "files": list(left.files)}
                 made = self._moved(made, fds)
                 number = self._keep(made, self._seeds[source])
-                size = status.size(made.tracee.pid).own
-                return {"shadow": number, "left": told, "process": made.tracee.pid, "bytes": size}
+                return {"shadow": number, "left": told, "process": made.tracee.pid, "bytes": made.size}
             case "settle":
                 return self._settle(message, fds)
             case "fork":

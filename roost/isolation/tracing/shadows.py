@@ -103,6 +103,7 @@ class Shadow:
     room_pid: int = 0  # that of its process, in its room
     resident_fd: int = -1
     base: int = 0  # of the room that its ids are of
+    size: int = 0  # of a branch: bytes of memory, shared ones too, when it was made
 
     def kill(self) -> None:
         """Without a wait for its end; it may have ended, and its number be another's."""
@@ -189,14 +190,16 @@ def branch(shadow: Shadow, filters: int) -> tuple[Shadow, Left]:
     mappings = _judged(shadow)
     copy = Tracee(shadow.tracee.branch("clone", _PARENT, 0, 0, 0, 0), shadow.tracee.insn, shadow.tracee.base)
     try:
-        if status.size(copy.pid).mapped != status.size(shadow.tracee.pid).mapped:
+        size = status.size(copy.pid)
+        if size.mapped != status.size(shadow.tracee.pid).mapped:
             raise Refused("it has memory that it asked the kernel not to copy")
         # While the room stands still: later, what its code is mapped from may be written to.
         area = shadow.area or copy.map_area()
         within = copy.within(area)
         _own(within, shadow, memory.shared(mappings))
         within.close()
-        return Shadow(copy, os.pidfd_open(copy.pid), shadow.thread, state, area, base=shadow.base), left
+        pidfd = os.pidfd_open(copy.pid)
+        return Shadow(copy, pidfd, shadow.thread, state, area, base=shadow.base, size=size.own), left
     except BaseException:
         end(copy.pid)
         raise

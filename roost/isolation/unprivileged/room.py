@@ -83,6 +83,9 @@ class UnprivilegedRoom:
     async def thaw(self) -> None:
         """It is never frozen."""
 
+    async def made(self) -> None:
+        """At once."""
+
     async def settled(self) -> None:
         """At once: nothing is copied into it."""
 

@@ -131,8 +131,13 @@ class Context:
             kernel.release()
             self._turn.release()
 
+    @property
+    def runs(self) -> bool:
+        """Whether a cell runs, or it is busy otherwise."""
+        return self._turn.locked()
+
     async def rest(self, wait_s: float) -> None:
-        """Return when no cell of it runs. Raises Busy."""
+        """Return when its cells have ended. Raises Busy."""
         await self._acquire(wait_s, now=False)
         self._turn.release()
 
@@ -378,14 +383,14 @@ class Contexts:
     async def rest(self, wait_s: float) -> dict[str, Any]:
         """As `lifeline.Holder`."""
         lost: list[str] = []
-
-        async def one(context: Context) -> None:
-            try:
-                await context.rest(wait_s)
-            except Busy as error:
-                lost.append(f"context {context.id}: {error}")
-
-        await asyncio.gather(*(one(context) for context in list(self._all.values()) if context.language == PYTHON))
+        loop = asyncio.get_running_loop()
+        end = loop.time() + wait_s
+        while not lost and (running := [each for each in self._all.values() if each.language == PYTHON and each.runs]):
+            for context in running:  # others may begin meanwhile
+                try:
+                    await context.rest(end - loop.time())
+                except Busy as error:
+                    lost.append(f"context {context.id}: {error}")
         return {"held": [], "lost": lost}
 
     def release(self) -> None:
