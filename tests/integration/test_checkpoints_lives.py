@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -147,6 +148,28 @@ async def test_who_goes_back_finds_what_ran_standing_still_and_does_not_wait_for
     assert before.destroyed and world.bench.layers == [f"{world.id}-1"]
 
 
+async def test_what_is_killed_while_it_is_gone_back_from_is_waited_for(world: World) -> None:
+    """It is asked for a last word, and so does not stand still any more."""
+    checkpoint = await world.take("one", Memory())
+    before = world.bench.room(world.entry.sandbox)
+    await world.bench.fleet.pause("acme", world.id)
+    before.stuck = 2
+    world.bench.driver.gate = asyncio.Event()
+    rolling = asyncio.create_task(world.verbs.rollback("acme", world.id, checkpoint))
+    await until(lambda: len(world.entry.places) == 2)
+    killing = asyncio.create_task(world.bench.fleet.kill("acme", world.id))
+    await until(lambda: bool(world.entry.ending))
+    world.bench.driver.gate.set()
+    await until(lambda: world.entry.sandbox.rollbacks == 1)
+    done, _ = await asyncio.wait([rolling], timeout=0.05)
+    assert not done
+    before.ended.set()
+    await asyncio.wait_for(rolling, 5)
+    await asyncio.wait_for(killing, 5)
+    await world.bench.lives.leaving.drained()
+    assert world.alive == world.bench.layers == []
+
+
 async def test_what_does_not_stand_still_is_waited_for_and_what_it_held_is_not(world: World) -> None:
     checkpoint = await world.take("one", Memory())
     before = world.bench.room(world.entry.sandbox)
@@ -235,13 +258,21 @@ async def test_a_rollback_that_fails_leaves_the_sandbox_as_it_was(world: World, 
     await world.back(checkpoint)
 
 
+@pytest.mark.parametrize("told", [True, False])
 async def test_what_stood_still_for_a_rollback_that_cannot_be_recorded_goes_on(
-    world: World, monkeypatch: pytest.MonkeyPatch
+    world: World, monkeypatch: pytest.MonkeyPatch, told: bool
 ) -> None:
     checkpoint = await world.take("one", Memory())
     before = world.entry.sandbox
     room = world.bench.room(before)
     stood: list[bool] = []
+
+    async def freeze() -> None:
+        room.frozen = True
+        if not told:
+            raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(room, "freeze", freeze)
 
     async def commit(sandbox: Sandbox) -> None:
         stood.append(room.frozen)

@@ -8,12 +8,14 @@ import signal
 import struct
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
-from roost.isolation import loops
+from roost.isolation import drafts, loops
 from roost.isolation.disks import Disk, Disks
+from roost.isolation.namespaces import wire
 from roost.model.errors import StorageFull, Unavailable
 
 STATE = 1024 + 0x3A
@@ -244,3 +246,23 @@ async def test_a_full_host_disk_is_storage_full(tmp_path: Path) -> None:
         with pytest.raises(StorageFull, match="is full"):
             await disks.create(directory / "image", 16)
         assert not (directory / "image").exists()
+
+
+async def test_a_copy_does_not_wait_for_what_others_have_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A room stands still for it."""
+    slow = threading.Event()
+    monkeypatch.setattr(drafts, "_sync", lambda opened: (slow.wait(30), wire.close_all(opened)))
+    made = drafts.Drafts()
+    source = tmp_path / "source"
+    source.write_bytes(bytes(1 << 20))
+    with source.open("rb") as opened:
+        async with asyncio.timeout(5):
+            copies = [await made.copy(opened.fileno(), None, tmp_path / str(number)) for number in range(4)]
+    lasting = [one.name() for one in copies]
+    await asyncio.sleep(0)
+    assert not any(one.done() for one in lasting)
+    slow.set()
+    await asyncio.gather(*lasting)
+    made.close()

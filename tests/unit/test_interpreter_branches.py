@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from roost.guest.sandbox.interpreter.branches import Branches
-from roost.guest.sandbox.interpreter.contexts import CannotStart, Context
+from roost.guest.sandbox.interpreter.contexts import CannotStart, Context, Contexts
 from roost.guest.sandbox.interpreter.languages import LANGUAGES
-from roost.guest.sandbox.interpreter.lifeline import NotCopied
+from roost.guest.sandbox.interpreter.lifeline import STILL_RUNS, NotCopied
 
 
 class Host:
@@ -98,3 +98,26 @@ async def test_what_a_removed_context_was_to_have_is_closed() -> None:
     with pytest.raises(CannotStart, match="the context was removed"):
         await context.replace(make, 1.0)
     assert closed == [True]
+
+
+async def test_no_cell_runs_when_all_are_at_rest_at_once() -> None:
+    def none(*_: object) -> Any:
+        raise OSError
+
+    contexts = Contexts(none, ("python",), lambda: "/")
+    first, second = (contexts.make("python", "") for _ in range(2))
+    await first._turn.acquire()
+    await second._turn.acquire()
+    resting = asyncio.create_task(contexts.rest(5.0))
+    await asyncio.sleep(0)
+    first._turn.release()
+    await asyncio.sleep(0.01)
+    await first._turn.acquire()  # another cell, while that of the second still runs
+    second._turn.release()
+    await asyncio.sleep(0.01)
+    assert not resting.done()
+    first._turn.release()
+    assert await resting == {"held": [], "lost": []}
+    await second._turn.acquire()
+    [lost] = (await contexts.rest(0.01))["lost"]
+    assert lost.endswith(STILL_RUNS)
