@@ -278,10 +278,9 @@ class Checkpoints:
 
     async def _bound_memory(self) -> None:
         for entries, excess, why in self._excesses(list(self._lives.entries.values())):
-            if excess() > 0:
-                for entry in entries:  # nothing goes for what was not counted yet
-                    for id in [id for id, held in entry.held.items() if not held.looked]:
-                        await self._look(entry, id)
+            while excess() > 0 and (uncounted := _uncounted(entries)):  # for which nothing goes
+                for entry, id in uncounted:
+                    await self._look(entry, id)
             await self._spill_least_used(entries, excess(), why)
 
     def _is_over(self, entry: Entry) -> bool:
@@ -290,10 +289,10 @@ class Checkpoints:
 
     def _excesses(self, of: list[Entry]) -> Iterator[tuple[list[Entry], Callable[[], int], str]]:
         """Those who share a bound with one of these, and by how many bytes they are above it."""
-        holders = [entry for entry in self._lives.entries.values() if entry.held]
-        yield holders, self._excess, FULL
+        everybody = list(self._lives.entries.values())
+        yield everybody, self._excess, FULL
         for account in {entry.sandbox.account for entry in of if entry.held}:
-            mine = [entry for entry in holders if entry.sandbox.account == account]
+            mine = [entry for entry in everybody if entry.sandbox.account == account]
             yield mine, partial(self._over_quota, account), OVER_QUOTA
         for entry in of:
             if entry.held:
@@ -395,6 +394,10 @@ def why_dropped(checkpoint: Checkpoint) -> str:
     if checkpoint.memory != NOTHING:
         return LOST
     return "; ".join(checkpoint.lost) or "no Python context ran"
+
+
+def _uncounted(entries: Iterable[Entry]) -> list[tuple[Entry, str]]:
+    return [(entry, id) for entry in entries for id, held in entry.held.items() if not held.looked]
 
 
 def _crowding(entry: Entry) -> int:

@@ -188,12 +188,12 @@ class Lives:
         return entry.sandbox
 
     async def _unswap(self, new: Instance, place: str, stopped: Instance | None) -> None:
+        runs = stopped is None or await _thawed(stopped)
         try:
-            if stopped is not None and stopped.room is not None:
-                with contextlib.suppress(RoostError):  # it has ended meanwhile
-                    await stopped.room.thaw()
-        finally:
             await self._lay_down(new, place)
+        finally:
+            if stopped is not None and not runs and not await _thawed(stopped):
+                log.error("sandbox %s stands still: pause and resume it", stopped.id)
 
     async def _replaced(self, old: Instance | None, before: Sandbox) -> None:
         await self._lay_down(old, before.place)
@@ -425,5 +425,16 @@ async def _made_still(instance: Instance) -> bool:
     try:
         await instance.room.freeze()
     except (RoostError, OSError):  # as where a process of it is in the kernel, or this one may open no more
+        return False
+    return True
+
+
+async def _thawed(instance: Instance) -> bool:
+    """Whether its room runs again, or has ended."""
+    if instance.room is None:
+        return True
+    try:
+        await instance.room.thaw()
+    except (RoostError, OSError):
         return False
     return True

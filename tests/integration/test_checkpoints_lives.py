@@ -267,12 +267,22 @@ async def test_what_stood_still_for_a_rollback_that_cannot_be_recorded_goes_on(
     room = world.bench.room(before)
     stood: list[bool] = []
 
+    thaw, tries = room.thaw, 0
+
     async def freeze() -> None:
         room.frozen = True
         if not told:
             raise OSError(errno.EMFILE, "Too many open files")
 
+    async def thaw_again() -> None:
+        nonlocal tries
+        tries += 1
+        if not told and tries == 1:
+            raise OSError(errno.EMFILE, "Too many open files")
+        await thaw()
+
     monkeypatch.setattr(room, "freeze", freeze)
+    monkeypatch.setattr(room, "thaw", thaw_again)
 
     async def commit(sandbox: Sandbox) -> None:
         stood.append(room.frozen)

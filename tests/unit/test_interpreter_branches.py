@@ -116,6 +116,14 @@ async def test_no_cell_runs_when_all_are_at_rest_at_once() -> None:
     second._turn.release()
     await asyncio.sleep(0.01)
     assert not resting.done()
+    queued = asyncio.create_task(first._turn.acquire())  # behind who waits for its rest
+    first._waiting.add(queued)  # type: ignore[arg-type]
+    await asyncio.sleep(0)
+    first._turn.release()
+    await queued
+    first._waiting.clear()
+    await asyncio.sleep(0.01)
+    assert not resting.done()
     first._turn.release()
     assert await resting == {"held": [], "lost": []}
     await second._turn.acquire()

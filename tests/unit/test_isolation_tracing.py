@@ -234,6 +234,36 @@ def test_a_copy_is_made_ahead_while_nobody_asks(monkeypatch: pytest.MonkeyPatch)
     assert sorted(done[3:]) == ["copy 1", "copy 2"]
 
 
+def test_who_asks_after_a_long_time_is_not_kept_waiting_by_a_copy(monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[str] = []
+
+    def do(_: tracer.Tracer, message: dict[str, int], *__: object) -> dict[str, int]:
+        done.append(f"branch {message['id']}")
+        return {"shadow": message["id"]}
+
+    monkeypatch.setattr(tracer, "_AFTER_S", 1.0)
+    monkeypatch.setattr(tracer, "_LATEST_S", 0.05)
+    monkeypatch.setattr(tracer.Tracer, "_do", do)
+    monkeypatch.setattr(tracer.Tracer, "_prepare", lambda _, number: done.append(f"copy {number}"))
+    ours, theirs = wire.pair()
+    with ours, theirs:
+        idle = tracer.Tracer(theirs, RoomPolicy(seccomp=b""))
+
+        def ask() -> None:
+            for number in (1, 2):
+                time.sleep(0.2 if number == 1 else 0)
+                wire.send(ours, {"id": number, "op": "branch", "keep": True})
+                wire.receive(ours)
+            ours.shutdown(socket.SHUT_WR)
+
+        asker = threading.Thread(target=ask)
+        asker.start()
+        while idle.turn():
+            pass
+        asker.join()
+    assert done == ["branch 1", "branch 2"]
+
+
 def test_who_asks_for_ever_keeps_no_copy_from_being_made(monkeypatch: pytest.MonkeyPatch) -> None:
     copied: list[int] = []
     monkeypatch.setattr(tracer, "_LATEST_S", 0.05)

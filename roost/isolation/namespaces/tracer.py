@@ -99,12 +99,11 @@ class Tracer:
 
     def turn(self) -> bool:
         """Do what has come; where nothing does for a while, make a copy ahead. False: the server has gone."""
-        if not self._unready:
-            self._prepared_at = time.monotonic()
         late = time.monotonic() - self._prepared_at > _LATEST_S
         found = self._poll.poll(None if not self._unready else 0 if late else _AFTER_S)
         if not found:
             self._prepare(self._unready.pop())
+        if not found or not self._unready:
             self._prepared_at = time.monotonic()
         for fd, _ in found:
             if fd == self._sock.fileno():

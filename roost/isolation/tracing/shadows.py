@@ -190,16 +190,16 @@ def branch(shadow: Shadow, filters: int) -> tuple[Shadow, Left]:
     mappings = _judged(shadow)
     copy = Tracee(shadow.tracee.branch("clone", _PARENT, 0, 0, 0, 0), shadow.tracee.insn, shadow.tracee.base)
     try:
-        size = status.size(copy.pid)
-        if size.mapped != status.size(shadow.tracee.pid).mapped:
+        if status.size(copy.pid).mapped != status.size(shadow.tracee.pid).mapped:
             raise Refused("it has memory that it asked the kernel not to copy")
         # While the room stands still: later, what its code is mapped from may be written to.
         area = shadow.area or copy.map_area()
         within = copy.within(area)
         _own(within, shadow, memory.shared(mappings))
         within.close()
+        size = status.size(copy.pid).own
         pidfd = os.pidfd_open(copy.pid)
-        return Shadow(copy, pidfd, shadow.thread, state, area, base=shadow.base, size=size.own), left
+        return Shadow(copy, pidfd, shadow.thread, state, area, base=shadow.base, size=size), left
     except BaseException:
         end(copy.pid)
         raise

@@ -133,8 +133,8 @@ class Context:
 
     @property
     def runs(self) -> bool:
-        """Whether a cell runs, or it is busy otherwise."""
-        return self._turn.locked()
+        """Whether a cell runs, or is about to, or it is busy otherwise."""
+        return self._turn.locked() or bool(self._waiting)
 
     async def rest(self, wait_s: float) -> None:
         """Return when its cells have ended. Raises Busy."""
