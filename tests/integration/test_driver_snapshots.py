@@ -417,10 +417,10 @@ async def test_what_is_cancelled_before_a_thread_has_time_for_it_leaves_no_descr
     (tmp_path / "image").write_bytes(b"x")
     made, busy = drafts.Drafts(), threading.Event()
     before = len(os.listdir("/proc/self/fd"))
+    for _ in range(drafts._AT_ONCE):
+        made._syncs.submit(busy.wait)
     with (tmp_path / "image").open("rb") as image:
         draft = await made.copy(image.fileno(), None, tmp_path / "copy")
-    for _ in range(drafts._AT_ONCE):
-        made._pool.submit(busy.wait)
     publishing = asyncio.create_task(draft.publish())
     await asyncio.sleep(0.01)
     publishing.cancel()

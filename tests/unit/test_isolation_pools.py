@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -79,6 +80,21 @@ async def test_a_helper_is_drained_when_those_who_wait_for_their_turn_are_answer
             await _answer(theirs)
         assert len(await asyncio.gather(*asked)) == 20
         await renewing
+
+
+async def test_who_leaves_as_the_answer_comes_leaves_no_descriptor() -> None:
+    with _helper() as (helper, theirs), open(os.devnull) as null:
+        asking = asyncio.create_task(helper.request({}))
+        received = await asyncio.to_thread(wire.receive, theirs)
+        assert received is not None
+        before = os.listdir("/proc/self/fd")
+        wire.send(theirs, {"id": received[0]["id"]}, [null.fileno()])
+        helper._receive()
+        assert len(os.listdir("/proc/self/fd")) == len(before) + 1
+        asking.cancel()
+        await asyncio.wait([asking])
+        assert asking.cancelled()
+        assert len(os.listdir("/proc/self/fd")) == len(before)
 
 
 async def test_a_request_that_can_not_be_sent_fails_alone() -> None:

@@ -120,6 +120,10 @@ class Helper:
                 raise Unavailable(f"The {self._module} does not answer: {error or 'time is up'}.") from error
             except OSError as error:  # nothing was sent: this request alone has failed
                 raise Unavailable(f"The {self._module} can't be asked: {error.strerror}.") from error
+            except asyncio.CancelledError:
+                if asked.reply.done() and asked.reply.exception() is None:  # it came just then, and nobody takes it
+                    wire.close_all(asked.reply.result()[1])
+                raise
             finally:
                 self._pending.pop(number, None)
         if "error" in reply:
