@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from roost.isolation import images, linux
+from roost.isolation.futures import seen
 from roost.isolation.images import storage
 from roost.model.errors import Unavailable
 
@@ -30,7 +31,7 @@ class Draft:
         self._target = target
         self._pool = pool
         self._content = self._synced(os.dup(fd))
-        self._content.add_done_callback(_seen)
+        self._content.add_done_callback(seen)
 
     async def publish(self) -> None:
         """Give it its name, to last also over a power failure, in which it exists complete or not at all. Raises
@@ -68,7 +69,7 @@ class Draft:
         return asyncio.ensure_future(self._lasts(self._synced(fd, directory)))
 
     async def _lasts(self, named: asyncio.Future[None]) -> None:
-        named.add_done_callback(_seen)
+        named.add_done_callback(seen)
         try:
             with storage(self._target):
                 await asyncio.shield(self._content)  # what goes wrong with it is told once, to who comes first
@@ -165,12 +166,6 @@ def _sync(opened: Sequence[int]) -> None:
     finally:
         for fd in opened:
             os.close(fd)
-
-
-def _seen(done: asyncio.Future[None]) -> None:
-    """Also what nobody waits for any more."""
-    if not done.cancelled():
-        done.exception()
 
 
 def _close_unwanted(made: asyncio.Future[int]) -> None:

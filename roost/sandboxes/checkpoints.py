@@ -136,8 +136,8 @@ class Checkpoints:
         counting = self._lives.background.spawn(self._look(entry, made.id))
         if self._is_over(entry):
             await counting
-        if self._is_over(entry):
-            await self.bound_memory()
+            if self._is_over(entry):
+                await self.bound_memory()
         return self._shown(entry, next((one for one in entry.sandbox.checkpoints if one.id == made.id), made))
 
     def _checkpoint(self, entry: Entry, label: str, copied: Copied) -> Checkpoint:

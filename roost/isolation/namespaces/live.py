@@ -21,6 +21,7 @@ from typing import Any
 
 from roost.isolation.cgroups import Cgroup
 from roost.isolation.driver import LiveCopy
+from roost.isolation.futures import seen
 from roost.isolation.namespaces import wire
 from roost.isolation.namespaces.held import Held
 from roost.isolation.namespaces.helper import Spent, unnoted
@@ -196,7 +197,7 @@ class Contexts:
         self._listen()
         self._tell({"op": "copies"})  # which may take longer than a new context, and are waited for
         self._first = self._adopting = asyncio.get_running_loop().create_task(self._adopt(copies))
-        self._adopting.add_done_callback(lambda done: done.cancelled() or done.exception())  # seen, if nobody waits
+        self._adopting.add_done_callback(seen)
 
     async def _adopt(self, copies: Sequence[LiveCopy]) -> None:
         try:
@@ -273,7 +274,7 @@ class Contexts:
         async with self._asking:
             await self._begun()
             try:
-                yield await self._stilled({"op": "hold", "wait_s": wait_s, "now": now})
+                yield await self._report({"op": "hold", "wait_s": wait_s, "now": now})
             finally:
                 self._tell({"op": "release"})
 
@@ -281,15 +282,15 @@ class Contexts:
         """Wait until no cell runs, up to a bound. Whether that is so."""
         async with self._asking:
             await self._begun()
-            return not is_busy((await self._stilled({"op": "rest", "wait_s": HOLD_S}))[1])
+            return not is_busy((await self._report({"op": "rest", "wait_s": HOLD_S}))[1])
 
     async def _begun(self) -> None:
         """The daemon has what the room begins with: before, it takes nothing else."""
         if self._first is not None:
             await asyncio.wait([self._first])
 
-    async def _stilled(self, message: dict[str, Any]) -> tuple[list[dict[str, Any]], list[str]]:
-        """What the daemon answers."""
+    async def _report(self, message: dict[str, Any]) -> tuple[list[dict[str, Any]], list[str]]:
+        """What the daemon says of its contexts; none, and why, where it does not answer as it should."""
         try:
             return parse_hold(await self._ask(message, message["wait_s"] + _REPLY_S))
         except Unavailable as error:

@@ -14,6 +14,7 @@ from roost.isolation.cgroups import Cgroup
 from roost.isolation.disks import Disks
 from roost.isolation.drafts import Draft
 from roost.isolation.driver import Branch, Left, Usage, WholeCopy
+from roost.isolation.futures import seen
 from roost.isolation.namespaces.live import Contexts, is_busy
 from roost.isolation.namespaces.vacant import WaitingProcess
 from roost.model.errors import InvalidArgument, Unavailable
@@ -69,7 +70,7 @@ class NamespacesRoom:
             contexts.still, contexts.runs = self._still, self._runs
         self._making = None if waiting is None else asyncio.ensure_future(waiting.up())
         if self._making is not None:
-            self._making.add_done_callback(_seen)
+            self._making.add_done_callback(seen)
         self._started = start_time(pid)
         self._last_usage: Usage | None = None
         self._ended = asyncio.Event()
@@ -329,12 +330,6 @@ class NamespacesRoom:
                 await self._contexts.close()
             self._gone = True
             self._on_gone()
-
-
-def _seen(done: asyncio.Future[None]) -> None:
-    """What went wrong, also where nobody asks for it."""
-    if not done.cancelled():
-        done.exception()
 
 
 def _named(drafts: Iterable[tuple[Draft, Path]]) -> asyncio.Future[Any]:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from roost.isolation.driver import MemoryLost
+from roost.isolation.futures import seen
 from roost.isolation.images import storage
 from roost.isolation.namespaces import wire
 from roost.isolation.namespaces.held import Held
@@ -169,5 +170,5 @@ class Kept:
 
 async def _to_its_end(work: Coroutine[Any, Any, T]) -> T:
     task = asyncio.ensure_future(work)
-    task.add_done_callback(lambda done: done.cancelled() or done.exception())  # seen, also where nobody waits any more
+    task.add_done_callback(seen)
     return await asyncio.shield(task)

@@ -103,7 +103,7 @@ class Shadow:
     room_pid: int = 0  # that of its process, in its room
     resident_fd: int = -1
     base: int = 0  # of the room that its ids are of
-    size: int = 0  # of a branch: bytes of memory, shared ones too, when it was made
+    size: int = 0  # of a branch: bytes of memory that are no file's, shared ones too, when it was made
 
     def kill(self) -> None:
         """Without a wait for its end; it may have ended, and its number be another's."""
