@@ -8,6 +8,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+from roost.isolation.futures import seen
+
 T = TypeVar("T")
 
 
@@ -41,8 +43,7 @@ class DocumentCache(Generic[T]):
         task = self._loading.get(key)
         if task is None:
             task = self._loading[key] = asyncio.create_task(self._load(key, load))
-            # Nobody may be left to see how it ends.
-            task.add_done_callback(lambda done: done.cancelled() or done.exception())
+            task.add_done_callback(seen)
         return await asyncio.shield(task)
 
     async def close(self) -> None:
