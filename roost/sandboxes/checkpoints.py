@@ -18,6 +18,7 @@ from pathlib import Path
 from roost.isolation.driver import Branch, MemoryLost
 from roost.model.errors import Conflict, NotFound, RoostError, StorageFull, Unavailable
 from roost.model.sandbox import Checkpoint, Sandbox
+from roost.sandboxes.ahead import RoomsAhead
 from roost.sandboxes.copies import NOTHING, Copied, Copies
 from roost.sandboxes.entry import Entry, HeldMemory
 from roost.sandboxes.fleet import SandboxFleet
@@ -80,6 +81,7 @@ class Checkpoints:
         self._bounds = bounds
         self._over_quota = over_quota
         self._spills = spills
+        self._ahead = RoomsAhead(lives, self.using)
         self._bounding = asyncio.Lock()  # else two would each give back what is too much
         spills.mkdir(parents=True, exist_ok=True, mode=0o700)
 
@@ -168,11 +170,19 @@ class Checkpoints:
             room = entry.instance.room if entry.instance is not None else None
             if room is not None and not now and not await room.rest():
                 raise Conflict(BUSY)
-            async with self.using(entry, id) as copied:
-                # What it has read since is forgotten by its memory, and not by whom it may have told.
-                labels = {*copied.foundation.labels, *self._lives.assembly.labels(entry.sandbox)}
-                foundation = replace(copied.foundation, labels=tuple(sorted(labels)))
-                return await self._lives.swap(entry, copied.branch, foundation=foundation, at=id), copied
+            await self._lives.check_swap(entry)
+            if (ready := await self._ahead.take(entry, id)) is not None:
+                new, copied = ready
+                sandbox = await self._lives.swap(entry, new)
+                if (held := entry.held.get(id)) is not None:
+                    held.used = self._lives.now()
+            else:
+                async with self.using(entry, id) as copied:
+                    foundation = self._ahead.foundation(entry, copied)
+                    new = self._lives.successor(entry, copied.branch, foundation=foundation, at=id)
+                    sandbox = await self._lives.swap(entry, new)
+            self._ahead.expect(entry, id)
+            return sandbox, copied
 
     @asynccontextmanager
     async def using(self, entry: Entry, id: str) -> AsyncIterator[Copied]:
@@ -238,6 +248,8 @@ class Checkpoints:
 
         layers = [layer for one in entry.sandbox.checkpoints if one.id in ids for layer in one.foundation.layers]
         await self._lives.commit(entry, forgotten)
+        if entry.ahead is not None and entry.ahead.checkpoint in ids:
+            await entry.drop_ahead()
         for id in ids:
             if (held := entry.held.pop(id, None)) is not None:
                 await held.give_up()

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from roost.instances.instance import Instance
 from roost.isolation.driver import Branch
@@ -50,6 +51,16 @@ class HeldMemory:
             await self.branch.close()
 
 
+class Ahead(Protocol):
+    """A room made for a sandbox before it was asked for, as it was at a checkpoint."""
+
+    checkpoint: str
+
+    async def drop(self) -> None:
+        """Returns when it is gone."""
+        ...
+
+
 class Entry:
     """Changed by the fleet alone, with `lock` held; read by everyone."""
 
@@ -69,6 +80,9 @@ class Entry:
         self.still_since = 0.0  # it stands still, paused, since then
         self.restored = False  # it was resumed with its files alone
         self.leaving: asyncio.Task[None] | None = None  # the room in whose place it has another
+        self.wanted = asyncio.Event()  # somebody waits for that to be gone
+        self.ahead: Ahead | None = None  # the room for its next rollback
+        self.rooms = sandbox.rollbacks  # the highest number of one that took the place of another, or was to
 
     def at_once(self) -> Instance | None:
         """Its instance, if that takes a request now."""
@@ -104,6 +118,12 @@ class Entry:
         for memory in held.values():
             await memory.give_up()
         await self.drop_kept()
+
+    async def drop_ahead(self) -> None:
+        """The room for its next rollback."""
+        ahead, self.ahead = self.ahead, None
+        if ahead is not None:
+            await ahead.drop()
 
     async def drop_kept(self) -> None:
         """Its own, that is on disk."""

@@ -7,7 +7,7 @@ import contextlib
 import logging
 import shutil
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -18,7 +18,7 @@ from roost.instances.surroundings import Surroundings
 from roost.isolation.driver import Branch, MemoryLost
 from roost.model.errors import RoostError, Throttled, Unavailable
 from roost.model.instance import State, StopReason
-from roost.model.sandbox import PauseMode, Sandbox, SandboxState
+from roost.model.sandbox import Foundation, PauseMode, Sandbox, SandboxState
 from roost.sandboxes.assembly import SLOTS, SandboxAssembly
 from roost.sandboxes.book import SandboxBook
 from roost.sandboxes.census import Census
@@ -31,6 +31,7 @@ T = TypeVar("T")
 
 #: A timer looks again at least that often: the clock it counts by may run at another speed than the loop's.
 _TIMER_MOST_S = 60.0
+SOON_S = 0.02  # from a rollback's reply to what can be done later
 _LEAVE_S = 30.0  # for which the end of a room in whose place another is is waited for, where it can't be made still
 
 
@@ -42,6 +43,14 @@ class Templates(Protocol):
     def layers(self) -> Iterable[Sequence[str]]:
         """The images that each needs."""
         ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Successor:
+    """A room that is to take the place of its sandbox's own, and the sandbox as its record will have it."""
+
+    sandbox: Sandbox
+    instance: Instance
 
 
 class Lives:
@@ -142,62 +151,80 @@ class Lives:
             metered_as=sandbox.id,
         )
 
-    async def swap(self, entry: Entry, branch: Branch, **fields: Any) -> Sandbox:
-        """Locked. A new room takes the place of what it has, over another foundation and with contexts as in `branch`;
-        it runs then. Raises what prevented that, and it is as it was.
+    def successor(self, entry: Entry, branch: Branch, *, foundation: Foundation, at: str) -> Successor:
+        """Begin to make a room in the place of what it has, over another foundation and with contexts as in `branch`.
+        Until it is recorded it is nobody's, and whoever asked for it lays it down: a server that is killed before has
+        lost nothing, and the next one removes whichever of the two is not in the record."""
+        entry.rooms += 1
+        sandbox = replace(entry.sandbox, foundation=foundation, at=at, rollbacks=entry.rooms)
+        new = Successor(sandbox=sandbox, instance=self._instance_of(entry, sandbox, branch))
+        self.background.spawn(new.instance.run())
+        return new
 
-        Until the new room is recorded it is nobody's: a server that is killed before has lost nothing, and the next one
-        removes whichever of the two is not in the record.
-        """
+    async def check_swap(self, entry: Entry) -> None:
+        """Locked. Whether its room may be another. Raises Unavailable, Throttled."""
         if entry.leaving is not None:  # else those would be more and more
+            entry.wanted.set()
             await asyncio.wait([entry.leaving], timeout=_LEAVE_S)
             if not entry.leaving.done():
                 raise Unavailable(f"The room that sandbox {entry.sandbox.id} had before does not end.", retry_after=5)
+        if entry.instance is None or self.closing:
+            self.check_room(entry.sandbox)
+
+    async def swap(self, entry: Entry, new: Successor) -> Sandbox:
+        """Locked, after `check_swap`. A new room takes the place of what it has; it runs then. Raises what prevented
+        that, and it is as it was."""
         before, old = entry.sandbox, entry.instance
-        if old is None or self.closing:
-            self.check_room(before)
-        fields |= {"rollbacks": before.rollbacks + 1, "state": SandboxState.RUNNING, "pause_mode": None, "reason": ""}
+        made = new.sandbox
+        fields: dict[str, Any] = {"foundation": made.foundation, "at": made.at, "rollbacks": made.rollbacks}
+        fields |= {"state": SandboxState.RUNNING, "pause_mode": None, "reason": ""}
         if before.state is SandboxState.PAUSED:
             fields["ends_at"] = self.after(before.timeout_s)
-        new = self._instance_of(entry, replace(before, **fields), branch)
-        self.background.spawn(new.run())
         still, stopped = before.state is SandboxState.PAUSED, None
         try:
-            await new.up()
+            await new.instance.up()
             if not still and old is not None:
                 stopped = old
                 still = await _made_still(old)
             await self.commit(entry, lambda sandbox: replace(sandbox, **fields))
         except BaseException:
-            await asyncio.shield(self.background.spawn(self._unswap(new, replace(before, **fields).place, stopped)))
+            await asyncio.shield(self.background.spawn(self._unswap(new, stopped)))
             raise
-        entry.instance = new
+        entry.instance = new.instance
         entry.samples.new_room()
         # As it was made to stand, it stands: nobody ends it with a last word to its guest, nor does it just begin.
         still = still and (old is None or (old.usable and old.state is not State.STARTING))
         await entry.drop_kept()
-        entry.leaving = self.leaving.spawn(self._replaced(old, before))
+        entry.wanted.clear()
+        entry.leaving = self.leaving.spawn(self._replaced(entry, old, before, still=still))
         entry.revoke(StopReason.ROLLED_BACK)
         if not still and old is not None and old.room is not None:  # nothing of it runs on
             ending = asyncio.ensure_future(old.room.wait())
             first = asyncio.FIRST_COMPLETED
             await asyncio.wait([entry.leaving, ending], timeout=_LEAVE_S, return_when=first)
             ending.cancel()
-        if new.state is State.STOPPED:  # between two steps of this
-            self.background.spawn(self.died(entry, new))
+        if new.instance.state is State.STOPPED:  # between two steps of this
+            self.background.spawn(self.died(entry, new.instance))
         return entry.sandbox
 
-    async def _unswap(self, new: Instance, place: str, stopped: Instance | None) -> None:
+    async def _unswap(self, new: Successor, stopped: Instance | None) -> None:
         runs = stopped is None or await _thawed(stopped)
         try:
-            await self._lay_down(new, place)
+            await self.lay_down(new)
         finally:
             if stopped is not None and not runs and not await _thawed(stopped):
                 log.error("sandbox %s stands still: pause and resume it", stopped.id)
 
-    async def _replaced(self, old: Instance | None, before: Sandbox) -> None:
+    async def _replaced(self, entry: Entry, old: Instance | None, before: Sandbox, *, still: bool) -> None:
+        if still:  # who went back has something to do with what is there now
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(entry.wanted.wait(), SOON_S)
         await self._lay_down(old, before.place)
         self.release(before.foundation.layers)
+
+    async def lay_down(self, new: Successor) -> None:
+        """It takes no room's place, and goes with its files."""
+        await self._lay_down(new.instance, new.sandbox.place)
 
     async def _lay_down(self, instance: Instance | None, place: str) -> None:
         """End what is no entry's, with its files."""
@@ -212,6 +239,8 @@ class Lives:
         entry.revoke()
         if instance is not None:
             instance.stop(reason, grace=0)
+        await entry.drop_ahead()
+        if instance is not None:
             await instance.stopped.wait()
 
     def _changed(self, entry: Entry, instance: Instance) -> None:
@@ -231,6 +260,7 @@ class Lives:
             entry.instance = None
             reason = instance.ended or StopReason.EXITED
             log.info("sandbox %s: its room ended (%s); its files are kept", entry.sandbox.id, reason)
+            await entry.drop_ahead()
             await self.change(entry, state=SandboxState.PAUSED, pause_mode=PauseMode.FILESYSTEM, reason=reason)
 
     def _output(self, spec: object, id: str, stream: str, text: str) -> None:
@@ -320,6 +350,7 @@ class Lives:
                 memory = False  # its time is over, so it must stop; its files are kept in any case
         if not memory:
             await self.take_down(entry, reason)
+        await entry.drop_ahead()
         entry.still_since = self.now()
         mode = PauseMode.FULL if memory else PauseMode.FILESYSTEM
         return await self.change(entry, state=SandboxState.PAUSED, pause_mode=mode, reason=reason)

@@ -13,7 +13,7 @@ import pytest
 from roost.isolation.driver import Branch, Left, LiveCopy, MemoryLost, WholeCopy
 from roost.model.errors import Conflict, RoostError, StorageFull, Throttled, Unavailable
 from roost.model.sandbox import Sandbox, SandboxState
-from roost.sandboxes import checkpoints, lives
+from roost.sandboxes import ahead, checkpoints, lives
 from roost.sandboxes.checkpoints import CROWDED, DISK_FULL, FULL, LOST, OVER_QUOTA, NoCheckpoint
 from roost.sandboxes.fleet import Gone
 from tests.integration.test_sandboxes_lives import ORDER
@@ -111,7 +111,9 @@ class World:
 
 
 @pytest.fixture
-async def world(tmp_path: Path) -> AsyncIterator[World]:
+async def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
+    """No room is made ahead here: see `test_rooms_ahead`."""
+    monkeypatch.setattr(ahead, "_MOST", 0)
     copies = Copies(tmp_path)
     yield World(copies, await copies.bench.fleet.create(ORDER))
     await copies.bench.close()

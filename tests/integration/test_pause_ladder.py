@@ -13,7 +13,7 @@ from roost.isolation.driver import Branch, MemoryLost
 from roost.model.errors import RoostError, StorageFull, Unavailable
 from roost.model.instance import StopReason
 from roost.model.sandbox import PauseMode, SandboxState
-from roost.sandboxes import ladder
+from roost.sandboxes import ahead, ladder
 from roost.sandboxes.fleet import CameBack
 from roost.sandboxes.ladder import PauseLadder
 from tests.integration.test_checkpoints_lives import Memory, World, spilling
@@ -49,7 +49,8 @@ class Paused(World):
 
 
 @pytest.fixture
-async def paused(tmp_path: Path) -> AsyncIterator[Paused]:
+async def paused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Paused]:
+    monkeypatch.setattr(ahead, "_MOST", 0)
     copies = Copies(tmp_path)
     world = Paused(copies, await copies.bench.fleet.create(ORDER))
     world.ladder = PauseLadder(copies.bench.lives, spills=tmp_path / "spills", disk_bytes=1000, after_s=AFTER_S)

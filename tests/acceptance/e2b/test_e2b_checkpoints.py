@@ -95,6 +95,69 @@ def test_variables_files_and_contexts_are_as_they_were(box: Sandbox, api: httpx.
     assert third["checkpointID"] != fourth["checkpointID"]
 
 
+LOOP = """
+import numpy as np, os, random, ssl, uuid
+told = []
+os.register_at_fork(after_in_child=lambda: told.append(len(told)))
+x = 41; big = np.arange(1_000_000)
+open('kept.txt', 'w').write('first')
+"""
+DRAW = "x += 1; [random.random(), float(np.random.random()), ssl.RAND_bytes(8).hex(), uuid.uuid4().hex], told, x"
+
+
+def test_who_goes_back_again_and_again_finds_the_room_made_and_is_somebody_else_each_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data_dir = tmp_path / "data"
+    server = Server(data_dir, config=LIMITS).start()
+    share_packages(data_dir, data_packages())
+    for name in ("E2B_API_URL", "E2B_SANDBOX_URL"):
+        monkeypatch.setenv(name, server.url)
+    monkeypatch.setenv("E2B_API_KEY", "any")
+    box, other = Sandbox.create(timeout=300), Sandbox.create(timeout=300)
+    assert box.run_code(LOOP).error is None
+
+    def rooms() -> list[tuple[str, int]]:
+        """The images of those that it has: with the number of the rollback, and one that no other has."""
+        found = (data_dir / "sandboxes").glob(f"{box.sandbox_id}*.img")
+        return sorted((path.stem.removeprefix(box.sandbox_id), path.stat().st_ino) for path in found)
+
+    with httpx.Client(base_url=server.url, headers={"x-api-key": "any"}, trust_env=False, timeout=60) as api:
+        checkpoint = take(api, box)
+        drawn: list[str] = []
+        for turn in range(1, 6):
+            *_, ready = rooms()
+            reply = back(api, box, checkpoint)
+            assert (reply["leftBehind"], reply["notCopied"]) == (["processes"], [])
+            draws, told, x = eval(value(box, DRAW))
+            assert (told, x) == ([0], 42)
+            drawn += draws
+            assert box.files.read("kept.txt") == "first"
+            box.files.write("kept.txt", f"turn {turn}")
+            assert "root" in box.commands.run("id; hostname; env", user="root").stdout
+            # The one before has gone, and the next one is there.
+            until(lambda turn=turn: [number for number, _ in rooms()] == [f"-{turn}", f"-{turn + 1}"])  # type: ignore[misc]
+            assert (rooms()[0] == ready) is (turn > 1)
+        assert len(set(drawn)) == len(drawn) == 20
+        server.until(lambda: len(rooms()) == 1)  # it is wanted no more
+        back(api, box, checkpoint)
+        until(lambda: [number for number, _ in rooms()] == ["-7", "-8"])
+        box.kill()
+        assert rooms() == []
+        box = other
+        checkpoint = take(api, box)
+        back(api, box, checkpoint)
+        until(lambda: [number for number, _ in rooms()] == ["-1", "-2"])
+        server.kill()
+    server = Server(data_dir, config=LIMITS).start()
+    monkeypatch.setenv("E2B_API_URL", server.url)
+    monkeypatch.setenv("E2B_SANDBOX_URL", server.url)
+    assert len(rooms()) == 1
+    assert value(Sandbox.connect(box.sandbox_id), "1") == "1"
+    assert server.stop() == 0
+    assert Remains.of(data_dir) == NOTHING
+
+
 def test_forks_of_a_checkpoint_many_at_once(box: Sandbox, api: httpx.Client) -> None:
     checkpoint = take(api, box)
     assert value(box, "x = 1; del big; open('kept.txt', 'w').write('gone on'); x") == "1"

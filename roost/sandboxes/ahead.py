@@ -1,0 +1,167 @@
+"""Rooms made ahead of rollbacks: who goes back to a checkpoint soon does so again, to try the next thing.
+
+Such a room is all that the next rollback to the same checkpoint would make, and stands still. It is made when the
+sandbox's owner has had a moment with the rollback before, and goes when it is not taken within seconds, when the
+sandbox has changed in a way that it was not made for, or when the sandbox's own room goes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager, ExitStack
+from dataclasses import replace
+
+from roost.model.errors import RoostError
+from roost.model.function import GVISOR
+from roost.model.instance import State, StopReason
+from roost.model.sandbox import Foundation, SandboxState
+from roost.sandboxes.copies import Copied
+from roost.sandboxes.entry import Entry
+from roost.sandboxes.lives import SOON_S, Lives, Successor
+
+KEPT_S = 10.0
+_MOST = 16  # on the server
+_MOST_BYTES = 64 << 20  # of memory, of each: what a copy's hooks have made of it before it stood still
+
+
+class RoomAhead:
+    """One, from the wish for it to its end, which is that of `life`."""
+
+    def __init__(self, entry: Entry, checkpoint: str) -> None:
+        self.entry = entry
+        self.checkpoint = checkpoint
+        self.new: Successor | None = None  # once its making has begun
+        self.copied: Copied | None = None
+        self.settled = asyncio.Event()  # it is made, or will not be
+        self.taken = False
+        self.life: asyncio.Task[None] | None = None
+        self._over = asyncio.Event()
+
+    def end(self) -> None:
+        """It goes, unless it was taken; however far its making is."""
+        self._over.set()
+        if self.new is not None and not self.taken:
+            self.new.instance.stop(StopReason.ROLLED_BACK, grace=0, abrupt=True)
+
+    async def drop(self) -> None:
+        """Returns when it is gone."""
+        self.end()
+        if self.life is not None:
+            await asyncio.wait([self.life])
+
+    async def over(self, seconds: float) -> bool:
+        """Whether it ends within so many seconds, for which this waits."""
+        ended = [asyncio.ensure_future(self._over.wait())]
+        if self.new is not None:
+            ended.append(asyncio.ensure_future(self.new.instance.stopped.wait()))
+        try:
+            done, _ = await asyncio.wait(ended, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for waiting in ended:
+                waiting.cancel()
+        return bool(done)
+
+    @property
+    def wanted(self) -> bool:
+        return not self._over.is_set()
+
+
+class RoomsAhead:
+    """Those of one server. `using` gives a checkpoint to make rooms from, as `Checkpoints.using`."""
+
+    def __init__(self, lives: Lives, using: Callable[[Entry, str], AbstractAsyncContextManager[Copied]]) -> None:
+        self._lives = lives
+        self._using = using
+        self._all: set[RoomAhead] = set()
+
+    def foundation(self, entry: Entry, copied: Copied) -> Foundation:
+        """What a rollback's room stands on. What the sandbox has read since is forgotten by its memory, and not by whom
+        it may have told."""
+        labels = {*copied.foundation.labels, *self._lives.assembly.labels(entry.sandbox)}
+        return replace(copied.foundation, labels=tuple(sorted(labels)))
+
+    def expect(self, entry: Entry, checkpoint: str) -> None:
+        """Locked, and it has none. Another rollback to this may come soon."""
+        if len(self._all) < _MOST:
+            ahead = entry.ahead = RoomAhead(entry, checkpoint)
+            self._all.add(ahead)
+            ahead.life = self._lives.background.spawn(self._live(ahead))
+
+    async def take(self, entry: Entry, checkpoint: str) -> tuple[Successor, Copied] | None:
+        """Locked. What was made for this, if something was; it runs now, and is the caller's to lay down. What was made
+        for anything else goes."""
+        ahead, entry.ahead = entry.ahead, None
+        if not isinstance(ahead, RoomAhead):
+            return None
+        try:
+            if ahead.checkpoint != checkpoint or ahead.new is None:
+                return None
+            await ahead.settled.wait()
+            if ahead.copied is None or not self._fits(entry, ahead.new, ahead.copied):
+                return None
+            await ahead.new.instance.let_go()
+            ahead.taken = True
+            return ahead.new, ahead.copied
+        except RoostError:  # it has ended just now
+            return None
+        finally:
+            ahead.end()
+
+    def _fits(self, entry: Entry, new: Successor, copied: Copied) -> bool:
+        """Whether it is what would be made now."""
+        made, now = new.sandbox, entry.sandbox
+        return (
+            new.instance.state is State.FROZEN
+            and new.instance.usable
+            and made.foundation == self.foundation(entry, copied)
+            and (made.variables, made.volumes, made.limits) == (now.variables, now.volumes, now.limits)
+        )
+
+    async def _live(self, ahead: RoomAhead) -> None:
+        try:
+            if not await ahead.over(SOON_S) and self._is_worth_it(ahead):
+                await self._keep(ahead)
+        finally:
+            self._all.discard(ahead)
+            ahead.settled.set()
+            if ahead.entry.ahead is ahead:
+                ahead.entry.ahead = None
+
+    def _is_worth_it(self, ahead: RoomAhead) -> bool:
+        entry, held = ahead.entry, ahead.entry.held.get(ahead.checkpoint)
+        if entry.ending or self._lives.closing or entry.sandbox.state is not SandboxState.RUNNING:
+            return False
+        if entry.instance is None or not entry.instance.freezes or self._lives.assembly.isolation == GVISOR:
+            return False  # a kernel of its own takes long to start, and much memory
+        if (held is not None and held.disk_bytes) or entry.sandbox.foundation.start_command:
+            return False  # nor is anything read from disk, or a program run, that may not be wanted
+        try:
+            self._lives.check_room(entry.sandbox)
+        except RoostError:
+            return False
+        return True
+
+    async def _keep(self, ahead: RoomAhead) -> None:
+        """Make it, and see to it that it goes if it is not taken."""
+        entry, new, images = ahead.entry, None, ExitStack()
+        try:
+            async with self._using(entry, ahead.checkpoint) as copied:
+                if not ahead.wanted:
+                    return
+                images.enter_context(self._lives.holding(copied.foundation.layers))
+                foundation = self.foundation(entry, copied)
+                new = ahead.new = self._lives.successor(
+                    entry, copied.branch, foundation=foundation, at=ahead.checkpoint
+                )
+                await new.instance.hold()
+            if new.instance.memory_bytes() <= _MOST_BYTES:
+                ahead.copied = copied
+                ahead.settled.set()
+                await ahead.over(KEPT_S)
+        finally:
+            ahead.settled.set()
+            if new is not None and not ahead.taken:
+                ahead.copied = None
+                await asyncio.shield(asyncio.ensure_future(self._lives.lay_down(new)))
+            images.close()

@@ -1,0 +1,293 @@
+"""Rooms made ahead of rollbacks, over a driver without rooms: when there is one, who gets it, and that it goes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from roost.model.errors import RoostError, StorageFull
+from roost.model.instance import State, StopReason
+from roost.model.sandbox import SandboxState
+from roost.sandboxes import ahead, lives
+from roost.sandboxes.ahead import RoomAhead
+from tests.integration.test_checkpoints_lives import Memory, World
+from tests.integration.test_sandboxes_lives import ORDER
+from tests.integration.test_snapshots_lives import Copies
+from tests.support.fake_driver import FakeRoom
+from tests.support.triggers import until
+
+
+class Ahead(World):
+    """Whose rooms ahead come at once."""
+
+    @property
+    def place(self) -> str:
+        return self.entry.sandbox.place
+
+    @property
+    def coming(self) -> RoomAhead:
+        assert isinstance(self.entry.ahead, RoomAhead)
+        return self.entry.ahead
+
+    async def next(self) -> FakeRoom:
+        """The room that is there for the next rollback."""
+        await until(lambda: isinstance(self.entry.ahead, RoomAhead) and self.entry.ahead.copied is not None)
+        return self.at(self._place)
+
+    @property
+    def _place(self) -> str:
+        assert self.coming.new is not None
+        return self.coming.new.sandbox.place
+
+    def at(self, place: str) -> FakeRoom:
+        return next(room for room in self.bench.driver.rooms if room.spec.run_dir.name == place)
+
+    async def alone(self) -> None:
+        """The sandbox has its room, and there is no other, nor files of any."""
+        await until(lambda: self.entry.ahead is None)
+        await until(lambda: self.alive == self.bench.layers == self.bench.run == [self.place])
+        assert self.entry.places == {self.place}
+
+
+@pytest.fixture
+async def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Ahead]:
+    for module in (ahead, lives):
+        monkeypatch.setattr(module, "SOON_S", 0.001)
+    copies = Copies(tmp_path)
+    yield Ahead(copies, await copies.bench.fleet.create(ORDER))
+    await copies.bench.close()
+
+
+async def test_the_next_rollback_to_the_same_finds_its_room_there(world: Ahead) -> None:
+    memory = Memory()
+    checkpoint = await world.take("one", memory)
+    assert world.entry.ahead is None
+    await world.back(checkpoint)
+    room = await world.next()
+    assert room.frozen and not world.at(world.place).frozen
+    assert room.spec.branch is not None and len(room.spec.branch.copies) == 1
+    assert sorted(world.alive) == world.bench.layers == [f"{world.id}-1", f"{world.id}-2"]
+    world.bench.driver.gate = asyncio.Event()  # no room can be made now
+    world.bench.clock.ahead += 5
+    sandbox, copied = await asyncio.wait_for(world.verbs.rollback("acme", world.id, checkpoint), 5)
+    assert (sandbox.place, sandbox.at, sandbox.state) == (f"{world.id}-2", checkpoint, SandboxState.RUNNING)
+    assert (copied.memory, copied.lost) == ("contexts", ())
+    assert not room.frozen and world.entry.instance is not None and world.entry.instance.state is State.READY
+    assert world.bench.clock() - world.entry.held[checkpoint].used < 4
+    await world.bench.lives.leaving.drained()
+    assert not room.ended.is_set()
+    world.bench.driver.gate.set()
+    assert (await world.next()).spec.run_dir.name == f"{world.id}-3"  # and so on
+    lease = world.bench.traffic.try_lease(world.id)
+    assert lease is not None
+    lease.release()
+    await world.bench.fleet.kill("acme", world.id)
+    assert world.alive == world.bench.layers == world.bench.run == []
+    assert world.copies.images == frozenset() and memory.drops == 1
+
+
+async def test_what_is_not_taken_goes(world: Ahead, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ahead, "KEPT_S", 0.05)
+    checkpoint = await world.take("one", Memory())
+    await world.back(checkpoint)
+    await world.next()
+    await world.alone()
+    await world.back(checkpoint)
+    assert world.place == f"{world.id}-3"  # no two rooms have one place
+
+
+async def test_a_rollback_to_another_has_a_room_of_its_own(world: Ahead) -> None:
+    one, two = await world.take("one", Memory()), await world.take("two", Memory())
+    await world.back(one)
+    room = await world.next()
+    await world.back(two)
+    assert (world.place, world.entry.sandbox.at) == (f"{world.id}-3", two)
+    await until(room.ended.is_set)
+    assert world.coming.checkpoint == two
+
+
+async def test_what_is_asked_for_while_it_is_made_is_waited_for(world: Ahead) -> None:
+    checkpoint = await world.take("one", Memory())
+    await world.verbs.rollback("acme", world.id, checkpoint)
+    world.bench.driver.gate = asyncio.Event()
+    await until(lambda: world.entry.ahead is not None and world.coming.new is not None)
+    rolling = asyncio.create_task(world.verbs.rollback("acme", world.id, checkpoint))
+    done, _ = await asyncio.wait([rolling], timeout=0.05)
+    assert not done
+    world.bench.driver.gate.set()
+    sandbox, _ = await asyncio.wait_for(rolling, 5)
+    assert sandbox.place == f"{world.id}-2"
+
+
+async def test_what_is_asked_for_before_it_is_begun_is_made_at_once(
+    world: Ahead, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ahead, "SOON_S", 60.0)
+    monkeypatch.setattr(lives, "SOON_S", 60.0)
+    checkpoint = await world.take("one", Memory())
+    await world.verbs.rollback("acme", world.id, checkpoint)
+    await asyncio.wait_for(world.verbs.rollback("acme", world.id, checkpoint), 5)  # nor is the end of the old put off
+    assert world.place == f"{world.id}-2"
+    world.entry.wanted.set()
+
+
+@pytest.mark.parametrize("script", ["failed", "dies", "silent"])
+async def test_a_room_that_does_not_come_up_is_nobodys_trouble(world: Ahead, script: str) -> None:
+    checkpoint = await world.take("one", Memory())
+    await world.verbs.rollback("acme", world.id, checkpoint)
+    world.bench.driver.script, rooms = script, len(world.bench.driver.rooms)
+    await until(lambda: len(world.bench.driver.rooms) > rooms)
+    if script != "silent":
+        await world.alone()
+    world.bench.driver.script = "ready"
+    await world.back(checkpoint)  # silent: it was waited for in vain
+    assert world.entry.sandbox.state is SandboxState.RUNNING
+    assert not world.at(world.place).frozen
+
+
+async def test_one_that_ends_by_itself_is_not_taken(world: Ahead) -> None:
+    checkpoint = await world.take("one", Memory())
+    await world.back(checkpoint)
+    (await world.next()).die()
+    await world.alone()
+    await world.back(checkpoint)
+    (await world.next()).die()
+    await world.back(checkpoint)  # nobody has heard of it
+    assert world.entry.sandbox.state is SandboxState.RUNNING
+
+
+async def test_a_rollback_that_cannot_be_recorded_leaves_the_sandbox_as_it_was(world: Ahead) -> None:
+    checkpoint = await world.take("one", Memory())
+    await world.back(checkpoint)
+    before, room = world.entry.sandbox, await world.next()
+    world.bench.store.error = StorageFull("full")
+    with pytest.raises(StorageFull):
+        await world.verbs.rollback("acme", world.id, checkpoint)
+    assert world.entry.sandbox == before and room.destroyed
+    assert not world.at(before.place).frozen
+    world.bench.store.error = None
+    await world.alone()
+    await world.back(checkpoint)
+
+
+@pytest.mark.parametrize("how", ["files", "memory", "kill", "dies", "removed", "timeout", "close"])
+async def test_it_goes_with_what_it_was_made_for(world: Ahead, how: str) -> None:
+    checkpoint = await world.take("one", Memory())
+    await world.back(checkpoint)
+    room, fleet = await world.next(), world.bench.fleet
+    match how:
+        case "files" | "memory":
+            await fleet.pause("acme", world.id, memory=how == "memory")
+        case "kill":
+            await fleet.kill("acme", world.id)
+        case "dies":
+            world.at(world.place).die()
+            await world.bench.until_paused(world.entry.sandbox)
+        case "removed":
+            await world.verbs.remove("acme", world.id, checkpoint)
+        case "timeout":
+            await world.bench.lives.kill(world.entry, StopReason.TIMEOUT)
+        case "close":
+            await world.bench.care.close()
+    assert room.destroyed and world.entry.ahead is None
+    assert f"{world.id}-2" not in world.bench.layers
+    if how == "removed":
+        await world.alone()
+        assert world.copies.images == frozenset(world.entry.sandbox.foundation.layers)
+
+
+async def test_a_kill_does_not_wait_for_its_making(world: Ahead) -> None:
+    checkpoint = await world.take("one", Memory())
+    await world.back(checkpoint)
+    world.bench.driver.script = "silent"
+    await until(lambda: world.entry.ahead is not None and world.coming.new is not None)
+    await asyncio.wait_for(world.bench.fleet.kill("acme", world.id), 1)
+    assert world.alive == world.bench.layers == []
+
+
+async def test_a_network_that_changes_is_its_own_too(world: Ahead) -> None:
+    checkpoint = await world.take("one", Memory())
+    await world.back(checkpoint)
+    await world.next()
+    await world.bench.fleet.set_network("acme", world.id, {"allowOut": ["one.example"]}, None)
+    await world.verbs.rollback("acme", world.id, checkpoint)
+    assert world.place == f"{world.id}-2"
+    assert world.bench.doors.allow[world.place] == ("one.example",)
+
+
+async def test_what_the_sandbox_has_read_since_is_not_forgotten(world: Ahead, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint = await world.take("one", Memory())
+    await world.back(checkpoint)
+    room = await world.next()
+    monkeypatch.setattr(world.bench.assembly, "labels", lambda sandbox: frozenset({"private_data"}))
+    await world.back(checkpoint)
+    assert world.entry.sandbox.foundation.labels == ("private_data",)
+    assert world.place == f"{world.id}-3"
+    await until(lambda: room.destroyed)
+
+
+@pytest.mark.parametrize("why", ["full", "program", "rigid", "many", "large", "disk"])
+async def test_there_is_none_where_it_would_cost_too_much(
+    world: Ahead, monkeypatch: pytest.MonkeyPatch, why: str
+) -> None:
+    memory = Memory()
+    memory.spills = True
+    checkpoint = await world.take("one", memory)
+    if why == "full":
+        world.bench.lives._max_running = 1
+    elif why == "program":
+        (made,) = world.entry.sandbox.checkpoints
+        made = replace(made, foundation=replace(made.foundation, start_command="serve"))
+        world.entry.sandbox = replace(world.entry.sandbox, checkpoints=(made,))
+    elif why == "rigid":
+        monkeypatch.setattr(world.bench.driver, "capabilities", frozenset())
+    elif why == "many":
+        monkeypatch.setattr(ahead, "_MOST", 0)
+    elif why == "large":
+        monkeypatch.setattr(ahead, "_MOST_BYTES", 0)
+    rooms = len(world.bench.driver.rooms)
+    await world.verbs.rollback("acme", world.id, checkpoint)
+    if why == "disk":
+        world.entry.held[checkpoint].disk_bytes = 10
+    await asyncio.sleep(0.1)
+    assert world.entry.ahead is None and world.alive == [world.place]
+    assert len(world.bench.driver.rooms) == rooms + (2 if why == "large" else 1)
+
+
+async def test_a_killed_server_leaves_one_that_the_next_does_not_own(world: Ahead) -> None:
+    checkpoint = await world.take("one", Memory())
+    await world.back(checkpoint)
+    await world.next()
+    new = world.coming.new
+    assert new is not None
+    instance, world.entry.instance = world.entry.instance, None
+    about = {**new.instance.describe(), "place": new.sandbox.place}
+    assert not world.bench.care.adopt(about, world.at(new.sandbox.place))
+    assert world.bench.care.adopt({**about, "place": world.place}, world.at(world.place))
+    await world.entry.instance.up()
+    world.entry.instance = instance
+
+
+async def test_rollbacks_and_kills_at_once_leave_nothing(world: Ahead) -> None:
+    one, two = await world.take("one", Memory()), await world.take("two", Memory())
+
+    async def back(number: int) -> None:
+        for _ in range(4):
+            await asyncio.sleep(0.003 * number)
+            try:
+                await world.verbs.rollback("acme", world.id, (one, two)[number % 2])
+            except RoostError:
+                return
+
+    async def kill() -> None:
+        await asyncio.sleep(0.03)
+        await world.bench.fleet.kill("acme", world.id)
+
+    await asyncio.gather(*(back(number) for number in range(3)), kill())
+    await world.bench.lives.leaving.drained()
+    await until(lambda: world.alive == world.bench.layers == world.bench.run == [])
+    assert world.copies.images == frozenset()
