@@ -32,6 +32,7 @@ T = TypeVar("T")
 #: A timer looks again at least that often: the clock it counts by may run at another speed than the loop's.
 _TIMER_MOST_S = 60.0
 SOON_S = 0.02  # from a rollback's reply to what can be done later
+_GONE_S = 1.0  # for which a kill waits for the end of a room in whose place another is
 _LEAVE_S = 30.0  # for which the end of a room in whose place another is is waited for, where it can't be made still
 
 
@@ -163,13 +164,18 @@ class Lives:
 
     async def check_swap(self, entry: Entry) -> None:
         """Locked. Whether its room may be another. Raises Unavailable, Throttled."""
-        if entry.leaving is not None:  # else those would be more and more
-            entry.wanted.set()
-            await asyncio.wait([entry.leaving], timeout=_LEAVE_S)
-            if not entry.leaving.done():
-                raise Unavailable(f"The room that sandbox {entry.sandbox.id} had before does not end.", retry_after=5)
+        if not await self._left(entry, _LEAVE_S):  # else those would be more and more
+            raise Unavailable(f"The room that sandbox {entry.sandbox.id} had before does not end.", retry_after=5)
         if entry.instance is None or self.closing:
             self.check_room(entry.sandbox)
+
+    @staticmethod
+    async def _left(entry: Entry, seconds: float) -> bool:
+        """Whether the room in whose place another is has gone, for which this waits so long."""
+        entry.wanted.set()
+        if entry.leaving is not None:
+            await asyncio.wait([entry.leaving], timeout=seconds)
+        return entry.leaving is None or entry.leaving.done()
 
     async def swap(self, entry: Entry, new: Successor) -> Sandbox:
         """Locked, after `check_swap`. A new room takes the place of what it has; it runs then. Raises what prevented
@@ -364,6 +370,7 @@ class Lives:
             if self.entries.get(entry.sandbox.id) is not entry:
                 return  # somebody else was faster
             await self.take_down(entry, reason)
+            await self._left(entry, _GONE_S)
             await entry.drop_memory()
             self.stop_timer(entry)
             self.forget(entry)
