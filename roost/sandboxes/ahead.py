@@ -1,8 +1,8 @@
 """Rooms made ahead of rollbacks: who goes back to a checkpoint soon does so again, to try the next thing.
 
 Such a room is all that the next rollback to the same checkpoint would make, and stands still. It is made when the
-sandbox's owner has had a moment with the rollback before, and goes when it is not taken within seconds, when the
-sandbox has changed in a way that it was not made for, or when the sandbox's own room goes.
+sandbox's owner has had a moment with the rollback before. It goes when nobody takes it within seconds, and with the
+sandbox's own room; it is not taken when the sandbox has changed so that another one would be made by now.
 """
 
 from __future__ import annotations
@@ -18,37 +18,42 @@ from roost.model.instance import State, StopReason
 from roost.model.sandbox import Foundation, SandboxState
 from roost.sandboxes.copies import Copied
 from roost.sandboxes.entry import Entry
-from roost.sandboxes.lives import SOON_S, Lives, Successor
+from roost.sandboxes.lives import GONE_S, SOON_S, Lives, Successor
 
 KEPT_S = 10.0
+_MADE_S = 1.0  # for which a rollback waits until one is made: then it makes another
 _MOST = 16  # on the server
 _MOST_BYTES = 64 << 20  # of memory, of each: what a copy's hooks have made of it before it stood still
 
 
 class RoomAhead:
-    """One, from the wish for it to its end, which is that of `life`."""
+    """One, from the wish for it to its end, which is that of `life`, or until it was taken."""
 
     def __init__(self, entry: Entry, checkpoint: str) -> None:
         self.entry = entry
         self.checkpoint = checkpoint
         self.new: Successor | None = None  # once its making has begun
-        self.copied: Copied | None = None
+        self.copied: Copied | None = None  # once it is made, as long as it can be taken
         self.settled = asyncio.Event()  # it is made, or will not be
         self.taken = False
         self.life: asyncio.Task[None] | None = None
         self._over = asyncio.Event()
 
+    @property
+    def wanted(self) -> bool:
+        return not self._over.is_set()
+
     def end(self) -> None:
-        """It goes, unless it was taken; however far its making is."""
+        """It goes, however far its making is, unless it was taken."""
         self._over.set()
         if self.new is not None and not self.taken:
             self.new.instance.stop(StopReason.ROLLED_BACK, grace=0, abrupt=True)
 
     async def drop(self) -> None:
-        """Returns when it is gone."""
+        """End it. Waits until it is gone, up to a bound: what holds it up is no concern of the sandbox's."""
         self.end()
         if self.life is not None:
-            await asyncio.wait([self.life])
+            await asyncio.wait([self.life], timeout=GONE_S)
 
     async def over(self, seconds: float) -> bool:
         """Whether it ends within so many seconds, for which this waits."""
@@ -62,9 +67,13 @@ class RoomAhead:
                 waiting.cancel()
         return bool(done)
 
-    @property
-    def wanted(self) -> bool:
-        return not self._over.is_set()
+    async def made(self) -> tuple[Successor, Copied] | None:
+        """What can be taken, if it comes within a bound."""
+        try:
+            await asyncio.wait_for(self.settled.wait(), _MADE_S)
+        except TimeoutError:
+            return None
+        return None if self.new is None or self.copied is None else (self.new, self.copied)
 
 
 class RoomsAhead:
@@ -91,32 +100,44 @@ class RoomsAhead:
     async def take(self, entry: Entry, checkpoint: str) -> tuple[Successor, Copied] | None:
         """Locked. What was made for this, if something was; it runs now, and is the caller's to lay down. What was made
         for anything else goes."""
-        ahead, entry.ahead = entry.ahead, None
-        if not isinstance(ahead, RoomAhead):
+        ahead, entry.ahead = next((one for one in self._all if one is entry.ahead), None), None
+        if ahead is None:
             return None
+        if ahead.checkpoint == checkpoint and ahead.new is not None:
+            made = await ahead.made()
+            if made is not None and self._fits(entry, *made):
+                ahead.taken = True  # before it goes on: its time may be over just now
+                ahead.end()
+                self._all.discard(ahead)
+                return made if await self._goes_on(entry, made[0]) else None
+        ahead.end()
+        return None
+
+    async def _goes_on(self, entry: Entry, new: Successor) -> bool:
+        """Whether it runs; else it is laid down."""
         try:
-            if ahead.checkpoint != checkpoint or ahead.new is None:
-                return None
-            await ahead.settled.wait()
-            if ahead.copied is None or not self._fits(entry, ahead.new, ahead.copied):
-                return None
-            await ahead.new.instance.let_go()
-            ahead.taken = True
-            return ahead.new, ahead.copied
-        except RoostError:  # it has ended just now
-            return None
-        finally:
-            ahead.end()
+            await new.instance.let_go()
+        except BaseException as error:
+            self._lives.lay_down(entry, new)
+            if not isinstance(error, RoostError):  # as where it has ended
+                raise
+            return False
+        return True
 
     def _fits(self, entry: Entry, new: Successor, copied: Copied) -> bool:
         """Whether it is what would be made now."""
-        made, now = new.sandbox, entry.sandbox
+        made, now = new.sandbox, replace(entry.sandbox, foundation=self.foundation(entry, copied))
         return (
             new.instance.state is State.FROZEN
             and new.instance.usable
-            and made.foundation == self.foundation(entry, copied)
-            and (made.variables, made.volumes, made.limits) == (now.variables, now.volumes, now.limits)
+            and new.instance.spec == self._lives.assembly.spec(now)
+            and (made.foundation, made.volumes) == (now.foundation, now.volumes)
+            and self._brings_nothing(entry, copied)
         )
+
+    def _brings_nothing(self, entry: Entry, copied: Copied) -> bool:
+        """Whether the checkpoint has no labels that the sandbox has not: who makes a room of it gives it those."""
+        return self._lives.assembly.labels(entry.sandbox).issuperset(copied.foundation.labels)
 
     async def _live(self, ahead: RoomAhead) -> None:
         try:
@@ -124,18 +145,19 @@ class RoomsAhead:
                 await self._keep(ahead)
         finally:
             self._all.discard(ahead)
-            ahead.settled.set()
             if ahead.entry.ahead is ahead:
                 ahead.entry.ahead = None
 
     def _is_worth_it(self, ahead: RoomAhead) -> bool:
         entry, held = ahead.entry, ahead.entry.held.get(ahead.checkpoint)
-        if entry.ending or self._lives.closing or entry.sandbox.state is not SandboxState.RUNNING:
+        if entry.ending or entry.sandbox.state is not SandboxState.RUNNING:
             return False
         if entry.instance is None or not entry.instance.freezes or self._lives.assembly.isolation == GVISOR:
             return False  # a kernel of its own takes long to start, and much memory
-        if (held is not None and held.disk_bytes) or entry.sandbox.foundation.start_command:
-            return False  # nor is anything read from disk, or a program run, that may not be wanted
+        if held is not None and (held.disk_bytes or held.moving.locked() or held.grows):
+            return False
+        if entry.sandbox.foundation.start_command:
+            return False  # nor is a program run that may not be wanted
         try:
             self._lives.check_room(entry.sandbox)
         except RoostError:
@@ -144,24 +166,24 @@ class RoomsAhead:
 
     async def _keep(self, ahead: RoomAhead) -> None:
         """Make it, and see to it that it goes if it is not taken."""
-        entry, new, images = ahead.entry, None, ExitStack()
+        entry, images = ahead.entry, ExitStack()
         try:
             async with self._using(entry, ahead.checkpoint) as copied:
-                if not ahead.wanted:
+                if not ahead.wanted or not self._brings_nothing(entry, copied):
                     return
                 images.enter_context(self._lives.holding(copied.foundation.layers))
                 foundation = self.foundation(entry, copied)
-                new = ahead.new = self._lives.successor(
-                    entry, copied.branch, foundation=foundation, at=ahead.checkpoint
-                )
-                await new.instance.hold()
-            if new.instance.memory_bytes() <= _MOST_BYTES:
+                ahead.new = self._lives.successor(entry, copied.branch, foundation=foundation, at=ahead.checkpoint)
+                await ahead.new.instance.hold()
+            if ahead.new.instance.memory_bytes() <= _MOST_BYTES:
                 ahead.copied = copied
                 ahead.settled.set()
                 await ahead.over(KEPT_S)
+            elif (held := entry.held.get(ahead.checkpoint)) is not None:
+                held.grows = True
         finally:
             ahead.settled.set()
-            if new is not None and not ahead.taken:
+            if ahead.new is not None and not ahead.taken:
                 ahead.copied = None
-                await asyncio.shield(asyncio.ensure_future(self._lives.lay_down(new)))
+                await asyncio.shield(self._lives.lay_down(entry, ahead.new))
             images.close()

@@ -362,6 +362,8 @@ class Checkpoints:
         held = entry.held.pop(id, None)
         if held is None:
             return
+        if entry.ahead is not None and entry.ahead.checkpoint == id:  # it has its own share
+            entry.ahead.end()
         changed = tuple(replace(one, dropped=why) if one.id == id else one for one in entry.sandbox.checkpoints)
         await self._lives.change(entry, checkpoints=changed)
         await held.give_up()

@@ -31,6 +31,7 @@ class HeldMemory:
     users: int = 0  # who make rooms with it
     moving: asyncio.Lock = field(default_factory=asyncio.Lock)  # with which it goes to disk, or comes from there
     looked: float = 0.0
+    grows: bool = False  # what is made from it takes much memory of its own at once
     given_up: bool = False  # it goes with the last of its users
 
     @asynccontextmanager
@@ -52,22 +53,25 @@ class HeldMemory:
 
 
 class Ahead(Protocol):
-    """A room made for a sandbox before it was asked for, as it was at a checkpoint."""
+    """A room made for a sandbox before it was asked for, as it was at a checkpoint. It is dropped once."""
 
     checkpoint: str
 
+    def end(self) -> None: ...
+
     async def drop(self) -> None:
-        """Returns when it is gone."""
+        """End it, and wait for that, up to a bound."""
         ...
 
 
 class Entry:
-    """Changed by the fleet alone, with `lock` held; read by everyone."""
+    """Changed by the fleet alone, with `lock` held, or without it: `ahead`, `leaving`, `places`, `rooms`. Read by
+    everyone."""
 
     def __init__(self, sandbox: Sandbox) -> None:
         self.sandbox = sandbox
         self.instance: Instance | None = None
-        self.places: set[str] = set()  # of its rooms: that which it has, one that is to take its place, one that leaves
+        self.places: set[str] = set()  # of its rooms: that which it has, those to take its place, those that leave
         self.lock = asyncio.Lock()
         self.ending = ""  # why it is about to end, a StopReason: nothing is started any more
         self.leases: set[SandboxLease] = set()
@@ -79,8 +83,8 @@ class Entry:
         self.kept: HeldMemory | None = None  # what it is resumed with, as its room is gone
         self.still_since = 0.0  # it stands still, paused, since then
         self.restored = False  # it was resumed with its files alone
-        self.leaving: asyncio.Task[None] | None = None  # the room in whose place it has another
-        self.wanted = asyncio.Event()  # somebody waits for that to be gone
+        self.leaving: set[asyncio.Task[None]] = set()  # rooms that are laid down, in whose place it has others or not
+        self.wanted = asyncio.Event()  # somebody waits for those to be gone
         self.ahead: Ahead | None = None  # the room for its next rollback
         self.rooms = sandbox.rollbacks  # the highest number of one that took the place of another, or was to
 

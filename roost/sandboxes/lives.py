@@ -32,7 +32,7 @@ T = TypeVar("T")
 #: A timer looks again at least that often: the clock it counts by may run at another speed than the loop's.
 _TIMER_MOST_S = 60.0
 SOON_S = 0.02  # from a rollback's reply to what can be done later
-_GONE_S = 1.0  # for which a kill waits for the end of a room in whose place another is
+GONE_S = 1.0  # for which the end of a room is waited for that is not the sandbox's own, or not any more
 _LEAVE_S = 30.0  # for which the end of a room in whose place another is is waited for, where it can't be made still
 
 
@@ -48,7 +48,7 @@ class Templates(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Successor:
-    """A room that is to take the place of its sandbox's own, and the sandbox as its record will have it."""
+    """A room that is to take the place of its sandbox's own, and the sandbox as it was made for."""
 
     sandbox: Sandbox
     instance: Instance
@@ -164,18 +164,18 @@ class Lives:
 
     async def check_swap(self, entry: Entry) -> None:
         """Locked. Whether its room may be another. Raises Unavailable, Throttled."""
-        if not await self._left(entry, _LEAVE_S):  # else those would be more and more
+        if not await self._hurry(entry, _LEAVE_S):  # else those would be more and more
             raise Unavailable(f"The room that sandbox {entry.sandbox.id} had before does not end.", retry_after=5)
         if entry.instance is None or self.closing:
             self.check_room(entry.sandbox)
 
     @staticmethod
-    async def _left(entry: Entry, seconds: float) -> bool:
-        """Whether the room in whose place another is has gone, for which this waits so long."""
+    async def _hurry(entry: Entry, seconds: float) -> bool:
+        """Have the rooms go that are to, and wait so long. Whether they have."""
         entry.wanted.set()
-        if entry.leaving is not None:
-            await asyncio.wait([entry.leaving], timeout=seconds)
-        return entry.leaving is None or entry.leaving.done()
+        if entry.leaving:
+            await asyncio.wait(entry.leaving, timeout=seconds)
+        return all(task.done() for task in entry.leaving)
 
     async def swap(self, entry: Entry, new: Successor) -> Sandbox:
         """Locked, after `check_swap`. A new room takes the place of what it has; it runs then. Raises what prevented
@@ -189,12 +189,14 @@ class Lives:
         still, stopped = before.state is SandboxState.PAUSED, None
         try:
             await new.instance.up()
+            if not new.instance.usable:
+                raise Unavailable(f"The new room of sandbox {before.id} has ended.", retry_after=1)
             if not still and old is not None:
                 stopped = old
                 still = await _made_still(old)
             await self.commit(entry, lambda sandbox: replace(sandbox, **fields))
         except BaseException:
-            await asyncio.shield(self.background.spawn(self._unswap(new, stopped)))
+            await asyncio.shield(self.background.spawn(self._unswap(entry, new, stopped)))
             raise
         entry.instance = new.instance
         entry.samples.new_room()
@@ -202,21 +204,21 @@ class Lives:
         still = still and (old is None or (old.usable and old.state is not State.STARTING))
         await entry.drop_kept()
         entry.wanted.clear()
-        entry.leaving = self.leaving.spawn(self._replaced(entry, old, before, still=still))
+        leaving = self._leave(entry, self._replaced(entry, old, before, still=still))
         entry.revoke(StopReason.ROLLED_BACK)
         if not still and old is not None and old.room is not None:  # nothing of it runs on
             ending = asyncio.ensure_future(old.room.wait())
             first = asyncio.FIRST_COMPLETED
-            await asyncio.wait([entry.leaving, ending], timeout=_LEAVE_S, return_when=first)
+            await asyncio.wait([leaving, ending], timeout=_LEAVE_S, return_when=first)
             ending.cancel()
         if new.instance.state is State.STOPPED:  # between two steps of this
             self.background.spawn(self.died(entry, new.instance))
         return entry.sandbox
 
-    async def _unswap(self, new: Successor, stopped: Instance | None) -> None:
+    async def _unswap(self, entry: Entry, new: Successor, stopped: Instance | None) -> None:
         runs = stopped is None or await _thawed(stopped)
         try:
-            await self.lay_down(new)
+            await self.lay_down(entry, new)
         finally:
             if stopped is not None and not runs and not await _thawed(stopped):
                 log.error("sandbox %s stands still: pause and resume it", stopped.id)
@@ -228,9 +230,15 @@ class Lives:
         await self._lay_down(old, before.place)
         self.release(before.foundation.layers)
 
-    async def lay_down(self, new: Successor) -> None:
-        """It takes no room's place, and goes with its files."""
-        await self._lay_down(new.instance, new.sandbox.place)
+    def lay_down(self, entry: Entry, new: Successor) -> asyncio.Task[None]:
+        """It takes no room's place, and goes with its files, whoever waits for that."""
+        return self._leave(entry, self._lay_down(new.instance, new.sandbox.place))
+
+    def _leave(self, entry: Entry, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = self.leaving.spawn(work)
+        entry.leaving.add(task)
+        task.add_done_callback(entry.leaving.discard)
+        return task
 
     async def _lay_down(self, instance: Instance | None, place: str) -> None:
         """End what is no entry's, with its files."""
@@ -370,7 +378,7 @@ class Lives:
             if self.entries.get(entry.sandbox.id) is not entry:
                 return  # somebody else was faster
             await self.take_down(entry, reason)
-            await self._left(entry, _GONE_S)
+            await self._hurry(entry, GONE_S)
             await entry.drop_memory()
             self.stop_timer(entry)
             self.forget(entry)

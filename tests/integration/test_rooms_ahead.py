@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from roost.model.errors import RoostError, StorageFull
+from roost.model.errors import RoostError, StorageFull, Unavailable
+from roost.model.function import GVISOR
 from roost.model.instance import State, StopReason
 from roost.model.sandbox import SandboxState
-from roost.sandboxes import ahead, lives
+from roost.sandboxes import ahead, care, lives
 from roost.sandboxes.ahead import RoomAhead
 from tests.integration.test_checkpoints_lives import Memory, World
 from tests.integration.test_sandboxes_lives import ORDER
@@ -209,14 +210,21 @@ async def test_a_kill_does_not_wait_for_its_making(world: Ahead) -> None:
     assert world.alive == world.bench.layers == []
 
 
-async def test_a_network_that_changes_is_its_own_too(world: Ahead) -> None:
+@pytest.mark.parametrize("internet", [None, True])
+async def test_what_was_made_before_its_network_changed_is_not_taken(world: Ahead, internet: bool | None) -> None:
+    """What of it a room has from its start, as its indexes and variables, is of when it was made."""
     checkpoint = await world.take("one", Memory())
     await world.back(checkpoint)
+    room = await world.next()
+    network = {} if internet else {"allowOut": ["one.example"]}
+    await world.bench.fleet.set_network("acme", world.id, network, internet)
+    assert world.bench.doors.allow[f"{world.id}-2"] == tuple(network.get("allowOut", ()))  # should it be
+    await world.back(checkpoint)
+    assert world.place == f"{world.id}-3"
+    await until(lambda: room.destroyed)
     await world.next()
-    await world.bench.fleet.set_network("acme", world.id, {"allowOut": ["one.example"]}, None)
     await world.verbs.rollback("acme", world.id, checkpoint)
-    assert world.place == f"{world.id}-2"
-    assert world.bench.doors.allow[world.place] == ("one.example",)
+    assert world.place == f"{world.id}-4"
 
 
 async def test_what_the_sandbox_has_read_since_is_not_forgotten(world: Ahead, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -291,3 +299,211 @@ async def test_rollbacks_and_kills_at_once_leave_nothing(world: Ahead) -> None:
     await world.bench.lives.leaving.drained()
     await until(lambda: world.alive == world.bench.layers == world.bench.run == [])
     assert world.copies.images == frozenset()
+
+
+async def test_one_whose_time_is_over_while_it_is_taken_stays(world: Ahead, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ahead, "KEPT_S", 0.1)
+    checkpoint = await world.take("one", Memory())
+    await world.back(checkpoint)
+    room = await world.next()
+    thaw = room.thaw
+
+    async def slowly() -> None:
+        await asyncio.sleep(0.2)
+        await thaw()
+
+    monkeypatch.setattr(room, "thaw", slowly)
+    await world.verbs.rollback("acme", world.id, checkpoint)
+    await asyncio.sleep(0.1)
+    assert not room.destroyed and world.place == f"{world.id}-2"
+    assert world.bench.assembly.has_files(world.place)
+
+
+async def test_one_that_does_not_go_on_is_laid_down(world: Ahead, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint = await world.take("one", Memory())
+    await world.back(checkpoint)
+    room = await world.next()
+
+    async def dies() -> None:
+        room.die()
+        raise Unavailable("it has ended")
+
+    monkeypatch.setattr(room, "thaw", dies)
+    await world.back(checkpoint)
+    assert room.destroyed and world.place == f"{world.id}-3"
+
+
+@pytest.mark.parametrize("how", ["pause", "died", "remove", "kill", "close"])
+async def test_one_that_does_not_end_holds_up_nothing(world: Ahead, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+    for module in (ahead, lives):
+        monkeypatch.setattr(module, "GONE_S", 0.05)
+    monkeypatch.setattr(care, "_CLOSE_S", 0.2)
+    checkpoint = await world.take("one", Memory())
+    await world.back(checkpoint)
+    room, fleet = await world.next(), world.bench.fleet
+    room.stuck = 1000
+    async with asyncio.timeout(1.5):
+        match how:
+            case "pause":
+                await fleet.pause("acme", world.id)
+                assert world.entry.sandbox.state is SandboxState.PAUSED
+            case "died":
+                world.at(world.place).die()
+                await world.bench.until_paused(world.entry.sandbox)
+            case "remove":
+                await world.verbs.remove("acme", world.id, checkpoint)
+            case "kill":
+                await fleet.kill("acme", world.id)
+            case "close":
+                await world.bench.care.close()
+                assert world.entry.sandbox.state is SandboxState.PAUSED
+    assert not world.entry.lock.locked()
+    room.stuck = 0
+    await until(lambda: room.destroyed)
+
+
+@pytest.mark.parametrize("how", ["close", "kill"])
+async def test_what_was_not_taken_is_waited_for(world: Ahead, how: str) -> None:
+    one, two = await world.take("one", Memory()), await world.take("two", Memory())
+    await world.back(one)
+    room = await world.next()
+    room.stuck = 1
+    await world.verbs.rollback("acme", world.id, two)
+    assert not room.destroyed
+    await (world.bench.care.close() if how == "close" else world.bench.fleet.kill("acme", world.id))
+    assert room.destroyed and f"{world.id}-2" not in world.bench.layers
+
+
+async def test_its_image_stays_as_long_as_it_does(world: Ahead) -> None:
+    one, two = await world.take("one", Memory()), await world.take("two", Memory())
+    await world.back(one)
+    layers = set(world.entry.sandbox.foundation.layers)
+    room = await world.next()
+    room.stuck = 1
+    await world.verbs.rollback("acme", world.id, two)
+    await world.bench.lives._hurry(world.entry, 0)
+    await world.verbs.remove("acme", world.id, one)
+    assert layers <= world.copies.images and not room.destroyed
+    await world.bench.lives.leaving.drained()
+    await until(lambda: not layers & world.copies.images)
+    assert room.destroyed
+
+
+@pytest.mark.parametrize("how", ["kill", "pause", "rollback"])
+async def test_a_making_that_hangs_holds_up_nothing(world: Ahead, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+    for module in (ahead, lives):
+        monkeypatch.setattr(module, "GONE_S", 0.05)
+    monkeypatch.setattr(ahead, "_MADE_S", 0.05)
+    checkpoint = await world.take("one", Memory())
+    await world.verbs.rollback("acme", world.id, checkpoint)
+    world.bench.driver.gate = gate = asyncio.Event()
+    await until(lambda: world.entry.ahead is not None and world.coming.new is not None)
+    rooms = len(world.bench.driver.rooms)
+    verb = world.verbs if how == "rollback" else world.bench.fleet
+    if how == "rollback":
+        rolling = asyncio.create_task(world.verbs.rollback("acme", world.id, checkpoint))
+        await until(lambda: f"{world.id}-3" in world.entry.places)  # another one is made
+        gate.set()
+        await asyncio.wait_for(rolling, 5)
+    else:
+        await asyncio.wait_for(getattr(verb, how)("acme", world.id), 1)
+        assert len(world.bench.driver.rooms) == rooms
+        gate.set()
+    await until(lambda: f"{world.id}-2" not in world.bench.layers and f"{world.id}-2" not in world.entry.places)
+
+
+@pytest.mark.parametrize("moving", [True, False])
+async def test_what_goes_to_disk_is_not_brought_back_for_it(world: Ahead, moving: bool) -> None:
+    memory = Memory()
+    memory.spills = True
+    checkpoint = await world.take("one", memory)
+    await world.verbs.rollback("acme", world.id, checkpoint)
+    memory.gate = asyncio.Event() if moving else None
+    spilling = asyncio.create_task(world.verbs._spill(world.entry, checkpoint, "full"))
+    await until(lambda: world.entry.ahead is None)
+    if memory.gate is not None:
+        memory.gate.set()
+    await spilling
+    await asyncio.sleep(0.02)
+    assert memory.moves == ["spill"] and world.alive == [world.place]
+
+
+async def test_what_is_given_up_is_given_up_there_too(world: Ahead) -> None:
+    checkpoint = await world.take("one", Memory(900))
+    await world.back(checkpoint)
+    room = await world.next()
+    world.copies.over_quota = 1
+    await world.verbs.bound_memory()
+    assert (await world.tree())[checkpoint].startswith("dropped")
+    await until(lambda: room.destroyed)
+
+
+async def test_what_grows_is_tried_once(world: Ahead, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ahead, "_MOST_BYTES", 0)
+    checkpoint = await world.take("one", Memory())
+    await world.back(checkpoint)
+    await until(lambda: len(world.bench.driver.rooms) == 3)
+    await world.alone()
+    await world.back(checkpoint)
+    await until(lambda: world.entry.ahead is None)
+    assert len(world.bench.driver.rooms) == 4
+
+
+async def test_so_many_at_once_and_no_more(world: Ahead, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ahead, "_MOST", 1)
+    checkpoint = await world.take("one", Memory())
+    for _ in range(3):  # each gives its place back
+        await world.back(checkpoint)
+        room = await world.next()
+    other = World(world.copies, await world.bench.fleet.create(ORDER))
+    await other.back(await other.take("one", Memory()))
+    assert other.entry.ahead is None
+    await world.bench.fleet.kill("acme", world.id)
+    assert room.destroyed
+    (checkpoint,) = other.entry.held
+    await other.back(checkpoint)
+    assert other.entry.ahead is not None
+
+
+@pytest.mark.parametrize("what", ["paused", "gvisor", "killed"])
+async def test_there_is_none_for_what_does_not_run(world: Ahead, what: str) -> None:
+    checkpoint = await world.take("one", Memory())
+    if what == "gvisor":
+        world.bench.assembly.isolation = GVISOR
+    await world.verbs.rollback("acme", world.id, checkpoint)
+    if what == "paused":
+        await world.bench.fleet.pause("acme", world.id)
+    elif what == "killed":
+        world.entry.ending = "killed"
+    rooms = len(world.bench.driver.rooms)
+    await until(lambda: world.entry.ahead is None)
+    assert len(world.bench.driver.rooms) == rooms
+
+
+async def test_the_end_of_the_room_before_comes_later(world: Ahead, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lives, "SOON_S", 60.0)
+    monkeypatch.setattr(ahead, "_MOST", 0)
+    checkpoint = await world.take("one", Memory())
+    for _ in range(2):
+        before = world.bench.room(world.entry.sandbox)
+        await world.verbs.rollback("acme", world.id, checkpoint)
+        await asyncio.sleep(0.05)
+        assert before.frozen and not before.destroyed
+    await world.bench.fleet.kill("acme", world.id)
+    assert before.destroyed and world.alive == []
+
+
+async def test_labels_that_were_cleared_are_neither_lost_by_it_nor_given(
+    world: Ahead, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever makes a room of a checkpoint gives it the labels of that."""
+    labels = frozenset({"private_data"})
+    monkeypatch.setattr(world.bench.assembly, "labels", lambda sandbox: labels)
+    checkpoint = await world.take("one", Memory())
+    await world.back(checkpoint)
+    room = await world.next()
+    labels = frozenset()
+    await world.back(checkpoint)
+    assert world.place == f"{world.id}-3" and world.entry.sandbox.foundation.labels == ("private_data",)
+    await until(lambda: room.destroyed and world.entry.ahead is None)
+    assert [each.spec.run_dir.name for each in world.bench.driver.rooms][-1] == world.place  # nor is there a next one
