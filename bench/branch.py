@@ -1,7 +1,8 @@
 """A live sandbox branches, by E2B's own Python SDK: heaps of several sizes, in each case to the branch's first reply.
 
 "sandbox" is `fork`: files and memory, in a room of its own. "8 sandboxes, each" is one request for eight, divided.
-"checkpoint" and "rollback" are of the whole sandbox, to the first reply after it; "context", "context checkpoint" and
+"checkpoint" and "rollback" are of the whole sandbox, the latter to the first reply after it, to the same checkpoint as
+the one before, for which a room is ready by then; "elsewhere": to another one. "context", "context checkpoint" and
 "context rollback" are those of one context within its sandbox: memory alone, to the branch's word that it takes cells;
 "and a cell in it" to the first one's result. The first reply does not touch the heap.
 "checkpoint, to disk" and "rollback, from disk" are those of a server that may hold nothing in memory, with heaps of
@@ -57,6 +58,7 @@ class Branching:
         self._memory = memory
         self._box = self._fresh()
         self._first = ""  # checkpoint that is gone back to
+        self._two: list[str] = []
         context = next(one for one in self._box.list_code_contexts() if one.language == "python")
         headers = {"e2b-sandbox-id": self._box.sandbox_id, "e2b-sandbox-port": PORT}
         headers["x-access-token"] = self._box._envd_access_token or ""
@@ -122,14 +124,35 @@ class Branching:
     def rollback(self) -> float:
         """To one checkpoint again and again: one of each rollback would stand on the one before."""
         if not self._first:
-            self._first = self._own.post("checkpoints", json={}).raise_for_status().json()["checkpointID"]
+            self._first = self._taken()
+        return self._back(self._first)[1]
+
+    def rollback_answered(self) -> float:
+        """The same, to the answer that it is done."""
+        if not self._first:
+            self._first = self._taken()
+        return self._back(self._first)[0]
+
+    def rollback_elsewhere(self) -> float:
+        """To one of two by turns, so that it is never the same as the one before."""
+        while len(self._two) < 2:
+            self._two.append(self._taken())
+        self._two.reverse()
+        return self._back(self._two[0])[1]
+
+    def _taken(self) -> str:
+        return str(self._own.post("checkpoints", json={}).raise_for_status().json()["checkpointID"])
+
+    def _back(self, checkpoint: str) -> tuple[float, float]:
+        """To the answer, and to the first reply."""
         _value(self._box, "x = 0")
         time.sleep(PAUSE_S)
         started = time.perf_counter()
-        self._own.post("rollback", json={"checkpointID": self._first}).raise_for_status()
+        self._own.post("rollback", json={"checkpointID": checkpoint}).raise_for_status()
+        answered = time.perf_counter()
         if _value(self._box, "x") != "41":
             raise RuntimeError("a rollback has not brought the variables back")
-        return (time.perf_counter() - started) * 1000
+        return (answered - started) * 1000, (time.perf_counter() - started) * 1000
 
     def branches(self, server: _servers.Roost, mb: int, count: int) -> None:
         """Print what many at once take, and what they are charged for."""
@@ -275,6 +298,8 @@ def main() -> None:
                 f"{MANY} sandboxes, each": branching.sandboxes,
                 "checkpoint": branching.checkpoint,
                 "rollback": branching.rollback,
+                "rollback, to its answer": branching.rollback_answered,
+                "rollback elsewhere": branching.rollback_elsewhere,
                 "context": branching.context,
                 "context, and a cell in it": branching.context_cell,
                 "context checkpoint": branching.context_checkpoint,

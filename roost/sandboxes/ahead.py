@@ -1,7 +1,8 @@
 """Rooms made ahead of rollbacks: who goes back to a checkpoint soon does so again, to try the next thing.
 
 Such a room is all that the next rollback to the same checkpoint would make, and stands still. It is made when the
-sandbox's owner has had a moment with the rollback before. It goes when nobody takes it within seconds, and with the
+sandbox's owner has had a moment with the rollback before; a checkpoint that is made meanwhile is where the next one is
+expected to go. It goes when nobody takes it within seconds, and with the
 sandbox's own room; it is not taken when the sandbox has changed so that another one would be made by now.
 """
 
@@ -91,7 +92,10 @@ class RoomsAhead:
         return replace(copied.foundation, labels=tuple(sorted(labels)))
 
     def expect(self, entry: Entry, checkpoint: str) -> None:
-        """Locked, and it has none. Another rollback to this may come soon."""
+        """Locked. A rollback to this may come soon, in place of what was expected before."""
+        if entry.ahead is not None:
+            entry.ahead.end()
+            entry.ahead = None
         if len(self._all) < _MOST:
             ahead = entry.ahead = RoomAhead(entry, checkpoint)
             self._all.add(ahead)

@@ -134,6 +134,8 @@ class Checkpoints:
                     branch, at = copied.branch, self._lives.now()
                     held = HeldMemory(branch=branch, used=at, bytes=branch.most, disk_bytes=branch.disk_bytes)
                     entry.held[made.id] = held
+                if entry.ahead is not None:
+                    self._ahead.expect(entry, made.id)
         await self._prune(entry)
         counting = self._lives.background.spawn(self._look(entry, made.id))
         if self._is_over(entry):

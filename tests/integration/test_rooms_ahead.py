@@ -111,6 +111,21 @@ async def test_a_rollback_to_another_has_a_room_of_its_own(world: Ahead) -> None
     assert world.coming.checkpoint == two
 
 
+async def test_who_makes_a_checkpoint_meanwhile_goes_back_to_that(world: Ahead) -> None:
+    one = await world.take("one", Memory())
+    await world.back(one)
+    room = await world.next()
+    two = await world.take("two", Memory())
+    assert world.coming.checkpoint == two
+    await world.next()
+    await until(lambda: room.destroyed)
+    await world.back(two)
+    assert (world.place, world.entry.sandbox.at) == (f"{world.id}-3", two)
+    await world.bench.fleet.pause("acme", world.id)
+    await world.take("three", Memory())
+    assert world.entry.ahead is None  # who does not go back has none
+
+
 async def test_what_is_asked_for_while_it_is_made_is_waited_for(world: Ahead) -> None:
     checkpoint = await world.take("one", Memory())
     await world.verbs.rollback("acme", world.id, checkpoint)
@@ -359,7 +374,7 @@ async def test_one_that_does_not_end_holds_up_nothing(world: Ahead, monkeypatch:
                 assert world.entry.sandbox.state is SandboxState.PAUSED
     assert not world.entry.lock.locked()
     room.stuck = 0
-    await until(lambda: room.destroyed)
+    await until(lambda: room.destroyed and f"{world.id}-2" not in world.bench.run)
 
 
 @pytest.mark.parametrize("how", ["close", "kill"])
