@@ -142,6 +142,23 @@ async def test_what_was_in_memory_is_there_again(lab: Lab) -> None:
     await lab.gone("spilled")
 
 
+async def test_a_room_that_ends_at_once_leaves_what_is_kept_of_it(lab: Lab) -> None:
+    """It is moved when the tracer has answered already."""
+    for turn in range(5):
+        name = f"brief-{turn}"
+        await lab.room(name)
+        assert await lab.cell(name, "x = 41; x") == "41"
+        room = lab.rooms[name]
+        assert room._contexts is not None
+        with contextlib.suppress(Unavailable):  # it has ended, and so can't go on
+            async with room._contexts.standing_still() as (still, _), room._still():
+                (copy,), _ = await room._contexts.copied(still, keep=True)
+                await room.destroy()
+        assert await copy.alive()
+        await copy.drop()
+        await lab.gone(name)
+
+
 async def test_a_branch_that_cannot_be_where_it_outlives_its_room_has_ended(lab: Lab) -> None:
     await lab.room("placeless")
     assert await lab.cell("placeless", "x = 41; x") == "41"
