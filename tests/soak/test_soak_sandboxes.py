@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from e2b.exceptions import SandboxException
 from e2b_code_interpreter import Sandbox
@@ -56,7 +57,7 @@ class Clients:
 
     def _client(self, seed: int) -> None:
         dice = random.Random(seed)
-        verbs = (_code, _commands, _files, _pause, _snapshot, _fork, _rollback, _leave, _exhaust)
+        verbs = (_code, _commands, _files, _pause, _snapshot, _fork, _rollback, _back, _leave, _exhaust)
         while not self._stop.is_set():
             verb = dice.choice(verbs)
             try:
@@ -141,6 +142,21 @@ def _rollback() -> None:
                 post("rollback", checkpoint=kept[number])
                 assert box.run_code("x").text == str(number + 1)
             assert client.delete(f"checkpoints/{kept[0]}").is_success
+
+
+def _back() -> None:
+    """To a checkpoint of all of it, more than once, at once or after a while; then a room is ready that is not taken."""
+    with made() as box, httpx.Client(trust_env=False, timeout=60, headers={"x-api-key": "any"}) as client:
+        url = f"{os.environ['E2B_API_URL']}/sandboxes/{box.sandbox_id}"
+        box.run_code("x = 1")
+        first = client.post(f"{url}/checkpoints").raise_for_status().json()["checkpointID"]
+        box.run_code("x = 2")
+        second = client.post(f"{url}/checkpoints").raise_for_status().json()["checkpointID"]
+        for pause_s, checkpoint in ((0, first), (0.2, first), (0.01, first), (0.2, second), (0.2, second)):
+            time.sleep(pause_s)
+            client.post(f"{url}/rollback", json={"checkpointID": checkpoint}).raise_for_status()
+            assert box.run_code("x += 2; x").text == ("3" if checkpoint == first else "4")
+        time.sleep(random.uniform(0, 0.2))  # noqa: S311
 
 
 def _leave() -> None:
