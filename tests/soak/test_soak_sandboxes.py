@@ -145,7 +145,7 @@ def _rollback() -> None:
 
 
 def _back() -> None:
-    """To a checkpoint of all of it, more than once, at once or after a while; then a room is ready that is not taken."""
+    """To a checkpoint of all of it, more than once, at once or after a while; a room that is ready then goes with it."""
     with made() as box, httpx.Client(trust_env=False, timeout=60, headers={"x-api-key": "any"}) as client:
         url = f"{os.environ['E2B_API_URL']}/sandboxes/{box.sandbox_id}"
         box.run_code("x = 1")
@@ -156,7 +156,7 @@ def _back() -> None:
             time.sleep(pause_s)
             client.post(f"{url}/rollback", json={"checkpointID": checkpoint}).raise_for_status()
             assert box.run_code("x += 2; x").text == ("3" if checkpoint == first else "4")
-        time.sleep(random.uniform(0, 0.2))  # noqa: S311
+        time.sleep(random.uniform(0, 0.2))
 
 
 def _leave() -> None:
