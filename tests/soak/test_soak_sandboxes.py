@@ -145,7 +145,7 @@ def _rollback() -> None:
 
 
 def _back() -> None:
-    """To a checkpoint of all of it, again and again, at once or after a while; a room that is ready then goes with it."""
+    """To a checkpoint of all of it, again and again, at once or after a while; a room that is ready then goes too."""
     with made() as box, httpx.Client(trust_env=False, timeout=60, headers={"x-api-key": "any"}) as client:
         url = f"{os.environ['E2B_API_URL']}/sandboxes/{box.sandbox_id}"
         box.run_code("x = 1")
