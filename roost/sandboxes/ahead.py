@@ -2,8 +2,8 @@
 
 Such a room is all that the next rollback to the same checkpoint would make, and stands still. It is made when the
 sandbox's owner has had a moment with the rollback before; a checkpoint that is made meanwhile is where the next one is
-expected to go. It goes when nobody takes it within seconds, and with the
-sandbox's own room; it is not taken when the sandbox has changed so that another one would be made by now.
+expected to go. It goes when nobody takes it within seconds, and with the sandbox's own room; it is not taken when the
+sandbox has changed so that another one would be made by now.
 """
 
 from __future__ import annotations

@@ -52,9 +52,8 @@ from roost.isolation.tracing.tracee import AREA, Refused, end, let_go
 from roost.isolation.tracing.x86_64 import MACHINE
 
 _MOST = 4096  # shadows
-_NO_MORE = frozenset(
-    {"look", "shelve", "drop", "alive", "process"}
-)  # what makes none: it is done when there are so many, too
+#: What makes none: it is done when there are so many, too.
+_NO_MORE = frozenset({"look", "shelve", "drop", "alive", "process"})
 _TIME_S = 5.0  # for one request
 _AHEAD_S = 1.0  # for a copy ahead, for which a request that comes then has to wait
 _AFTER_S = 0.02  # in which nothing happens before that: who has asked for the branch goes on first
