@@ -1,9 +1,8 @@
 """Rooms made ahead of rollbacks: who goes back to a checkpoint soon does so again, to try the next thing.
 
 Such a room is all that the next rollback to the same checkpoint would make, and stands still. It is made when the
-sandbox's owner has had a moment with the rollback before; a checkpoint that is made meanwhile is where the next one is
-expected to go. It goes when nobody takes it within seconds, and with the sandbox's own room; it is not taken when the
-sandbox has changed so that another one would be made by now.
+sandbox's owner has had a moment with the rollback before. It goes when nobody takes it within seconds, and with the
+sandbox's own room; it is not taken when the sandbox has changed so that another one would be made by now.
 """
 
 from __future__ import annotations
@@ -47,8 +46,12 @@ class RoomAhead:
     def end(self) -> None:
         """It goes, however far its making is, unless it was taken."""
         self._over.set()
-        if self.new is not None and not self.taken:
+        if self.taken:
+            return
+        if self.new is not None:
             self.new.instance.stop(StopReason.ROLLED_BACK, grace=0, abrupt=True)
+        if self.life is not None and not self.life.done():
+            self.entry.leaves(self.life)
 
     async def drop(self) -> None:
         """End it. Waits until it is gone, up to a bound: what holds it up is no concern of the sandbox's."""
@@ -92,10 +95,7 @@ class RoomsAhead:
         return replace(copied.foundation, labels=tuple(sorted(labels)))
 
     def expect(self, entry: Entry, checkpoint: str) -> None:
-        """Locked. A rollback to this may come soon, in place of what was expected before."""
-        if entry.ahead is not None:
-            entry.ahead.end()
-            entry.ahead = None
+        """Locked, and it has none. Another rollback to this may come soon."""
         if len(self._all) < _MOST:
             ahead = entry.ahead = RoomAhead(entry, checkpoint)
             self._all.add(ahead)
@@ -107,15 +107,17 @@ class RoomsAhead:
         ahead, entry.ahead = next((one for one in self._all if one is entry.ahead), None), None
         if ahead is None:
             return None
-        if ahead.checkpoint == checkpoint and ahead.new is not None:
+        try:
+            if ahead.checkpoint != checkpoint or ahead.new is None:
+                return None
             made = await ahead.made()
-            if made is not None and self._fits(entry, *made):
-                ahead.taken = True  # before it goes on: its time may be over just now
-                ahead.end()
-                self._all.discard(ahead)
-                return made if await self._goes_on(entry, made[0]) else None
-        ahead.end()
-        return None
+            if made is None or not self._fits(entry, *made):
+                return None
+            ahead.taken = True  # before it goes on: its time may be over just now
+        finally:
+            ahead.end()
+        self._all.discard(ahead)
+        return made if await self._goes_on(entry, made[0]) else None
 
     async def _goes_on(self, entry: Entry, new: Successor) -> bool:
         """Whether it runs; else it is laid down."""
@@ -158,10 +160,10 @@ class RoomsAhead:
             return False
         if entry.instance is None or not entry.instance.freezes or self._lives.assembly.isolation == GVISOR:
             return False  # a kernel of its own takes long to start, and much memory
-        if held is not None and (held.disk_bytes or held.moving.locked() or held.grows):
+        if held is not None and held.grows:
             return False
         if entry.sandbox.foundation.start_command:
-            return False  # nor is a program run that may not be wanted
+            return False  # a program may do anything, and may not be wanted
         try:
             self._lives.check_room(entry.sandbox)
         except RoostError:
@@ -170,24 +172,24 @@ class RoomsAhead:
 
     async def _keep(self, ahead: RoomAhead) -> None:
         """Make it, and see to it that it goes if it is not taken."""
-        entry, images = ahead.entry, ExitStack()
-        try:
-            async with self._using(entry, ahead.checkpoint) as copied:
-                if not ahead.wanted or not self._brings_nothing(entry, copied):
-                    return
-                images.enter_context(self._lives.holding(copied.foundation.layers))
-                foundation = self.foundation(entry, copied)
-                ahead.new = self._lives.successor(entry, copied.branch, foundation=foundation, at=ahead.checkpoint)
-                await ahead.new.instance.hold()
-            if ahead.new.instance.memory_bytes() <= _MOST_BYTES:
-                ahead.copied = copied
+        entry = ahead.entry
+        with ExitStack() as images:
+            try:
+                async with self._using(entry, ahead.checkpoint) as copied:
+                    if not ahead.wanted or not self._brings_nothing(entry, copied):
+                        return
+                    images.enter_context(self._lives.holding(copied.foundation.layers))
+                    foundation = self.foundation(entry, copied)
+                    ahead.new = self._lives.successor(entry, copied.branch, foundation=foundation, at=ahead.checkpoint)
+                    await ahead.new.instance.hold()
+                if ahead.new.instance.memory_bytes() <= _MOST_BYTES:
+                    ahead.copied = copied
+                    ahead.settled.set()
+                    await ahead.over(KEPT_S)
+                elif (held := entry.held.get(ahead.checkpoint)) is not None:
+                    held.grows = True
+            finally:
                 ahead.settled.set()
-                await ahead.over(KEPT_S)
-            elif (held := entry.held.get(ahead.checkpoint)) is not None:
-                held.grows = True
-        finally:
-            ahead.settled.set()
-            if ahead.new is not None and not ahead.taken:
-                ahead.copied = None
-                await asyncio.shield(self._lives.lay_down(entry, ahead.new))
-            images.close()
+                if ahead.new is not None and not ahead.taken:
+                    ahead.copied = None
+                    await asyncio.shield(self._lives.lay_down(entry, ahead.new))

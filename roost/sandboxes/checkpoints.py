@@ -81,7 +81,7 @@ class Checkpoints:
         self._bounds = bounds
         self._over_quota = over_quota
         self._spills = spills
-        self._ahead = RoomsAhead(lives, self.using)
+        self._ahead = RoomsAhead(lives, partial(self.using, from_disk=False))
         self._bounding = asyncio.Lock()  # else two would each give back what is too much
         spills.mkdir(parents=True, exist_ok=True, mode=0o700)
 
@@ -134,8 +134,6 @@ class Checkpoints:
                     branch, at = copied.branch, self._lives.now()
                     held = HeldMemory(branch=branch, used=at, bytes=branch.most, disk_bytes=branch.disk_bytes)
                     entry.held[made.id] = held
-                if entry.ahead is not None:
-                    self._ahead.expect(entry, made.id)
         await self._prune(entry)
         counting = self._lives.background.spawn(self._look(entry, made.id))
         if self._is_over(entry):
@@ -172,7 +170,7 @@ class Checkpoints:
             room = entry.instance.room if entry.instance is not None else None
             if room is not None and not now and not await room.rest():
                 raise Conflict(BUSY)
-            await self._lives.check_swap(entry)
+            await self._lives.make_way(entry)
             if (ready := await self._ahead.take(entry, id)) is not None:
                 new, copied = ready
                 sandbox = await self._lives.swap(entry, new)
@@ -187,12 +185,12 @@ class Checkpoints:
             return sandbox, copied
 
     @asynccontextmanager
-    async def using(self, entry: Entry, id: str) -> AsyncIterator[Copied]:
+    async def using(self, entry: Entry, id: str, *, from_disk: bool = True) -> AsyncIterator[Copied]:
         """A checkpoint as something to make rooms from; its files and its memory stay meanwhile. Raises NoCheckpoint,
-        Unavailable if its memory can't be had now."""
+        Unavailable if its memory can't be had now; without `from_disk` what is there, or on its way, can't."""
         found = _find(entry.sandbox, id)
         with self._lives.holding(found.foundation.layers):
-            async with self._recalled(entry, id) as recalled:
+            async with self._recalled(entry, id, from_disk=from_disk) as recalled:
                 branch = recalled or Branch()
                 if recalled is not None:
                     left, lost, memory = found.left_behind, found.lost, found.memory
@@ -206,11 +204,13 @@ class Checkpoints:
                 yield Copied(foundation=found.foundation, left_behind=left, lost=lost, memory=memory, branch=shared)
 
     @asynccontextmanager
-    async def _recalled(self, entry: Entry, id: str) -> AsyncIterator[Branch | None]:
+    async def _recalled(self, entry: Entry, id: str, *, from_disk: bool) -> AsyncIterator[Branch | None]:
         """The memory of a checkpoint, where it stays meanwhile; None if it has been dropped. Raises Unavailable."""
         await self._miss(entry, id)
         held = entry.held.get(id)
         if held is not None:
+            if not from_disk and (held.disk_bytes or held.moving.locked()):
+                raise Unavailable("Its memory is on disk.")
             async with held.moving:
                 await self._recall(entry, id, held)
         if held is None or entry.held.get(id) is not held:

@@ -65,8 +65,8 @@ class Ahead(Protocol):
 
 
 class Entry:
-    """Changed by the fleet alone, with `lock` held, or without it: `ahead`, `leaving`, `places`, `rooms`. Read by
-    everyone."""
+    """Changed by the fleet alone, with `lock` held, or without it: `ahead`, `held`, `leaving`, `places`, `rooms`,
+    `wanted`. Read by everyone."""
 
     def __init__(self, sandbox: Sandbox) -> None:
         self.sandbox = sandbox
@@ -83,7 +83,7 @@ class Entry:
         self.kept: HeldMemory | None = None  # what it is resumed with, as its room is gone
         self.still_since = 0.0  # it stands still, paused, since then
         self.restored = False  # it was resumed with its files alone
-        self.leaving: set[asyncio.Task[None]] = set()  # rooms that are laid down, in whose place it has others or not
+        self.leaving: set[asyncio.Task[None]] = set()  # rooms that are laid down, whether they were its own or not
         self.wanted = asyncio.Event()  # somebody waits for those to be gone
         self.ahead: Ahead | None = None  # the room for its next rollback
         self.rooms = sandbox.rollbacks  # the highest number of one that took the place of another, or was to
@@ -122,6 +122,11 @@ class Entry:
         for memory in held.values():
             await memory.give_up()
         await self.drop_kept()
+
+    def leaves(self, going: asyncio.Task[None]) -> None:
+        """A room is laid down, until this has ended."""
+        self.leaving.add(going)
+        going.add_done_callback(self.leaving.discard)
 
     async def drop_ahead(self) -> None:
         """The room for its next rollback."""

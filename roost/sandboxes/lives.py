@@ -76,7 +76,7 @@ class Lives:
         self.assembly = assembly
         self.entries: dict[str, Entry] = {}
         self.background = Background()
-        self.leaving = Background()  # rooms in whose place others are
+        self.leaving = Background()  # rooms that are laid down, in whose place others are or might have been
         self.census = Census()
         self.closing = False
         self._around = replace(around, on_output=self._output)
@@ -155,30 +155,35 @@ class Lives:
     def successor(self, entry: Entry, branch: Branch, *, foundation: Foundation, at: str) -> Successor:
         """Begin to make a room in the place of what it has, over another foundation and with contexts as in `branch`.
         Until it is recorded it is nobody's, and whoever asked for it lays it down: a server that is killed before has
-        lost nothing, and the next one removes whichever of the two is not in the record."""
+        lost nothing, and the next one removes whichever of the two is not in the record. Raises Unavailable,
+        Throttled where it may have none."""
+        if entry.instance is None or self.closing:
+            self.check_room(entry.sandbox)
         entry.rooms += 1
         sandbox = replace(entry.sandbox, foundation=foundation, at=at, rollbacks=entry.rooms)
         new = Successor(sandbox=sandbox, instance=self._instance_of(entry, sandbox, branch))
         self.background.spawn(new.instance.run())
         return new
 
-    async def check_swap(self, entry: Entry) -> None:
-        """Locked. Whether its room may be another. Raises Unavailable, Throttled."""
-        if not await self._hurry(entry, _LEAVE_S):  # else those would be more and more
+    async def make_way(self, entry: Entry) -> None:
+        """Locked. Before its room is another: wait until those that are to go have gone, else they would be more and
+        more. Raises Unavailable."""
+        if not await self._hurry(entry, _LEAVE_S):
             raise Unavailable(f"The room that sandbox {entry.sandbox.id} had before does not end.", retry_after=5)
-        if entry.instance is None or self.closing:
-            self.check_room(entry.sandbox)
 
     @staticmethod
     async def _hurry(entry: Entry, seconds: float) -> bool:
-        """Have the rooms go that are to, and wait so long. Whether they have."""
+        """Have the rooms go that are to, and wait so long at most. Whether there are none any more."""
         entry.wanted.set()
-        if entry.leaving:
-            await asyncio.wait(entry.leaving, timeout=seconds)
-        return all(task.done() for task in entry.leaving)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                while going := [task for task in entry.leaving if not task.done()]:
+                    await asyncio.wait(going)
+                return True
+        return False
 
     async def swap(self, entry: Entry, new: Successor) -> Sandbox:
-        """Locked, after `check_swap`. A new room takes the place of what it has; it runs then. Raises what prevented
+        """Locked, after `make_way`. A new room takes the place of what it has; it runs then. Raises what prevented
         that, and it is as it was."""
         before, old = entry.sandbox, entry.instance
         made = new.sandbox
@@ -188,6 +193,8 @@ class Lives:
             fields["ends_at"] = self.after(before.timeout_s)
         still, stopped = before.state is SandboxState.PAUSED, None
         try:
+            if old is None or self.closing:
+                self.check_room(before)
             await new.instance.up()
             if not new.instance.usable:
                 raise Unavailable(f"The new room of sandbox {before.id} has ended.", retry_after=1)
@@ -236,8 +243,7 @@ class Lives:
 
     def _leave(self, entry: Entry, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = self.leaving.spawn(work)
-        entry.leaving.add(task)
-        task.add_done_callback(entry.leaving.discard)
+        entry.leaves(task)
         return task
 
     async def _lay_down(self, instance: Instance | None, place: str) -> None:
@@ -347,6 +353,8 @@ class Lives:
     async def pause(self, entry: Entry, *, memory: bool, reason: StopReason) -> Sandbox:
         """Locked. Hold its room, or take it down and keep the files. Raises Unavailable if it can't be held."""
         instance = entry.instance
+        if entry.ahead is not None:
+            entry.ahead.end()
         if memory and instance is not None and not instance.freezes:
             if reason is not StopReason.TIMEOUT:
                 raise Unavailable(

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from roost.model.errors import RoostError, StorageFull, Unavailable
+from roost.model.errors import RoostError, StorageFull, Throttled, Unavailable
 from roost.model.function import GVISOR
 from roost.model.instance import State, StopReason
 from roost.model.sandbox import SandboxState
 from roost.sandboxes import ahead, care, lives
 from roost.sandboxes.ahead import RoomAhead
+from roost.sandboxes.entry import Entry
 from tests.integration.test_checkpoints_lives import Memory, World
 from tests.integration.test_sandboxes_lives import ORDER
 from tests.integration.test_snapshots_lives import Copies
@@ -111,19 +113,15 @@ async def test_a_rollback_to_another_has_a_room_of_its_own(world: Ahead) -> None
     assert world.coming.checkpoint == two
 
 
-async def test_who_makes_a_checkpoint_meanwhile_goes_back_to_that(world: Ahead) -> None:
+async def test_checkpoints_on_the_way_change_nothing(world: Ahead) -> None:
+    """As where several are made of one state, one after the other."""
     one = await world.take("one", Memory())
     await world.back(one)
-    room = await world.next()
-    two = await world.take("two", Memory())
-    assert world.coming.checkpoint == two
     await world.next()
-    await until(lambda: room.destroyed)
-    await world.back(two)
-    assert (world.place, world.entry.sandbox.at) == (f"{world.id}-3", two)
-    await world.bench.fleet.pause("acme", world.id)
-    await world.take("three", Memory())
-    assert world.entry.ahead is None  # who does not go back has none
+    two = await world.take("two", Memory())
+    await world.verbs.remove("acme", world.id, two)
+    await world.back(one)
+    assert world.place == f"{world.id}-2"
 
 
 async def test_what_is_asked_for_while_it_is_made_is_waited_for(world: Ahead) -> None:
@@ -339,13 +337,13 @@ async def test_one_that_does_not_go_on_is_laid_down(world: Ahead, monkeypatch: p
     await world.back(checkpoint)
     room = await world.next()
 
-    async def dies() -> None:
-        room.die()
-        raise Unavailable("it has ended")
+    async def never() -> None:
+        raise Unavailable("it does not thaw")
 
-    monkeypatch.setattr(room, "thaw", dies)
+    monkeypatch.setattr(room, "thaw", never)
     await world.back(checkpoint)
     assert room.destroyed and world.place == f"{world.id}-3"
+    assert f"{world.id}-2" not in world.bench.layers
 
 
 @pytest.mark.parametrize("how", ["pause", "died", "remove", "kill", "close"])
@@ -427,20 +425,35 @@ async def test_a_making_that_hangs_holds_up_nothing(world: Ahead, monkeypatch: p
     await until(lambda: f"{world.id}-2" not in world.bench.layers and f"{world.id}-2" not in world.entry.places)
 
 
-@pytest.mark.parametrize("moving", [True, False])
-async def test_what_goes_to_disk_is_not_brought_back_for_it(world: Ahead, moving: bool) -> None:
+@pytest.mark.parametrize("when", ["before", "while", "after"])
+async def test_what_goes_to_disk_is_not_brought_back_for_it(
+    world: Ahead, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
     memory = Memory()
     memory.spills = True
     checkpoint = await world.take("one", memory)
     await world.verbs.rollback("acme", world.id, checkpoint)
-    memory.gate = asyncio.Event() if moving else None
-    spilling = asyncio.create_task(world.verbs._spill(world.entry, checkpoint, "full"))
+    memory.gate = asyncio.Event() if when != "before" else None
+    spilling = asyncio.create_task(world.verbs._spill(world.entry, checkpoint, "full") if when != "after" else _no())
+    if when == "after":  # it is asked whether it is there
+        asked = memory.alive
+
+        async def alive() -> bool:
+            nonlocal spilling
+            spilling = asyncio.create_task(world.verbs._spill(world.entry, checkpoint, "full"))
+            await asyncio.sleep(0.01)
+            return await asked()
+
+        monkeypatch.setattr(world.entry.held[checkpoint].branch.copies[0], "alive", alive, raising=False)
     await until(lambda: world.entry.ahead is None)
     if memory.gate is not None:
         memory.gate.set()
     await spilling
     await asyncio.sleep(0.02)
     assert memory.moves == ["spill"] and world.alive == [world.place]
+
+
+async def _no() -> None: ...
 
 
 async def test_what_is_given_up_is_given_up_there_too(world: Ahead) -> None:
@@ -462,6 +475,78 @@ async def test_what_grows_is_tried_once(world: Ahead, monkeypatch: pytest.Monkey
     await world.back(checkpoint)
     await until(lambda: world.entry.ahead is None)
     assert len(world.bench.driver.rooms) == 4
+
+
+async def test_what_is_expected_of_one_is_not_ended_with_another(world: Ahead) -> None:
+    memory = Memory()
+    one, two = await world.take("one", Memory()), await world.take("two", memory)
+    await world.back(one)
+    room = await world.next()
+    memory.there = False
+    assert (await world.tree())[two].startswith("dropped")
+    await world.verbs.remove("acme", world.id, two)
+    await world.verbs.rollback("acme", world.id, one)
+    assert not room.destroyed and world.place == f"{world.id}-2"
+
+
+async def test_a_rollback_waits_for_rooms_that_begin_to_go_meanwhile(
+    world: Ahead, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ahead, "KEPT_S", 0.05)
+    checkpoint = await world.take("one", Memory())
+    before = world.at(world.place)
+    before.stuck = 1  # 0.1 s
+    await world.verbs.rollback("acme", world.id, checkpoint)
+    room = await world.next()
+    room.stuck = 1
+    await world.verbs.rollback("acme", world.id, checkpoint)
+    await world.bench.lives.leaving.drained()
+    assert before.destroyed and not world.entry.leaving
+
+
+async def test_a_server_that_is_full_or_stops_has_no_room_more(world: Ahead) -> None:
+    checkpoint = await world.take("one", Memory())
+    await world.back(checkpoint)
+    room, lives_ = await world.next(), world.bench.lives
+    place, rooms = world.place, len(world.bench.driver.rooms)
+    lives_.closing = True
+    with pytest.raises(Unavailable, match="shutting down"):
+        await world.verbs.rollback("acme", world.id, checkpoint)
+    await until(lambda: room.destroyed)
+    with pytest.raises(Unavailable, match="shutting down"):
+        await world.verbs.rollback("acme", world.id, checkpoint)
+    lives_.closing = False
+    world.at(place).die()
+    await world.bench.until_paused(world.entry.sandbox)
+    lives_._max_running = 0
+    with pytest.raises(Throttled):
+        await world.verbs.rollback("acme", world.id, checkpoint)
+    assert world.place == place and len(world.bench.driver.rooms) == rooms
+    lives_._max_running = 3
+    await world.back(checkpoint)
+
+
+async def test_what_failed_is_not_waited_for(world: Ahead, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ahead, "_MADE_S", 60.0)
+    checkpoint = await world.take("one", Memory())
+    await world.verbs.rollback("acme", world.id, checkpoint)
+    world.bench.driver.gate = gate = asyncio.Event()
+    await until(lambda: world.entry.ahead is not None and world.coming.new is not None)
+    rolling = asyncio.create_task(world.verbs.rollback("acme", world.id, checkpoint))
+    await asyncio.sleep(0.02)
+    world.bench.driver.script = "failed"
+    gate.set()
+    await until(lambda: f"{world.id}-3" in world.entry.places)
+    world.bench.driver.script = "ready"
+    with contextlib.suppress(RoostError):  # it may have failed as that did
+        await asyncio.wait_for(rolling, 5)
+
+
+async def test_numbers_of_places_go_on_after_a_restart(world: Ahead) -> None:
+    checkpoint = await world.take("one", Memory())
+    for _ in range(2):
+        await world.back(checkpoint)
+    assert Entry(world.entry.sandbox).rooms == world.entry.sandbox.rollbacks == 2
 
 
 async def test_so_many_at_once_and_no_more(world: Ahead, monkeypatch: pytest.MonkeyPatch) -> None:

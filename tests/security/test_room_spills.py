@@ -114,16 +114,15 @@ async def test_what_was_in_memory_is_there_again(lab: Lab) -> None:
     )
     for _ in range(2):
         (held,) = _held(branch)
-        process = await held._held.process()
+        process = held._held.process
         groups = Path(f"/proc/{process}/cgroup").read_text()
-        assert groups.count("/held") > 1  # and not with its room
         size = await branch.spill(lab.directory, MOST)
         assert 50 << 20 < size < 150 << 20
         assert (await branch.measure(), await branch.alive()) == (0, True)
         await _until(lambda process=process: not Path(f"/proc/{process}").exists())
         await branch.recall()
         assert await branch.measure() > 50 << 20
-        assert Path(f"/proc/{await held._held.process()}/cgroup").read_text() == groups
+        assert Path(f"/proc/{held._held.process}/cgroup").read_text() == groups
     assert _descriptors(lab) == []
     for name in ("recalled", "again"):
         await lab.room(name, branch, (image,))
@@ -140,42 +139,6 @@ async def test_what_was_in_memory_is_there_again(lab: Lab) -> None:
         await lab.gone(name)
     await branch.close()
     await lab.gone("spilled")
-
-
-async def test_a_room_that_ends_at_once_leaves_what_is_kept_of_it(lab: Lab) -> None:
-    """It is moved when the tracer has answered already."""
-    for turn in range(5):
-        name = f"brief-{turn}"
-        await lab.room(name)
-        assert await lab.cell(name, "x = 41; x") == "41"
-        room = lab.rooms[name]
-        assert room._contexts is not None
-        with contextlib.suppress(Unavailable):  # it has ended, and so can't go on
-            async with room._contexts.standing_still() as (still, _), room._still():
-                (copy,), _ = await room._contexts.copied(still, keep=True)
-                await room.destroy()
-        assert await copy.alive()
-        await copy.drop()
-        await lab.gone(name)
-
-
-async def test_a_branch_that_cannot_be_where_it_outlives_its_room_has_ended(lab: Lab) -> None:
-    await lab.room("placeless")
-    assert await lab.cell("placeless", "x = 41; x") == "41"
-    room = lab.rooms["placeless"]
-    contexts = room._contexts
-    assert contexts is not None
-    tasks = await _held_at_rest()
-    with open(os.devnull, "rb") as null:
-        for there in (False, True):
-            async with contexts.standing_still() as (still, _), room._still():
-                shadow = contexts._held[still[0]["pid"]]
-                made, _ = await shadow.branch(keep=True, into=[] if there else [null.fileno()])
-            assert await made.alive() is there  # without a group it stays with its room
-    await made.drop()
-    assert await _held_at_rest() == tasks
-    assert await lab.cell("placeless", "x") == "41"
-    await lab.gone("placeless")
 
 
 async def test_a_copy_of_what_came_back_goes_to_disk_itself(lab: Lab) -> None:

@@ -20,6 +20,7 @@ class Held:
 
     helper: Helper
     number: int
+    process: int = 0  # of a branch, on the host
     most: int = 0  # bytes that a branch took when it was made, shared ones too
 
     async def ask(self, op: str, fds: Sequence[int] = (), spent: Spent = unnoted, **fields: Any) -> dict[str, Any]:
@@ -38,7 +39,7 @@ class Held:
         it outlives the room."""
         reply = await self.ask("branch", into, spent, keep=keep)
         left = reply["left"]
-        made = Held(self.helper, reply["shadow"], reply["bytes"])
+        made = Held(self.helper, reply["shadow"], reply["process"], reply["bytes"])
         return made, Left(threads=left["threads"], processes=left["processes"], files=tuple(left["files"]))
 
     async def drop(self) -> None:
@@ -57,16 +58,9 @@ class Held:
             return self.helper.alive
         return self.number in reply["shadows"]
 
-    async def process(self) -> int:
-        """Its number on the host. Raises Unavailable."""
-        return int((await self.ask("process"))["process"])
-
     async def measure(self) -> int:
-        """Bytes. To count a large memory takes milliseconds, so others are served meanwhile."""
-        try:
-            return await asyncio.to_thread(_share_of, await self.process())
-        except Unavailable:  # it has ended
-            return 0
+        """To count a large memory takes milliseconds, so others are served meanwhile."""
+        return await asyncio.to_thread(_share_of, self.process)
 
 
 def _share_of(process: int) -> int:

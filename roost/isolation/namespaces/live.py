@@ -115,7 +115,6 @@ class Contexts:
     _pace: Pace = field(default_factory=lambda: Pace(share=_SHARE, burst=_AHEAD_S))
     _next_at: float = 0.0  # before which nothing is done for the daemon
     _closing: asyncio.Event = field(default_factory=asyncio.Event)
-    _moving: set[asyncio.Task[bool]] = field(default_factory=set)  # branches, to where they outlive the room
 
     def begin(self) -> None:
         """Have the room's first context made in the background; without one, the daemon makes it by a fork."""
@@ -241,8 +240,6 @@ class Contexts:
                 except Unavailable as error:
                     lost.append(f"context {one['id']}: {error.message}")
                     continue
-                if into:
-                    self._note_moving(made)
                 kept = Kept(made, self.spills)
                 copies.append(
                     LiveCopy(
@@ -267,17 +264,6 @@ class Contexts:
         finally:
             opened.close()
         return copies, lost
-
-    def _note_moving(self, made: Held) -> None:
-        """The tracer answers when it has been moved."""
-        moving = asyncio.ensure_future(made.alive())
-        self._moving.add(moving)
-        moving.add_done_callback(self._moving.discard)
-
-    async def moved(self) -> None:
-        """Return when the room may end without what is kept of it."""
-        if self._moving:
-            await asyncio.wait(self._moving)
 
     @asynccontextmanager
     async def standing_still(

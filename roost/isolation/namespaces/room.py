@@ -313,8 +313,6 @@ class NamespacesRoom:
             if self._gone:
                 return
             if not self._ended.is_set():
-                if self._contexts is not None:
-                    await self._contexts.moved()
                 self._cgroup.kill()
                 try:
                     await asyncio.wait_for(self._ended.wait(), _KILL_TIMEOUT_S)

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -67,8 +68,8 @@ class Spills:
             raise
         return image
 
-    async def read(self, held: Held, image: int) -> None:
-        """Have the branch in memory again. Raises MemoryLost, Unavailable, and it is not there then."""
+    async def read(self, held: Held, image: int) -> Held:
+        """The branch again. Raises MemoryLost, Unavailable, and it is not there then."""
         image = os.dup(image)  # it may be dropped meanwhile
         try:
             with self.shelf() as into:
@@ -89,6 +90,7 @@ class Spills:
                     raise Unavailable(f"its memory can't be written: {error.strerror}") from error
                 case _:
                     raise
+        return replace(held, process=message["process"])
 
     async def _run(self, work: Callable[[], T], fds: Sequence[int]) -> T:
         """In a thread, after which `fds` are closed. Raises Unavailable for what is Unfit."""
@@ -144,7 +146,7 @@ class Kept:
     async def _recall(self) -> None:
         async with self._moving:
             if self._image >= 0:
-                await self._spills.read(self._held, self._image)
+                self._held = await self._spills.read(self._held, self._image)
                 self._forget_image()
 
     def _forget_image(self) -> None:

@@ -8,15 +8,15 @@ The first message is the policy of rooms. Then each request is `{"id", "op", ...
 |---|---|---|
 | hold | `pid`, `tid`, `robust`; a pidfd | `shadow` |
 | branch | `shadow`, of a frozen room; `keep`: it is to be settled more than once; cgroups of where it outlives the \
-room, that of v2 first; it is there after the reply | `shadow`, `left`, `bytes` |
+room, that of v2 first | `shadow`, `left`, `process`, `bytes` |
 | settle | `shadow`, `last`, the room as `shadows.Place`; pidfd, two cgroups, three of the process, v1 cgroups | \
 `shadow`, `pid` within the room |
 | fork | as settle, of a context in a frozen room, which goes on as soon as it is copied | the same |
 | look | `shadow`, a branch | `area`, and open files as `images.Source` has them |
 | shelve | `shadow`, a branch: its memory ends, its number stays | |
-| unshelve | `shadow`, and cgroups of where it is then; its image | its memory, to be written to; or why it is `lost` |
+| unshelve | `shadow`, and cgroups of where it is then; its image | `process`, and its memory, to be \
+written to; or why it is `lost` |
 | drop | `shadow` | |
-| process | `shadow` | its `process`, as this one knows it |
 | alive | `shadows` | `shadows`: those that have not ended |
 
 Of what is kept to be settled again, a copy is made ahead while nobody asks: most of the time that it takes to settle
@@ -40,8 +40,7 @@ import socket
 import sys
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Iterator
 from typing import Any
 
 from roost.isolation import linux
@@ -52,8 +51,7 @@ from roost.isolation.tracing.tracee import AREA, Refused, end, let_go
 from roost.isolation.tracing.x86_64 import MACHINE
 
 _MOST = 4096  # shadows
-#: What makes none: it is done when there are so many, too.
-_NO_MORE = frozenset({"look", "shelve", "drop", "alive", "process"})
+_NO_MORE = frozenset({"look", "shelve", "drop", "alive"})  # what makes none: it is done when there are so many, too
 _TIME_S = 5.0  # for one request
 _AHEAD_S = 1.0  # for a copy ahead, for which a request that comes then has to wait
 _AFTER_S = 0.02  # in which nothing happens before that: who has asked for the branch goes on first
@@ -89,7 +87,7 @@ class Tracer:
         self._stirred = -1
         self._poll = select.epoll()
         self._poll.register(sock, select.EPOLLIN)
-        self._afterwards: Callable[[], None] | None = None  # what nobody waits for, to be done after the reply
+        self._used_up = 0  # the branch that has become a context, to be forgotten after the reply
         self._next = 1
 
     def serve(self) -> None:
@@ -157,18 +155,19 @@ class Tracer:
             reply = {"error": str(getattr(error, "strerror", None) or error)}
         except Exception as error:  # whatever hostile code has made of its memory: others' contexts live on
             reply = {"error": f"it is not as expected: {error!r}"[:300]}
+        finally:
+            wire.close_all(fds)
         if "error" in reply and (asked := self._shadows.get(message.get("shadow", 0))) and asked.resident:
             self._let_go(asked.resident)
         try:
             wire.send(self._sock, {**reply, "id": message["id"]}, opened)
         finally:
             wire.close_all(opened)
-            afterwards, self._afterwards = self._afterwards, None
-            if afterwards is not None:
-                afterwards()
-            wire.close_all(fds)
+        if self._used_up:
+            self._drop(self._used_up)
+            self._used_up = 0
         if "shadow" in reply and message["op"] == "branch" and message["keep"]:
-            self._unready.update({reply["shadow"]} & self._shadows.keys())
+            self._unready.add(reply["shadow"])
         elif "shadow" in reply and message["op"] == "settle" and not message["last"]:
             self._unready.add(message["shadow"])
         return True
@@ -195,7 +194,12 @@ class Tracer:
                 fds.clear()  # it is the shadow's
                 return {"shadow": self._keep(held)}
             case "branch":
-                return self._branch(message["shadow"], fds)
+                source = message["shadow"]
+                made, left = shadows.branch(self._find(source), self._filters)
+                told = {"threads": left.threads, "processes": left.processes, "files": list(left.files)}
+                made = self._moved(made, fds)
+                number = self._keep(made, self._seeds[source])
+                return {"shadow": number, "left": told, "process": made.tracee.pid, "bytes": made.size}
             case "settle":
                 return self._settle(message, fds)
             case "fork":
@@ -208,23 +212,16 @@ class Tracer:
                 self._shelve(message["shadow"])
                 return {}
             case "unshelve":
-                return self._unshelve(message["shadow"], fds, opened)
+                try:
+                    return self._unshelve(message["shadow"], fds, opened)
+                except images.Corrupt as error:
+                    return {"lost": str(error)}
             case "alive":
                 return {"shadows": [number for number in message["shadows"] if self._is_there(number)]}
             case "drop":
                 self._dismiss(message["shadow"])
                 return {}
-            case "process":
-                return {"process": self._find(message["shadow"]).tracee.pid}
         raise Refused("there is no such request")
-
-    def _branch(self, source: int, groups: list[int]) -> dict[str, Any]:
-        made, left = shadows.branch(self._find(source), self._filters)
-        told = {"threads": left.threads, "processes": left.processes, "files": list(left.files)}
-        number = self._keep(made, self._seeds[source])
-        if groups:
-            self._afterwards = partial(self._move, number, groups)
-        return {"shadow": number, "left": told, "bytes": made.size}
 
     def _settle(self, message: dict[str, Any], fds: list[int]) -> dict[str, Any]:
         pidfd, outside, inside, channel, out, err = fds[:_SETTLING]
@@ -249,7 +246,7 @@ class Tracer:
                 self._end(ready)
         kept = self._keep(made, self._seeds[number])
         if last:
-            self._afterwards = partial(self._drop, number)
+            self._used_up = number
         return {"shadow": kept, "pid": made.room_pid}
 
     def _fork(self, message: dict[str, Any], fds: list[int]) -> dict[str, Any]:
@@ -263,15 +260,6 @@ class Tracer:
         except BaseException:
             self._drop(number)
             raise
-
-    def _move(self, number: int, groups: list[int]) -> None:
-        """A new branch goes where it outlives its room, while that goes on. Where it can't, it has ended."""
-        made = self._unwatch(number)
-        try:
-            with _in_time(_TIME_S):
-                self._watch(number, self._moved(made, groups))
-        except Exception:  # as in `_answer`
-            self._drop(number)
 
     def _moved(self, made: shadows.Shadow, groups: list[int]) -> shadows.Shadow:
         """A new branch in these cgroups, if there are any; where that fails, it has ended."""
@@ -306,10 +294,7 @@ class Tracer:
         if shelved is None:
             raise Refused("it has ended")
         *into, image = fds
-        try:
-            made = self._moved(shelving.unshelve(shelved, self._base(number), images.read_layout(image)), into)
-        except images.Corrupt as error:
-            return {"lost": str(error)}
+        made = self._moved(shelving.unshelve(shelved, self._base(number), images.read_layout(image)), into)
         try:
             opened.append(os.open(f"/proc/{made.tracee.pid}/mem", os.O_RDWR | os.O_CLOEXEC))
         except OSError:
@@ -317,7 +302,7 @@ class Tracer:
             raise
         del self._shelved[number]
         self._watch(number, made)
-        return {}
+        return {"process": made.tracee.pid}
 
     def _is_there(self, number: int) -> bool:
         if number in self._shelved:
@@ -366,20 +351,17 @@ class Tracer:
 
     def _release(self, number: int) -> None:
         """End its task."""
-        if number not in self._shadows:
+        shadow = self._shadows.pop(number, None)
+        if shadow is None:
             return
         self._unready.discard(number)
         if (ready := self._ready.pop(number, None)) is not None:
             self._end(ready)
-        self._end(self._unwatch(number))
-
-    def _unwatch(self, number: int) -> shadows.Shadow:
-        shadow = self._shadows.pop(number)
         for fd in (shadow.pidfd, shadow.resident_fd):
             if fd >= 0:
                 self._poll.unregister(fd)
                 del self._watched[fd]
-        return shadow
+        self._end(shadow)
 
     def _end(self, shadow: shadows.Shadow) -> None:
         """Kill it. Its end, which frees its memory, takes milliseconds; others are served meanwhile."""
