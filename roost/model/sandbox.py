@@ -113,7 +113,7 @@ class Sandbox:
     public: bool = False  # its ports take requests without a token
     checkpoints: tuple[Checkpoint, ...] = ()  # the oldest first
     at: str = ""  # the checkpoint that its state comes from
-    rollbacks: int = 0
+    rollbacks: int = 0  # the number of its room: each has a higher one than those before
 
     @property
     def place(self) -> str:
