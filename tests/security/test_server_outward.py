@@ -240,7 +240,7 @@ while not os.path.exists("/tmp/enough"):
             reached.clear()
             assert not reached.wait(1.0)
             server.start(port=port)
-            server.until(reached.is_set)
+            server.until(reached.is_set, timeout=60)  # one try takes 20 s at most
             box.files.write("/tmp/enough", "")
             said = box.files.read("/tmp/said").split("\n")
             assert "reached ConnectionRefusedError" in said
