@@ -15,7 +15,7 @@ from dataclasses import replace
 from roost.model.errors import RoostError
 from roost.model.function import GVISOR
 from roost.model.instance import State, StopReason
-from roost.model.sandbox import Foundation, SandboxState
+from roost.model.sandbox import SandboxState
 from roost.sandboxes.copies import Copied
 from roost.sandboxes.entry import Entry
 from roost.sandboxes.lives import GONE_S, SOON_S, Lives, Successor
@@ -88,12 +88,6 @@ class RoomsAhead:
         self._using = using
         self._all: set[RoomAhead] = set()
 
-    def foundation(self, entry: Entry, copied: Copied) -> Foundation:
-        """What a rollback's room stands on. What the sandbox has read since is forgotten by its memory, and not by whom
-        it may have told."""
-        labels = {*copied.foundation.labels, *self._lives.assembly.labels(entry.sandbox)}
-        return replace(copied.foundation, labels=tuple(sorted(labels)))
-
     def expect(self, entry: Entry, checkpoint: str) -> None:
         """Locked, and it has none. Another rollback to this may come soon."""
         if len(self._all) < _MOST:
@@ -132,9 +126,11 @@ class RoomsAhead:
 
     def _fits(self, entry: Entry, new: Successor, copied: Copied) -> bool:
         """Whether it is what would be made now."""
-        made, now = new.sandbox, replace(entry.sandbox, foundation=self.foundation(entry, copied))
+        foundation = self._lives.assembly.gone_back(entry.sandbox, copied.foundation)
+        made, now = new.sandbox, replace(entry.sandbox, foundation=foundation)
         return (
-            new.instance.state is State.FROZEN
+            not self._lives.closing
+            and new.instance.state is State.FROZEN
             and new.instance.usable
             and new.instance.spec == self._lives.assembly.spec(now)
             and (made.foundation, made.volumes) == (now.foundation, now.volumes)
@@ -179,7 +175,7 @@ class RoomsAhead:
                     if not ahead.wanted or not self._brings_nothing(entry, copied):
                         return
                     images.enter_context(self._lives.holding(copied.foundation.layers))
-                    foundation = self.foundation(entry, copied)
+                    foundation = self._lives.assembly.gone_back(entry.sandbox, copied.foundation)
                     ahead.new = self._lives.successor(entry, copied.branch, foundation=foundation, at=ahead.checkpoint)
                     await ahead.new.instance.hold()
                 if ahead.new.instance.memory_bytes() <= _MOST_BYTES:

@@ -190,6 +190,11 @@ class SandboxAssembly:
         held = self.holdings(sandbox, first=not taint_of(sandbox, self.taint).on)
         return held.start | held.brought | self._egress.labels_of(held.holders)
 
+    def gone_back(self, sandbox: Sandbox, foundation: Foundation) -> Foundation:
+        """What it stands on when it goes back to a checkpoint's foundation. What it has read since is forgotten by its
+        memory, and not by whom it may have told."""
+        return replace(foundation, labels=tuple(sorted({*foundation.labels, *self.labels(sandbox)})))
+
     async def forget_labels(self, sandbox: Sandbox) -> None:
         """Its files are gone."""
         await self._egress.forget_labels(holder_name(sandbox.account, "sandbox", sandbox.id))

@@ -178,7 +178,7 @@ class Checkpoints:
                     held.used = self._lives.now()
             else:
                 async with self.using(entry, id) as copied:
-                    foundation = self._ahead.foundation(entry, copied)
+                    foundation = self._lives.assembly.gone_back(entry.sandbox, copied.foundation)
                     new = self._lives.successor(entry, copied.branch, foundation=foundation, at=id)
                     sandbox = await self._lives.swap(entry, new)
             self._ahead.expect(entry, id)

@@ -65,7 +65,7 @@ class Ahead(Protocol):
 
 
 class Entry:
-    """Changed by the fleet alone, with `lock` held, or without it: `ahead`, `held`, `leaving`, `places`, `rooms`,
+    """Changed by the fleet alone, with `lock` held, or without it: `ahead`, `held`, `leaving`, `latest`, `places`,
     `wanted`. Read by everyone."""
 
     def __init__(self, sandbox: Sandbox) -> None:
@@ -86,7 +86,7 @@ class Entry:
         self.leaving: set[asyncio.Task[None]] = set()  # rooms that are laid down, whether they were its own or not
         self.wanted = asyncio.Event()  # somebody waits for those to be gone
         self.ahead: Ahead | None = None  # the room for its next rollback
-        self.rooms = sandbox.rollbacks  # the highest number of one that took the place of another, or was to
+        self.latest = sandbox.rollbacks  # the highest number of a room that took the place of another, or was to
 
     def at_once(self) -> Instance | None:
         """Its instance, if that takes a request now."""

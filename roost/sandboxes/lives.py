@@ -159,8 +159,8 @@ class Lives:
         Throttled where it may have none."""
         if entry.instance is None or self.closing:
             self.check_room(entry.sandbox)
-        entry.rooms += 1
-        sandbox = replace(entry.sandbox, foundation=foundation, at=at, rollbacks=entry.rooms)
+        entry.latest += 1
+        sandbox = replace(entry.sandbox, foundation=foundation, at=at, rollbacks=entry.latest)
         new = Successor(sandbox=sandbox, instance=self._instance_of(entry, sandbox, branch))
         self.background.spawn(new.instance.run())
         return new
@@ -193,8 +193,6 @@ class Lives:
             fields["ends_at"] = self.after(before.timeout_s)
         still, stopped = before.state is SandboxState.PAUSED, None
         try:
-            if old is None or self.closing:
-                self.check_room(before)
             await new.instance.up()
             if not new.instance.usable:
                 raise Unavailable(f"The new room of sandbox {before.id} has ended.", retry_after=1)

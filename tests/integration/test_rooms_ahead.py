@@ -346,10 +346,14 @@ async def test_one_that_does_not_go_on_is_laid_down(world: Ahead, monkeypatch: p
     assert f"{world.id}-2" not in world.bench.layers
 
 
-@pytest.mark.parametrize("how", ["pause", "died", "remove", "kill", "close"])
-async def test_one_that_does_not_end_holds_up_nothing(world: Ahead, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+def _nobody_waits_long(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (ahead, lives):
         monkeypatch.setattr(module, "GONE_S", 0.05)
+
+
+@pytest.mark.parametrize("how", ["pause", "died", "remove", "kill", "close"])
+async def test_one_that_does_not_end_holds_up_nothing(world: Ahead, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+    _nobody_waits_long(monkeypatch)
     monkeypatch.setattr(care, "_CLOSE_S", 0.2)
     checkpoint = await world.take("one", Memory())
     await world.back(checkpoint)
@@ -404,8 +408,7 @@ async def test_its_image_stays_as_long_as_it_does(world: Ahead) -> None:
 
 @pytest.mark.parametrize("how", ["kill", "pause", "rollback"])
 async def test_a_making_that_hangs_holds_up_nothing(world: Ahead, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
-    for module in (ahead, lives):
-        monkeypatch.setattr(module, "GONE_S", 0.05)
+    _nobody_waits_long(monkeypatch)
     monkeypatch.setattr(ahead, "_MADE_S", 0.05)
     checkpoint = await world.take("one", Memory())
     await world.verbs.rollback("acme", world.id, checkpoint)
@@ -546,7 +549,7 @@ async def test_numbers_of_places_go_on_after_a_restart(world: Ahead) -> None:
     checkpoint = await world.take("one", Memory())
     for _ in range(2):
         await world.back(checkpoint)
-    assert Entry(world.entry.sandbox).rooms == world.entry.sandbox.rollbacks == 2
+    assert Entry(world.entry.sandbox).latest == world.entry.sandbox.rollbacks == 2
 
 
 async def test_so_many_at_once_and_no_more(world: Ahead, monkeypatch: pytest.MonkeyPatch) -> None:

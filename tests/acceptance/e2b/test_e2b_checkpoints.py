@@ -23,6 +23,16 @@ LIMITS = "sandbox_memory_mb = 768\nsandbox_disk_mb = 256\n"
 STATE = "import numpy as np\nx = 41\nbig = np.arange(1_000_000)\nopen('kept.txt', 'w').write('first')"
 
 
+def begun(data_dir: Path, monkeypatch: pytest.MonkeyPatch, config: str) -> Server:
+    """A server of one's own, which the SDK speaks to from now on."""
+    server = Server(data_dir, config=config).start()
+    share_packages(data_dir, data_packages())
+    for name in ("E2B_API_URL", "E2B_SANDBOX_URL"):
+        monkeypatch.setenv(name, server.url)
+    monkeypatch.setenv("E2B_API_KEY", "any")
+    return server
+
+
 @pytest.fixture
 def api(roost: Server) -> Iterator[httpx.Client]:
     with httpx.Client(base_url=roost.url, headers={"x-api-key": "any"}, trust_env=False, timeout=60) as client:
@@ -109,11 +119,7 @@ def test_who_goes_back_again_and_again_finds_the_room_made_and_is_somebody_else_
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data_dir = tmp_path / "data"
-    server = Server(data_dir, config=LIMITS).start()
-    share_packages(data_dir, data_packages())
-    for name in ("E2B_API_URL", "E2B_SANDBOX_URL"):
-        monkeypatch.setenv(name, server.url)
-    monkeypatch.setenv("E2B_API_KEY", "any")
+    server = begun(data_dir, monkeypatch, LIMITS)
     box, other = Sandbox.create(timeout=300), Sandbox.create(timeout=300)
     assert box.run_code(LOOP).error is None
 
@@ -150,9 +156,7 @@ def test_who_goes_back_again_and_again_finds_the_room_made_and_is_somebody_else_
         back(api, box, checkpoint)
         until(lambda: [number for number, _ in rooms()] == ["-1", "-2"])
         server.kill()
-    server = Server(data_dir, config=LIMITS).start()
-    monkeypatch.setenv("E2B_API_URL", server.url)
-    monkeypatch.setenv("E2B_SANDBOX_URL", server.url)
+    server = begun(data_dir, monkeypatch, LIMITS)
     assert len(rooms()) == 1
     assert value(Sandbox.connect(box.sandbox_id), "1") == "1"
     assert server.stop() == 0
@@ -270,11 +274,7 @@ def test_a_program_that_used_the_whole_memory_is_gone_back_from(box: Sandbox, ap
 
 def test_the_tracer_is_killed_and_the_server_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data_dir = tmp_path / "data"
-    server = Server(data_dir, config=LIMITS).start()
-    share_packages(data_dir, data_packages())
-    for name in ("E2B_API_URL", "E2B_SANDBOX_URL"):
-        monkeypatch.setenv(name, server.url)
-    monkeypatch.setenv("E2B_API_KEY", "any")
+    server = begun(data_dir, monkeypatch, LIMITS)
     box = Sandbox.create(timeout=300)
     headers = {"x-api-key": "any"}
     assert box.run_code(STATE).error is None
@@ -313,9 +313,7 @@ def test_the_tracer_is_killed_and_the_server_is(tmp_path: Path, monkeypatch: pyt
         for thread in threads:
             thread.join()
     server.until(lambda: not held & shadows())
-    server = Server(data_dir, config=LIMITS).start()
-    for name in ("E2B_API_URL", "E2B_SANDBOX_URL"):
-        monkeypatch.setenv(name, server.url)
+    server = begun(data_dir, monkeypatch, LIMITS)
     box = Sandbox.connect(box.sandbox_id)
     with httpx.Client(base_url=server.url, headers=headers, trust_env=False, timeout=60) as api:
         assert value(box, "x") == "43"  # whichever of its rooms is in the record has lived on
@@ -344,11 +342,7 @@ RANDOM = "import hashlib, os; heap = os.urandom(50 << 20); hashlib.sha256(heap).
 def test_memory_goes_to_disk_and_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data_dir = tmp_path / "data"
     bounds = "checkpoints_memory_mb = 50\ncheckpoints_disk_mb = 130\n"
-    server = Server(data_dir, config=LIMITS + bounds).start()
-    share_packages(data_dir, data_packages())
-    for name in ("E2B_API_URL", "E2B_SANDBOX_URL"):
-        monkeypatch.setenv(name, server.url)
-    monkeypatch.setenv("E2B_API_KEY", "any")
+    server = begun(data_dir, monkeypatch, LIMITS + bounds)
     box = Sandbox.create(timeout=300)
     with httpx.Client(base_url=server.url, headers={"x-api-key": "any"}, trust_env=False, timeout=60) as api:
 
@@ -384,11 +378,7 @@ def test_memory_goes_to_disk_and_comes_back(tmp_path: Path, monkeypatch: pytest.
 def test_what_is_paused_for_long_goes_to_disk_and_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data_dir = tmp_path / "data"
     settings = LIMITS + "sandbox_pause_spill_s = 1\n"
-    server = Server(data_dir, config=settings).start()
-    share_packages(data_dir, data_packages())
-    for name in ("E2B_API_URL", "E2B_SANDBOX_URL"):
-        monkeypatch.setenv(name, server.url)
-    monkeypatch.setenv("E2B_API_KEY", "any")
+    server = begun(data_dir, monkeypatch, settings)
     box, other, third = (Sandbox.create(timeout=300) for _ in range(3))
     with httpx.Client(base_url=server.url, headers={"x-api-key": "any"}, trust_env=False, timeout=60) as api:
 
@@ -425,9 +415,7 @@ def test_what_is_paused_for_long_goes_to_disk_and_comes_back(tmp_path: Path, mon
         until(lambda: mode(third) == "disk")
         box.kill()
         assert server.stop() == 0
-    server = Server(data_dir, config=settings).start()
-    for name in ("E2B_API_URL", "E2B_SANDBOX_URL"):
-        monkeypatch.setenv(name, server.url)
+    server = begun(data_dir, monkeypatch, settings)
     with httpx.Client(base_url=server.url, headers={"x-api-key": "any"}, trust_env=False, timeout=60) as api:
         assert api.get(f"/sandboxes/{third.sandbox_id}").json()["pauseMode"] == "filesystem"
     for id in (third.sandbox_id, other.sandbox_id):
